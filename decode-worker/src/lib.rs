@@ -1,0 +1,47 @@
+//! The decode role: owns requests. Reserves blocks, has the prompt computed by a prefill worker
+//! or computes it itself, pulls the KV blocks, decodes.
+
+mod peers;
+mod remote_prefill;
+mod request;
+mod service;
+mod session;
+
+use std::sync::Arc;
+
+use kv_transfer::LocalPools;
+use messaging::Network;
+use protocol::v1::generation_server::GenerationServer;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use worker::{EngineHost, Worker, WorkerError};
+
+use peers::Peers;
+use service::GenerationService;
+
+/// What the tasks of a decode worker share.
+struct Context {
+    host: Arc<EngineHost>,
+    numerics_id: String,
+    pools: Arc<LocalPools>,
+    peers: Peers,
+}
+
+/// Serves requests until `shutdown`. Reads prefill workers' blocks by `pools`. Errors: the engine
+/// or the server ended by itself.
+pub async fn run(
+    worker: Worker,
+    network: Network,
+    pools: Arc<LocalPools>,
+    shutdown: CancellationToken,
+) -> Result<(), WorkerError> {
+    let context = Arc::new(Context {
+        host: worker.host.clone(),
+        numerics_id: worker.numerics_id().to_string(),
+        pools,
+        peers: Peers::new(network.data_plane.clone()),
+    });
+    let service = GenerationService::new(context);
+    let services = Server::builder().add_service(GenerationServer::new(service));
+    worker.serve(services, &network, shutdown).await
+}

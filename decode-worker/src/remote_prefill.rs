@@ -1,0 +1,345 @@
+//! Has a prompt computed by a prefill worker: reserve blocks, call, pass the first token on at
+//! once, pull blocks as they are announced, finish the lease, and only then trust what was read.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use kv_transfer::{BlockCopy, Capability, KvLayout, Lease, LeaseId, LocalPools, TransferError};
+use messaging::ConnectError;
+use protocol::v1::prefill_client::PrefillClient;
+use protocol::v1::{self, RequestUpdate, prefill_event::Kind};
+use protocol::{Incarnation, WorkerLife};
+use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::transport::Channel;
+use tonic::{Status, Streaming};
+use worker::{HostError, Reservation};
+
+use crate::request::RequestContext;
+use crate::session::news_of;
+
+/// A prefill worker that says nothing for this long counts as failed. Long, because one chunk of
+/// a large model may take that long on a CPU.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+/// Why the prompt has to be computed here after all.
+#[derive(Debug, thiserror::Error)]
+pub enum PrefillError {
+    /// No room to receive the blocks.
+    #[error("cannot reserve blocks: {0}")]
+    Reserve(#[source] HostError),
+    /// The prefill worker cannot be reached.
+    #[error("cannot reach the prefill worker")]
+    Connect(#[source] ConnectError),
+    /// It refused, or its stream broke.
+    #[error("the prefill worker answered: {}", .0.message())]
+    Call(#[from] Status),
+    /// It said nothing for too long.
+    #[error("the prefill worker fell silent")]
+    Silent,
+    /// What it said makes no sense.
+    #[error("the prefill worker broke the protocol: {0}")]
+    Protocol(&'static str),
+    /// Blocks could not be read.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
+    /// The lease was not alive throughout.
+    #[error("the lease ended before the blocks were read")]
+    LeaseEnded,
+    /// A copy was cut short by a defect.
+    #[error("a block copy was cut short")]
+    Copy,
+}
+
+/// What is left after a failure.
+pub struct Failed {
+    /// Why.
+    pub error: PrefillError,
+    /// The blocks that were set aside, with nothing new in them that counts.
+    pub reservation: Option<Reservation>,
+    /// The token that was already given out.
+    pub first_token: Option<u32>,
+}
+
+/// Runs the whole handoff, up to where the engine decodes.
+pub async fn run(
+    context: &RequestContext,
+    request: &v1::GenerateRequest,
+    worker: &v1::PrefillWorker,
+) -> Result<(), Failed> {
+    let without_blocks = |error| Failed { error, reservation: None, first_token: None };
+    let sequence = context.sequence_request(request);
+    let (outputs, handle) = (context.outputs.clone(), context.sequence.clone());
+    // All blocks before the call: nothing is held elsewhere while we would wait for room here.
+    let reserved = context.shared.host.reserve(sequence, outputs, handle).await;
+    let reservation = reserved.map_err(|e| without_blocks(PrefillError::Reserve(e)))?;
+
+    let mut handoff = Handoff::new(context, request.request, worker, reservation);
+    match handoff.call_and_pull(request).await {
+        Ok(()) => handoff.activate().await.map_err(|e| without_blocks(PrefillError::Reserve(e))),
+        Err(error) => {
+            if matches!(error, PrefillError::Call(_) | PrefillError::Silent) {
+                context.shared.peers.forget(&worker.data_endpoint);
+            }
+            let reservation = handoff.recover_reservation().await;
+            Err(Failed { error, reservation, first_token: handoff.first_token })
+        }
+    }
+}
+
+/// A handoff under way.
+struct Handoff<'a> {
+    context: &'a RequestContext,
+    request: u64,
+    worker: &'a v1::PrefillWorker,
+    /// Elsewhere while a copy is under way.
+    reservation: Option<Reservation>,
+    copying: Option<JoinHandle<(Reservation, Result<(), TransferError>)>>,
+    cached_blocks: usize,
+    blocks: usize,
+    /// Where the announced blocks lie in the prefill worker's pool.
+    announced: Vec<u32>,
+    /// Blocks that were read, or are being read.
+    pulled: usize,
+    first_token: Option<u32>,
+    ended: bool,
+}
+
+impl<'a> Handoff<'a> {
+    fn new(
+        context: &'a RequestContext,
+        request: u64,
+        worker: &'a v1::PrefillWorker,
+        reservation: Reservation,
+    ) -> Self {
+        let cached_blocks = reservation.cached_blocks;
+        let blocks = cached_blocks + reservation.writer.len();
+        Self {
+            context,
+            request,
+            worker,
+            reservation: Some(reservation),
+            copying: None,
+            cached_blocks,
+            blocks,
+            announced: Vec::with_capacity(blocks),
+            pulled: cached_blocks,
+            first_token: None,
+            ended: false,
+        }
+    }
+
+    async fn call_and_pull(&mut self, request: &v1::GenerateRequest) -> Result<(), PrefillError> {
+        let endpoint = &self.worker.data_endpoint;
+        let client = self.context.shared.peers.client(endpoint).await;
+        let mut client = client.map_err(PrefillError::Connect)?;
+        let call = self.prefill_request(request);
+        let mut events = in_time(client.prefill(call)).await??.into_inner();
+        let granted = match in_time(events.message()).await?? {
+            Some(v1::PrefillEvent { kind: Some(Kind::Granted(granted)) }) => granted,
+            _ => return Err(PrefillError::Protocol("no lease came first")),
+        };
+        let source = Source::from_grant(self.worker, granted)?;
+        let _renewing = source.keep_renewing(client.clone());
+        self.follow(&source, &mut events).await?;
+        source.finish(client).await
+    }
+
+    /// Handles events and copies side by side until all blocks were read and the first token came,
+    /// or the first token was the last.
+    async fn follow(
+        &mut self,
+        source: &Source,
+        events: &mut Streaming<v1::PrefillEvent>,
+    ) -> Result<(), PrefillError> {
+        while !self.is_complete() {
+            self.copy_announced(source);
+            tokio::select! {
+                copied = joined(&mut self.copying), if self.copying.is_some() => {
+                    self.copying = None;
+                    let (reservation, copied) = copied.map_err(|_| PrefillError::Copy)?;
+                    self.reservation = Some(reservation);
+                    copied?;
+                }
+                event = in_time(events.message()), if !self.is_all_said() => {
+                    let event = event??.and_then(|event| event.kind);
+                    self.take(event).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn is_complete(&self) -> bool {
+        let all_read = self.pulled == self.blocks && self.copying.is_none();
+        self.copying.is_none() && (self.ended || (self.first_token.is_some() && all_read))
+    }
+
+    fn is_all_said(&self) -> bool {
+        self.first_token.is_some() && (self.ended || self.announced.len() == self.blocks)
+    }
+
+    async fn take(&mut self, event: Option<Kind>) -> Result<(), PrefillError> {
+        match event {
+            Some(Kind::Ready(ready)) => {
+                self.announced.extend(ready.added);
+                if self.announced.len() != ready.blocks as usize
+                    || self.announced.len() > self.blocks
+                {
+                    return Err(PrefillError::Protocol("announced blocks do not add up"));
+                }
+                Ok(())
+            }
+            Some(Kind::FirstToken(first)) => self.pass_on(first).await,
+            Some(Kind::Granted(_)) => Err(PrefillError::Protocol("a second lease came")),
+            None => Err(PrefillError::Protocol("its stream ended early")),
+        }
+    }
+
+    /// The first token goes to the client at once, before the transfer is complete.
+    async fn pass_on(&mut self, first: v1::FirstToken) -> Result<(), PrefillError> {
+        let finish = first.finish();
+        let token = first.token.ok_or(PrefillError::Protocol("a first token without a token"))?;
+        self.first_token = Some(token.id);
+        self.ended = finish != v1::FinishReason::Unspecified;
+        let update = RequestUpdate {
+            tokens: vec![token],
+            cached_tokens: Some(first.cached_tokens),
+            finish: finish.into(),
+            ..news_of(self.request)
+        };
+        self.context.report(update).await;
+        Ok(())
+    }
+
+    /// Begins to copy what is announced and not read yet. One copy at a time, on a thread where it
+    /// may take as long as it takes. The copy owns the reservation: should this task be cancelled,
+    /// the blocks stay reserved until the copy is done.
+    fn copy_announced(&mut self, source: &Source) {
+        let wanted = self.pulled..self.announced.len();
+        if self.copying.is_some() || self.ended || wanted.is_empty() {
+            return;
+        }
+        let Some(mut reservation) = self.reservation.take() else { return };
+        let copies = self.copies(wanted);
+        self.pulled = self.announced.len();
+        let (source, pools) = (source.clone(), self.context.shared.pools.clone());
+        self.copying = Some(tokio::task::spawn_blocking(move || {
+            let copied = source.pull(&pools, &copies, &mut reservation);
+            (reservation, copied)
+        }));
+    }
+
+    fn copies(&self, blocks: Range<usize>) -> Vec<BlockCopy> {
+        let copy = |index: usize| BlockCopy {
+            source: self.announced[index],
+            destination: index - self.cached_blocks,
+        };
+        blocks.map(copy).collect()
+    }
+
+    async fn activate(mut self) -> Result<(), HostError> {
+        let (Some(reservation), Some(token), false) =
+            (self.reservation.take(), self.first_token, self.ended)
+        else {
+            return Ok(());
+        };
+        let ended = self.context.shared.host.activate(reservation, token).await?;
+        self.context.report_end(ended, self.request).await;
+        Ok(())
+    }
+
+    async fn recover_reservation(&mut self) -> Option<Reservation> {
+        if let Some(copying) = self.copying.take() {
+            self.reservation = copying.await.ok().map(|(reservation, _)| reservation);
+        }
+        self.reservation.take()
+    }
+
+    fn prefill_request(&self, request: &v1::GenerateRequest) -> v1::PrefillRequest {
+        v1::PrefillRequest {
+            request_id: request.request_id.clone(),
+            incarnation: self.worker.incarnation,
+            numerics_id: self.context.shared.numerics_id.clone(),
+            prompt_tokens: request.prompt_tokens.clone(),
+            sampling: request.sampling.clone(),
+            stopping: request.stopping.clone(),
+            cache_salt: request.cache_salt.clone(),
+        }
+    }
+}
+
+/// The prefill worker's side of a handoff: whose blocks, and by what right.
+#[derive(Clone)]
+struct Source {
+    worker: WorkerLife,
+    lease: Lease,
+    lease_duration: Duration,
+    layout: KvLayout,
+}
+
+impl Source {
+    fn from_grant(
+        worker: &v1::PrefillWorker,
+        granted: v1::KvDescriptor,
+    ) -> Result<Self, PrefillError> {
+        let capability = Capability::from_bytes(&granted.capability)
+            .ok_or(PrefillError::Protocol("the capability is not 16 bytes long"))?;
+        let layout = granted.layout.ok_or(PrefillError::Protocol("a lease without a layout"))?;
+        let worker = WorkerLife {
+            id: worker.worker_id.as_str().into(),
+            incarnation: Incarnation(worker.incarnation),
+        };
+        Ok(Self {
+            worker,
+            lease: Lease { id: LeaseId(granted.lease), capability },
+            lease_duration: Duration::from_millis(u64::from(granted.lease_ms.max(30))),
+            layout: layout.into(),
+        })
+    }
+
+    fn pull(
+        &self,
+        pools: &LocalPools,
+        copies: &[BlockCopy],
+        reservation: &mut Reservation,
+    ) -> Result<(), TransferError> {
+        pools.pull(&self.worker, self.lease, &self.layout, copies, &mut reservation.writer)
+    }
+
+    /// Renews the lease beside the transfer until the handle is dropped. A renewal that fails
+    /// shows when the lease is finished.
+    fn keep_renewing(&self, mut client: PrefillClient<Channel>) -> AbortOnDropHandle<()> {
+        let (reference, interval) = (self.reference(), self.lease_duration / 3);
+        AbortOnDropHandle::new(tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(interval).await;
+                if client.renew_lease(reference.clone()).await.is_err() {
+                    return;
+                }
+            }
+        }))
+    }
+
+    async fn finish(&self, mut client: PrefillClient<Channel>) -> Result<(), PrefillError> {
+        let state = in_time(client.finish_lease(self.reference())).await??;
+        if state.into_inner().valid { Ok(()) } else { Err(PrefillError::LeaseEnded) }
+    }
+
+    fn reference(&self) -> v1::LeaseRef {
+        let capability = self.lease.capability.to_bytes().to_vec().into();
+        v1::LeaseRef { lease: self.lease.id.0, capability }
+    }
+}
+
+async fn in_time<T>(future: impl Future<Output = T>) -> Result<T, PrefillError> {
+    tokio::time::timeout(SILENCE_MAX, future).await.map_err(|_| PrefillError::Silent)
+}
+
+/// The end of a copy; waits for ever where there is none.
+async fn joined<T>(copying: &mut Option<JoinHandle<T>>) -> Result<T, tokio::task::JoinError> {
+    match copying {
+        Some(copying) => copying.await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,154 @@
+//! One gateway's session: takes its requests, sends one frame of news per engine step, and cancels
+//! everything when the gateway goes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use engine::{SequenceId, SequenceOutput};
+use protocol::v1::{self, RequestUpdate, session_request::Kind};
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::{Status, Streaming};
+use worker::{Outputs, SequenceHandle};
+
+use crate::Context;
+use crate::request::{self, RequestContext};
+
+/// Steps that a session may lag behind the engine; beyond, its requests are cancelled.
+const OUTPUT_QUEUE: usize = 1024;
+
+/// News from request tasks (first tokens, failures) that waits for the session's loop. At the
+/// limit the tasks wait.
+const UPDATE_QUEUE: usize = 256;
+
+/// Requests of one session; further ones are refused as overload.
+const REQUESTS_MAX: usize = 16_384;
+
+/// See the module's description.
+pub struct Session {
+    context: Arc<Context>,
+    frames: mpsc::Sender<Result<v1::StepFrame, Status>>,
+    requests: HashMap<u64, Active>,
+    by_sequence: HashMap<SequenceId, u64>,
+}
+
+/// A request under way. Dropping it ends its task and releases its sequence.
+struct Active {
+    _task: AbortOnDropHandle<()>,
+    sequence: SequenceHandle,
+}
+
+/// The session's end: the gateway is gone.
+struct Gone;
+
+impl Session {
+    /// A session without requests.
+    pub fn new(context: Arc<Context>, frames: mpsc::Sender<Result<v1::StepFrame, Status>>) -> Self {
+        Self { context, frames, requests: HashMap::new(), by_sequence: HashMap::new() }
+    }
+
+    /// Runs until the gateway goes, then cancels what is left by dropping it.
+    pub async fn run(mut self, mut inbound: Streaming<v1::SessionRequest>) {
+        let (outputs, mut engine_news) = mpsc::channel(OUTPUT_QUEUE);
+        let (updates, mut task_news) = mpsc::channel(UPDATE_QUEUE);
+        loop {
+            let handled = tokio::select! {
+                // In this order: a task reports a first token before it hands its sequence to
+                // the engine, so its news must be sent before the engine's.
+                biased;
+                Some(update) = task_news.recv() => self.send(vec![update]).await,
+                Some(news) = engine_news.recv() => self.send_news(news).await,
+                message = inbound.message() => match message {
+                    Ok(Some(v1::SessionRequest { kind })) => {
+                        self.take(kind, &outputs, &updates).await
+                    }
+                    Ok(None) | Err(_) => Err(Gone),
+                },
+                () = self.frames.closed() => Err(Gone),
+            };
+            if handled.is_err() {
+                tracing::debug!(requests = self.requests.len(), "a gateway's session ended");
+                return;
+            }
+        }
+    }
+
+    async fn take(
+        &mut self,
+        kind: Option<Kind>,
+        outputs: &Outputs,
+        updates: &mpsc::Sender<RequestUpdate>,
+    ) -> Result<(), Gone> {
+        match kind {
+            Some(Kind::Generate(request)) if self.requests.len() >= REQUESTS_MAX => {
+                let message = "too many requests in one session".to_string();
+                let failure = request::failure(v1::failure::Kind::Overloaded, message);
+                let update = RequestUpdate { failure, ..news_of(request.request) };
+                return self.send(vec![update]).await;
+            }
+            Some(Kind::Generate(request)) => self.start(request, outputs, updates),
+            Some(Kind::Cancel(cancel)) => self.remove(cancel.request),
+            // A newer gateway may say things that this worker does not know.
+            None => {}
+        }
+        Ok(())
+    }
+
+    fn start(
+        &mut self,
+        request: v1::GenerateRequest,
+        outputs: &Outputs,
+        updates: &mpsc::Sender<RequestUpdate>,
+    ) {
+        let sequence = self.context.host.new_sequence();
+        let number = request.request;
+        self.by_sequence.insert(sequence.id(), number);
+        let context = RequestContext {
+            shared: self.context.clone(),
+            sequence: sequence.clone(),
+            outputs: outputs.clone(),
+            updates: updates.clone(),
+        };
+        let task = AbortOnDropHandle::new(tokio::spawn(request::run(context, request)));
+        self.requests.insert(number, Active { _task: task, sequence });
+    }
+
+    fn remove(&mut self, request: u64) {
+        if let Some(active) = self.requests.remove(&request) {
+            self.by_sequence.remove(&active.sequence.id());
+        }
+    }
+
+    async fn send_news(&mut self, news: Vec<SequenceOutput>) -> Result<(), Gone> {
+        let update = |output: SequenceOutput| {
+            // A sequence that was cancelled meanwhile has no request any more.
+            let request = *self.by_sequence.get(&output.id)?;
+            Some(RequestUpdate {
+                tokens: output.token.into_iter().collect(),
+                cached_tokens: output.cached_tokens.map(|tokens| tokens as u32),
+                finish: output.finish.unwrap_or_default().into(),
+                ..news_of(request)
+            })
+        };
+        let updates: Vec<RequestUpdate> = news.into_iter().filter_map(update).collect();
+        self.send(updates).await
+    }
+
+    /// Sends one frame, and forgets the requests that end with it.
+    async fn send(&mut self, updates: Vec<RequestUpdate>) -> Result<(), Gone> {
+        if updates.is_empty() {
+            return Ok(());
+        }
+        for update in &updates {
+            if update.finish() != v1::FinishReason::Unspecified || update.failure.is_some() {
+                self.remove(update.request);
+            }
+        }
+        self.frames.send(Ok(v1::StepFrame { updates })).await.map_err(|_| Gone)
+    }
+}
+
+/// An update without news.
+pub fn news_of(request: u64) -> RequestUpdate {
+    RequestUpdate { request, ..Default::default() }
+}

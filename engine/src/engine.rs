@@ -1,0 +1,363 @@
+//! The engine: sequences go in, and each step gives tokens.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use kv_transfer::{BlockWriter, HostMemory, KvLayout};
+use protocol::v1::{FinishReason, Token};
+
+use crate::kernels::Compute;
+use crate::kv::{BlockCounts, BlockPool, KvEvent, Reserved};
+use crate::model::{Model, Span};
+use crate::sampler::{self, Context};
+use crate::schedule::{
+    Limits, Purpose, Scheduled, Scheduler, Sequence, SequenceId, SequenceRequest,
+};
+
+/// Sizes of an engine.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineConfig {
+    /// Tokens per KV block.
+    pub block_size: usize,
+    /// Blocks in the pool.
+    pub kv_blocks: usize,
+    /// Sequences that compute at once.
+    pub max_num_seqs: usize,
+    /// Tokens of one step.
+    pub max_num_batched_tokens: usize,
+    /// Sequences that wait; more are refused.
+    pub waiting_sequences_max: usize,
+}
+
+/// Why the engine does not take a sequence.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RefusedSequence {
+    /// It can never be computed here.
+    #[error("{0}")]
+    Invalid(String),
+    /// A limit is reached; it may be taken later.
+    #[error("{0}")]
+    Overloaded(&'static str),
+}
+
+/// What one step did.
+#[derive(Default)]
+pub struct StepOutput {
+    /// News of each sequence that has any.
+    pub sequences: Vec<SequenceOutput>,
+    /// Prompt tokens computed (also again, after preemption).
+    pub prefill_tokens: usize,
+    /// Sequences that were decoding.
+    pub decode_sequences: usize,
+}
+
+impl StepOutput {
+    /// Whether there was nothing to compute.
+    pub fn is_idle(&self) -> bool {
+        self.prefill_tokens + self.decode_sequences == 0
+    }
+}
+
+/// News of one sequence.
+#[derive(Debug)]
+pub struct SequenceOutput {
+    /// Which one.
+    pub id: SequenceId,
+    /// The token it gained.
+    pub token: Option<Token>,
+    /// With its first token: prompt tokens that the prefix cache had.
+    pub cached_tokens: Option<usize>,
+    /// It ended with this token. A prefill's blocks are held all the same until `release`.
+    pub finish: Option<FinishReason>,
+    /// Prefill only: blocks that became complete, in prompt order.
+    pub ready_blocks: Vec<u32>,
+}
+
+/// How busy an engine is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Sequences that compute.
+    pub running: usize,
+    /// Sequences that wait.
+    pub waiting: usize,
+    /// Prompt tokens that wait to be computed.
+    pub waiting_prompt_tokens: usize,
+    /// The pool.
+    pub blocks: BlockCounts,
+}
+
+/// See the module's description.
+pub struct Engine {
+    model: Arc<Model>,
+    compute: Arc<Compute>,
+    config: EngineConfig,
+    context_tokens: usize,
+    layout: KvLayout,
+    memory: Arc<HostMemory>,
+    pool: BlockPool,
+    scheduler: Scheduler,
+    /// Blocks set aside; their prompts are computed elsewhere.
+    reserved: HashMap<SequenceId, Sequence>,
+    /// Prompts computed for a reader that has not finished reading.
+    held: HashMap<SequenceId, Sequence>,
+}
+
+impl Engine {
+    /// An idle engine. Errors: the system refuses the pool's memory.
+    pub fn new(
+        model: Arc<Model>,
+        compute: Arc<Compute>,
+        config: EngineConfig,
+    ) -> std::io::Result<Self> {
+        let layout = model.decoder.kv_layout(&model.numerics_id, config.block_size);
+        let memory = Arc::new(HostMemory::new(config.kv_blocks, layout.block_bytes())?);
+        let limits = Limits {
+            max_num_seqs: config.max_num_seqs,
+            max_num_batched_tokens: config.max_num_batched_tokens,
+        };
+        let pool_tokens = config.kv_blocks * config.block_size;
+        Ok(Self {
+            context_tokens: model.config.context_tokens.min(pool_tokens),
+            model,
+            compute,
+            config,
+            layout,
+            memory,
+            pool: BlockPool::new(config.kv_blocks),
+            scheduler: Scheduler::new(limits),
+            reserved: HashMap::new(),
+            held: HashMap::new(),
+        })
+    }
+
+    /// The layout of its KV blocks.
+    pub fn layout(&self) -> &KvLayout {
+        &self.layout
+    }
+
+    /// Where its KV blocks lie.
+    pub fn memory(&self) -> &Arc<HostMemory> {
+        &self.memory
+    }
+
+    /// The longest sequence it can hold, prompt and output together.
+    pub fn context_tokens(&self) -> usize {
+        self.context_tokens
+    }
+
+    /// Takes a sequence for all its tokens.
+    pub fn generate(&mut self, request: SequenceRequest) -> Result<(), RefusedSequence> {
+        let sequence = self.new_sequence(request, Purpose::Generate)?;
+        self.scheduler.add(sequence);
+        Ok(())
+    }
+
+    /// Takes a sequence for its first token. Its blocks stay as they are until `release`.
+    pub fn prefill(&mut self, request: SequenceRequest) -> Result<(), RefusedSequence> {
+        let sequence = self.new_sequence(request, Purpose::Prefill)?;
+        self.scheduler.add(sequence);
+        Ok(())
+    }
+
+    /// Sets all blocks of a prompt aside, to be filled from elsewhere. Ends with `activate` or
+    /// `release`.
+    pub fn reserve(&mut self, request: SequenceRequest) -> Result<Reserved, RefusedSequence> {
+        let busy = self.scheduler.running().len() + self.reserved.len();
+        if busy >= self.config.max_num_seqs {
+            return Err(RefusedSequence::Overloaded("as many sequences as allowed are running"));
+        }
+        let mut sequence = self.new_sequence(request, Purpose::Generate)?;
+        sequence.take_cached_prefix(&mut self.pool);
+        if !sequence.grow(sequence.tokens.len(), &mut self.pool) {
+            sequence.release(&mut self.pool);
+            return Err(RefusedSequence::Overloaded("the KV pool has no room"));
+        }
+        let cached_blocks = sequence.computed / self.config.block_size;
+        let to_fill = sequence.blocks[cached_blocks..].to_vec();
+        self.reserved.insert(sequence.id, sequence);
+        // SAFETY: the blocks were just allocated to this sequence alone, which neither computes
+        // nor gives them back while it is reserved.
+        let writer = unsafe { BlockWriter::new(self.memory.clone(), to_fill) };
+        Ok(Reserved { cached_blocks, writer })
+    }
+
+    /// A reserved sequence whose blocks were all filled and verified goes on after `first_token`.
+    /// The reservation's writer must be gone. Says whether that token is the last.
+    pub fn activate(&mut self, id: SequenceId, first_token: u32) -> bool {
+        let Some(mut sequence) = self.reserved.remove(&id) else { return true };
+        sequence.advance(sequence.uncomputed(), &mut self.pool);
+        self.resume(sequence, Some(first_token))
+    }
+
+    /// A reserved sequence whose transfer failed computes its prompt here. `first_token` is the
+    /// token that was already given out, if any. Otherwise as `activate`.
+    pub fn compute_reserved(&mut self, id: SequenceId, first_token: Option<u32>) -> bool {
+        let Some(sequence) = self.reserved.remove(&id) else { return true };
+        self.resume(sequence, first_token)
+    }
+
+    fn resume(&mut self, mut sequence: Sequence, first_token: Option<u32>) -> bool {
+        let eos = &self.model.config.eos_token_ids;
+        let finish = first_token.and_then(|token| sequence.push(token, eos, self.context_tokens));
+        if finish.is_some() {
+            sequence.release(&mut self.pool);
+        } else {
+            self.scheduler.resume(sequence);
+        }
+        finish.is_some()
+    }
+
+    /// Ends a sequence in whatever state it is, and frees its blocks. Unknown ones have ended.
+    pub fn release(&mut self, id: SequenceId) {
+        let sequence = self
+            .reserved
+            .remove(&id)
+            .or_else(|| self.held.remove(&id))
+            .or_else(|| self.scheduler.remove(id));
+        if let Some(mut sequence) = sequence {
+            sequence.release(&mut self.pool);
+        }
+        self.debug_check();
+    }
+
+    /// How busy it is.
+    pub fn load(&self) -> Load {
+        let running = self.scheduler.running();
+        let sequences = self.scheduler.waiting().chain(running);
+        let waiting_tokens =
+            sequences.map(|sequence| sequence.prompt_tokens.saturating_sub(sequence.computed));
+        Load {
+            waiting_prompt_tokens: waiting_tokens.sum(),
+            running: running.len(),
+            waiting: self.scheduler.waiting().len(),
+            blocks: self.pool.counts(),
+        }
+    }
+
+    /// What changed in the prefix cache since the last call.
+    pub fn take_kv_events(&mut self) -> Vec<KvEvent> {
+        self.pool.take_events()
+    }
+
+    /// Computes one batch.
+    pub fn step(&mut self) -> StepOutput {
+        let scheduled = self.scheduler.schedule(&mut self.pool);
+        let mut output = StepOutput::default();
+        if scheduled.is_empty() {
+            return output;
+        }
+        let logits = self.forward(&scheduled);
+        let mut rows = logits.chunks_exact(self.model.config.vocabulary_size);
+        let mut ended = Vec::new();
+        for Scheduled { index, count } in scheduled {
+            let sequence = &mut self.scheduler.running_mut()[index];
+            if sequence.in_prefill() {
+                output.prefill_tokens += count;
+            } else {
+                output.decode_sequences += 1;
+            }
+            let first_time = sequence.output_tokens() == 0;
+            let catches_up = sequence.uncomputed() == count;
+            sequence.advance(count, &mut self.pool);
+            let mut news = SequenceOutput::nothing(sequence.id);
+            if catches_up {
+                let row = rows.next().expect("one row per sequence that catches up");
+                let eos = &self.model.config.eos_token_ids;
+                let token = choose(sequence, &mut row.to_vec(), eos);
+                news.cached_tokens = sequence.cached_tokens.filter(|_| first_time);
+                news.finish = sequence.push(token.id, eos, self.context_tokens);
+                news.token = Some(token);
+            }
+            if sequence.purpose == Purpose::Prefill {
+                news.ready_blocks = sequence.newly_ready_blocks();
+            }
+            if news.finish.is_some() || (sequence.purpose == Purpose::Prefill && catches_up) {
+                ended.push(sequence.id);
+            }
+            if news.token.is_some() || !news.ready_blocks.is_empty() {
+                output.sequences.push(news);
+            }
+        }
+        ended.into_iter().for_each(|id| self.end(id));
+        self.debug_check();
+        output
+    }
+
+    fn forward(&self, scheduled: &[Scheduled]) -> Vec<f32> {
+        let running = self.scheduler.running();
+        let span = |scheduled: &Scheduled| {
+            let sequence = &running[scheduled.index];
+            let (start, end) = (sequence.computed, sequence.computed + scheduled.count);
+            let wants_logits = end == sequence.tokens.len();
+            let tokens = &sequence.tokens[start..end];
+            Span { tokens, start, blocks: &sequence.blocks, wants_logits }
+        };
+        let spans: Vec<Span<'_>> = scheduled.iter().map(span).collect();
+        let _turn = self.compute.take_turn();
+        let Self { model, compute, layout, memory, .. } = self;
+        compute.run(|| model.decoder.forward(compute, &spans, layout, memory))
+    }
+
+    fn end(&mut self, id: SequenceId) {
+        let Some(mut sequence) = self.scheduler.remove(id) else { return };
+        if sequence.purpose == Purpose::Prefill {
+            self.held.insert(id, sequence);
+        } else {
+            sequence.release(&mut self.pool);
+        }
+    }
+
+    fn new_sequence(
+        &self,
+        request: SequenceRequest,
+        purpose: Purpose,
+    ) -> Result<Sequence, RefusedSequence> {
+        let context = self.context_tokens;
+        let invalid = |message: String| Err(RefusedSequence::Invalid(message));
+        if request.prompt.is_empty() {
+            return invalid("the prompt is empty".into());
+        }
+        if request.prompt.len() >= context {
+            let tokens = request.prompt.len();
+            return invalid(format!("the prompt has {tokens} tokens; at most {} fit", context - 1));
+        }
+        if request.stopping.max_tokens == 0 {
+            return invalid("max_tokens is 0".into());
+        }
+        let vocabulary = self.model.config.vocabulary_size;
+        if let Some(token) = request.prompt.iter().find(|token| **token as usize >= vocabulary) {
+            return invalid(format!("token {token} is not in the vocabulary of {vocabulary}"));
+        }
+        if self.scheduler.waiting().len() >= self.config.waiting_sequences_max {
+            return Err(RefusedSequence::Overloaded("too many sequences are waiting"));
+        }
+        let numerics_id = &self.model.numerics_id;
+        Ok(Sequence::new(request, purpose, numerics_id, self.config.block_size))
+    }
+
+    fn debug_check(&self) {
+        if cfg!(debug_assertions) {
+            self.pool.assert_consistent();
+        }
+    }
+}
+
+impl SequenceOutput {
+    fn nothing(id: SequenceId) -> Self {
+        Self { id, token: None, cached_tokens: None, finish: None, ready_blocks: Vec::new() }
+    }
+}
+
+fn choose(sequence: &Sequence, logits: &mut [f32], eos: &[u32]) -> Token {
+    let mut forbidden = Vec::new();
+    if sequence.must_go_on() {
+        forbidden.extend_from_slice(eos);
+        forbidden.extend_from_slice(&sequence.stopping.stop_token_ids);
+    }
+    let context = Context {
+        tokens: &sequence.tokens,
+        prompt_tokens: sequence.prompt_tokens,
+        forbidden: &forbidden,
+    };
+    sampler::sample(logits, &sequence.sampling, &context)
+}

@@ -1,0 +1,109 @@
+//! The threads that compute, and whose turn it is.
+
+use std::fmt;
+use std::ops::Range;
+
+use parking_lot::{FairMutex, FairMutexGuard};
+
+/// Which kernels compute matrix products of bf16 weights. Results differ between paths (one
+/// rounds activations to bf16, the other does not), so the path is part of the numerics id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KernelPath {
+    /// Plain f32 arithmetic; equal results on every CPU.
+    Portable,
+    /// `vdpbf16ps` on AVX-512 BF16.
+    Avx512Bf16,
+}
+
+impl KernelPath {
+    /// The fastest path that this CPU has.
+    pub fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512bw") {
+            return Self::Avx512Bf16;
+        }
+        Self::Portable
+    }
+}
+
+impl fmt::Display for KernelPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Portable => "portable",
+            Self::Avx512Bf16 => "avx512-bf16",
+        })
+    }
+}
+
+/// A pool of threads that engines of one process share. Steps take turns: on few cores,
+/// overlapping steps would only make each slower and its duration noise.
+pub struct Compute {
+    threads: rayon::ThreadPool,
+    turn: FairMutex<()>,
+    path: KernelPath,
+}
+
+/// Work below this many multiply-adds stays on one thread: waking another costs as much.
+const PARALLEL_WORK_MIN: usize = 1 << 19;
+
+impl Compute {
+    /// Starts `threads` threads. Errors: the system refuses them.
+    pub fn new(threads: usize, path: KernelPath) -> Result<Self, rayon::ThreadPoolBuildError> {
+        let threads = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|index| format!("compute-{index}"))
+            .build()?;
+        Ok(Self { threads, turn: FairMutex::new(()), path })
+    }
+
+    /// The kernels in use.
+    pub fn path(&self) -> KernelPath {
+        self.path
+    }
+
+    /// Waits for this engine's turn; the turn ends when the guard is dropped.
+    pub fn take_turn(&self) -> FairMutexGuard<'_, ()> {
+        self.turn.lock()
+    }
+
+    /// Runs `work` on the pool's threads, from where `split` may use them all.
+    pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.threads.install(work)
+    }
+
+    /// Splits `0..items` into one range per thread when `multiply_adds` is worth it. Boundaries
+    /// are multiples of `align`. How it splits must not change any result.
+    pub fn split(
+        &self,
+        items: usize,
+        align: usize,
+        multiply_adds: usize,
+        work: impl Fn(Range<usize>) + Sync,
+    ) {
+        let threads = self.threads.current_num_threads();
+        if threads == 1 || multiply_adds < PARALLEL_WORK_MIN || items <= align {
+            return work(0..items);
+        }
+        let share = items.div_ceil(threads).next_multiple_of(align);
+        rayon::scope(|scope| {
+            for start in (0..items).step_by(share) {
+                let work = &work;
+                scope.spawn(move |_| work(start..items.min(start + share)));
+            }
+        });
+    }
+
+    /// Runs `work` for each start on whichever thread is free.
+    pub fn split_dynamic(
+        &self,
+        starts: impl Iterator<Item = usize> + Send,
+        work: impl Fn(usize) + Sync,
+    ) {
+        rayon::scope(|scope| {
+            for start in starts {
+                let work = &work;
+                scope.spawn(move |_| work(start));
+            }
+        });
+    }
+}

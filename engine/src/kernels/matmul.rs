@@ -1,0 +1,174 @@
+//! Products of activations with weights stored row by row: `y[m, n] = sum over k of x[m, k] w[n, k]`.
+
+use std::marker::PhantomData;
+
+use half::{bf16, f16};
+
+use super::{Compute, Element, KernelPath, bf16_from_f32, portable};
+
+/// Stored weights, borrowed.
+#[derive(Clone, Copy)]
+pub enum WeightData<'a> {
+    /// 4-byte floats.
+    F32(&'a [f32]),
+    /// The upper half of an f32.
+    Bf16(&'a [bf16]),
+    /// IEEE half precision.
+    F16(&'a [f16]),
+}
+
+/// Weights of a linear layer, `[outputs, inputs]`, row by row.
+#[derive(Clone, Copy)]
+pub struct Matrix<'a> {
+    /// The numbers.
+    pub data: WeightData<'a>,
+    /// Rows: elements of y.
+    pub outputs: usize,
+    /// Columns: elements of x.
+    pub inputs: usize,
+}
+
+impl Matrix<'_> {
+    /// Widens one row (an embedding) into `row` (`[inputs]`).
+    pub fn copy_row(&self, index: usize, row: &mut [f32]) {
+        let range = index * self.inputs..(index + 1) * self.inputs;
+        match self.data {
+            WeightData::F32(data) => widen_into(&data[range], row),
+            WeightData::Bf16(data) => widen_into(&data[range], row),
+            WeightData::F16(data) => widen_into(&data[range], row),
+        }
+    }
+}
+
+fn widen_into<E: Element>(stored: &[E], row: &mut [f32]) {
+    for (to, from) in row.iter_mut().zip(stored) {
+        *to = from.widen();
+    }
+}
+
+/// Multiplies `x` (`[rows, inputs]`) with `weight` into `y` (`[rows, outputs]`).
+pub fn matmul(compute: &Compute, x: &[f32], weight: &Matrix<'_>, y: &mut [f32]) {
+    let rows = x.len() / weight.inputs;
+    assert_eq!(x.len(), rows * weight.inputs, "x is [rows, inputs]");
+    assert_eq!(y.len(), rows * weight.outputs, "y is [rows, outputs]");
+    match weight.data {
+        #[cfg(target_arch = "x86_64")]
+        WeightData::Bf16(data) if compute.path() == KernelPath::Avx512Bf16 => {
+            let x: Vec<bf16> = x.iter().map(|value| bf16_from_f32(*value)).collect();
+            tiles(compute, rows, weight, y, |tile, out| super::avx512::tile(&x, data, tile, out));
+        }
+        WeightData::F32(data) => {
+            tiles(compute, rows, weight, y, |tile, out| portable::tile(x, data, tile, out));
+        }
+        WeightData::Bf16(data) => {
+            tiles(compute, rows, weight, y, |tile, out| portable::tile(x, data, tile, out));
+        }
+        WeightData::F16(data) => {
+            tiles(compute, rows, weight, y, |tile, out| portable::tile(x, data, tile, out));
+        }
+    }
+}
+
+/// All rows of x against some rows of the weights.
+#[derive(Clone)]
+pub struct Tile {
+    /// Rows of x.
+    pub rows: usize,
+    /// Which outputs.
+    pub outputs: std::ops::Range<usize>,
+    /// Elements of the reduction.
+    pub inputs: usize,
+}
+
+/// Where tiles write. Threads have disjoint columns of the same rows, which slices cannot say.
+pub struct Output<'a> {
+    base: *mut f32,
+    outputs: usize,
+    _y: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: threads write disjoint elements (see `set`).
+unsafe impl Sync for Output<'_> {}
+
+impl Output<'_> {
+    /// # Safety
+    /// `row` and `output` are in bounds, and no other thread has this output column.
+    #[inline(always)]
+    pub unsafe fn set(&self, row: usize, output: usize, value: f32) {
+        // SAFETY: in bounds and exclusive by the caller's promise.
+        unsafe { *self.base.add(row * self.outputs + output) = value }
+    }
+}
+
+fn tiles(
+    compute: &Compute,
+    rows: usize,
+    weight: &Matrix<'_>,
+    y: &mut [f32],
+    tile: impl Fn(Tile, &Output<'_>) + Sync,
+) {
+    let (outputs, inputs) = (weight.outputs, weight.inputs);
+    let output = Output { base: y.as_mut_ptr(), outputs, _y: PhantomData };
+    compute.split(outputs, 16, rows * outputs * inputs, |outputs| {
+        tile(Tile { rows, outputs, inputs }, &output);
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(count: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..count).map(|_| next()).collect()
+    }
+
+    fn reference(x: &[f32], w: &[f32], row: usize, output: usize, inputs: usize) -> f64 {
+        (0..inputs)
+            .map(|k| f64::from(x[row * inputs + k]) * f64::from(w[output * inputs + k]))
+            .sum()
+    }
+
+    /// Compares with f64, and each row and output with the same product computed alone.
+    fn check(path: KernelPath, rows: usize, outputs: usize, inputs: usize) {
+        let compute = Compute::new(2, path).unwrap();
+        let (x, w) = (numbers(rows * inputs, 1), numbers(outputs * inputs, 2));
+        let stored: Vec<bf16> = w.iter().map(|v| bf16_from_f32(*v)).collect();
+        let widened: Vec<f32> = stored.iter().map(|v| v.widen()).collect();
+        let weight = Matrix { data: WeightData::Bf16(&stored), outputs, inputs };
+        let mut y = vec![0.0; rows * outputs];
+        compute.run(|| matmul(&compute, &x, &weight, &mut y));
+        for row in 0..rows {
+            let mut alone = vec![0.0; outputs];
+            let x_row = &x[row * inputs..(row + 1) * inputs];
+            matmul(&compute, x_row, &weight, &mut alone);
+            assert_eq!(y[row * outputs..(row + 1) * outputs], alone, "{path} row {row}");
+            for output in 0..outputs {
+                let expected = reference(&x, &widened, row, output, inputs);
+                let error = (f64::from(y[row * outputs + output]) - expected).abs();
+                let allowed = if path == KernelPath::Portable { 1e-5 } else { 2e-2 };
+                let allowed = allowed * (inputs as f64).sqrt();
+                assert!(error < allowed, "{path} [{rows}, {outputs}, {inputs}] off by {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn products_are_right_and_do_not_depend_on_the_batch() {
+        let mut paths = vec![KernelPath::Portable];
+        if KernelPath::detect() != KernelPath::Portable {
+            paths.push(KernelPath::detect());
+        }
+        for path in paths {
+            for (rows, outputs, inputs) in
+                [(1, 1, 1), (1, 37, 100), (3, 5, 31), (4, 64, 72), (9, 33, 256), (70, 130, 96)]
+            {
+                check(path, rows, outputs, inputs);
+            }
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! Computes tokens: a decoder driven by its `config.json`, CPU kernels with a fixed reduction
+//! order, a paged KV pool with a prefix cache, a continuous-batching scheduler and a sampler.
+//!
+//! `Engine::step` is synchronous. The engine knows no bus, no HTTP and no worker roles.
+
+mod engine;
+mod kernels;
+mod kv;
+mod load_error;
+mod model;
+mod sampler;
+mod schedule;
+
+pub use engine::{Engine, EngineConfig, Load, RefusedSequence, SequenceOutput, StepOutput};
+pub use kernels::{Compute, KernelPath};
+pub use kv::{BlockCounts, KvEvent, Reserved};
+pub use load_error::LoadError;
+pub use model::{Model, ModelConfig};
+pub use schedule::{SequenceId, SequenceRequest};

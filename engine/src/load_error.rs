@@ -1,0 +1,38 @@
+//! Why a model directory cannot be served: one sentence that says what, where and what to do.
+
+use std::path::PathBuf;
+
+/// A model that cannot be loaded. `Display` is written for the person at the command line.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The directory or one of its files is not there or not readable.
+    #[error("cannot read {path}: {source}; {advice}", path = .path.display())]
+    Unreadable {
+        /// What was looked for.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+        /// What to do.
+        advice: &'static str,
+    },
+    /// A file is there and its content is wrong.
+    #[error("{path} is not usable: {problem}; download the model again or convert it anew",
+        path = .path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A model that is well-formed and that this engine cannot run.
+    #[error("{path} asks for {what}, which is not supported; supported: {supported}",
+        path = .path.display())]
+    Unsupported {
+        /// The file that says so.
+        path: PathBuf,
+        /// What it asks for.
+        what: String,
+        /// What could be used instead.
+        supported: &'static str,
+    },
+}

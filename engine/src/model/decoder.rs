@@ -1,0 +1,293 @@
+//! The forward pass: tokens of several sequences in, logits of the rows that were asked for out.
+
+use half::{bf16, f16};
+use kv_transfer::{HostMemory, KvLayout};
+
+use super::ModelConfig;
+use super::weights::{WeightMatrix, Weights};
+use crate::LoadError;
+use crate::kernels::{
+    AttentionShape, Compute, Element, QueryRow, RopeTable, add_assign, attend, matmul, rms_norm,
+    rotate, silu_multiply,
+};
+
+/// Consecutive tokens of one sequence to compute in this step.
+pub struct Span<'a> {
+    /// The tokens.
+    pub tokens: &'a [u32],
+    /// Position of the first of them.
+    pub start: usize,
+    /// The sequence's blocks, with room for all of them.
+    pub blocks: &'a [u32],
+    /// Whether the logits after the last token are wanted.
+    pub wants_logits: bool,
+}
+
+/// The layers of a model.
+pub struct Decoder {
+    config: ModelConfig,
+    embedding: WeightMatrix,
+    layers: Vec<Layer>,
+    final_norm: Vec<f32>,
+    /// Absent where the output layer is the embedding.
+    output: Option<WeightMatrix>,
+    rope: RopeTable,
+    kv_element: KvElement,
+}
+
+struct Layer {
+    attention_norm: Vec<f32>,
+    query: WeightMatrix,
+    key: WeightMatrix,
+    value: WeightMatrix,
+    attention_output: WeightMatrix,
+    query_norm: Option<Vec<f32>>,
+    key_norm: Option<Vec<f32>>,
+    mlp_norm: Vec<f32>,
+    gate: WeightMatrix,
+    up: WeightMatrix,
+    down: WeightMatrix,
+}
+
+/// KV is stored as the weights are.
+#[derive(Clone, Copy, PartialEq)]
+enum KvElement {
+    F32,
+    Bf16,
+    F16,
+}
+
+/// One token of the batch: its position, and its sequence's blocks.
+struct Row<'a> {
+    position: usize,
+    blocks: &'a [u32],
+}
+
+impl Decoder {
+    pub(super) fn new(config: &ModelConfig, weights: &Weights) -> Result<Self, LoadError> {
+        let (vocabulary, hidden) = (config.vocabulary_size, config.hidden_size);
+        let embedding = weights.matrix("model.embed_tokens.weight", vocabulary, hidden)?;
+        let output = match config.tied_embeddings {
+            true => None,
+            false => Some(weights.matrix("lm_head.weight", vocabulary, hidden)?),
+        };
+        let layers = (0..config.layers).map(|index| Layer::new(config, weights, index));
+        let layers = layers.collect::<Result<Vec<_>, _>>()?;
+        let kv_element = match layers[0].key.matrix().data {
+            crate::kernels::WeightData::F32(_) => KvElement::F32,
+            crate::kernels::WeightData::Bf16(_) => KvElement::Bf16,
+            crate::kernels::WeightData::F16(_) => KvElement::F16,
+        };
+        Ok(Self {
+            embedding,
+            layers,
+            final_norm: weights.vector("model.norm.weight", hidden)?,
+            output,
+            rope: RopeTable::new(config.head_dim, config.rope_theta, config.rope_scaling.as_ref()),
+            kv_element,
+            config: config.clone(),
+        })
+    }
+
+    /// The layout of KV blocks for this model.
+    pub fn kv_layout(&self, numerics_id: &str, block_size: usize) -> KvLayout {
+        KvLayout {
+            numerics_id: numerics_id.to_string(),
+            block_size,
+            layers: self.config.layers,
+            kv_heads: self.config.kv_heads,
+            head_dim: self.config.head_dim,
+            element_bytes: if self.kv_element == KvElement::F32 { 4 } else { 2 },
+        }
+    }
+
+    /// Computes all spans, writes their KV into `memory`, and returns the wanted logits, one row
+    /// of `[vocabulary_size]` per span that asked, in order. Runs on `compute`'s threads.
+    pub fn forward(
+        &self,
+        compute: &Compute,
+        spans: &[Span<'_>],
+        layout: &KvLayout,
+        memory: &HostMemory,
+    ) -> Vec<f32> {
+        match self.kv_element {
+            KvElement::F32 => self.forward_with::<f32>(compute, spans, layout, memory),
+            KvElement::Bf16 => self.forward_with::<bf16>(compute, spans, layout, memory),
+            KvElement::F16 => self.forward_with::<f16>(compute, spans, layout, memory),
+        }
+    }
+
+    fn forward_with<E: Element>(
+        &self,
+        compute: &Compute,
+        spans: &[Span<'_>],
+        layout: &KvLayout,
+        memory: &HostMemory,
+    ) -> Vec<f32> {
+        let rows: Vec<Row<'_>> = spans.iter().flat_map(rows_of).collect();
+        let mut x = self.embed(spans, rows.len());
+        let angles = self.angles(&rows);
+        for (index, layer) in self.layers.iter().enumerate() {
+            let pass = LayerPass { decoder: self, compute, layout, memory, rows: &rows, index };
+            pass.attention::<E>(layer, &angles, &mut x);
+            pass.feed_forward(layer, &mut x);
+        }
+        self.logits(compute, spans, &x)
+    }
+
+    fn embed(&self, spans: &[Span<'_>], rows: usize) -> Vec<f32> {
+        let hidden = self.config.hidden_size;
+        let mut x = vec![0.0; rows * hidden];
+        let embedding = self.embedding.matrix();
+        let tokens = spans.iter().flat_map(|span| span.tokens);
+        for (row, token) in x.chunks_exact_mut(hidden).zip(tokens) {
+            embedding.copy_row(*token as usize, row);
+        }
+        x
+    }
+
+    /// Cosines and sines of each row's position: `[rows, 2, head_dim / 2]`.
+    fn angles(&self, rows: &[Row<'_>]) -> Vec<f32> {
+        let head_dim = self.config.head_dim;
+        let mut angles = vec![0.0; rows.len() * head_dim];
+        for (angles, row) in angles.chunks_exact_mut(head_dim).zip(rows) {
+            let (cos, sin) = angles.split_at_mut(head_dim / 2);
+            self.rope.at(row.position, cos, sin);
+        }
+        angles
+    }
+
+    fn logits(&self, compute: &Compute, spans: &[Span<'_>], x: &[f32]) -> Vec<f32> {
+        let hidden = self.config.hidden_size;
+        let mut last = Vec::new();
+        let mut row = 0;
+        for span in spans {
+            row += span.tokens.len();
+            if span.wants_logits {
+                last.extend_from_slice(&x[(row - 1) * hidden..row * hidden]);
+            }
+        }
+        rms_norm(&mut last, &self.final_norm, self.config.rms_norm_epsilon);
+        let output = self.output.as_ref().unwrap_or(&self.embedding);
+        project(compute, &last, output)
+    }
+}
+
+fn rows_of<'a>(span: &Span<'a>) -> impl Iterator<Item = Row<'a>> + use<'a> {
+    let (start, blocks) = (span.start, span.blocks);
+    (0..span.tokens.len()).map(move |offset| Row { position: start + offset, blocks })
+}
+
+/// A linear layer: `[rows, inputs]` to `[rows, outputs]`.
+fn project(compute: &Compute, x: &[f32], weight: &WeightMatrix) -> Vec<f32> {
+    let matrix = weight.matrix();
+    let mut y = vec![0.0; x.len() / matrix.inputs * matrix.outputs];
+    matmul(compute, x, &matrix, &mut y);
+    y
+}
+
+/// What one layer's computation needs to know of the batch.
+struct LayerPass<'a> {
+    decoder: &'a Decoder,
+    compute: &'a Compute,
+    layout: &'a KvLayout,
+    memory: &'a HostMemory,
+    rows: &'a [Row<'a>],
+    index: usize,
+}
+
+impl LayerPass<'_> {
+    fn attention<E: Element>(&self, layer: &Layer, angles: &[f32], x: &mut [f32]) {
+        let (config, compute) = (&self.decoder.config, self.compute);
+        let mut normed = x.to_vec();
+        rms_norm(&mut normed, &layer.attention_norm, config.rms_norm_epsilon);
+        let mut queries = project(compute, &normed, &layer.query);
+        let mut keys = project(compute, &normed, &layer.key);
+        let values = project(compute, &normed, &layer.value);
+        if let (Some(query_norm), Some(key_norm)) = (&layer.query_norm, &layer.key_norm) {
+            rms_norm(&mut queries, query_norm, config.rms_norm_epsilon);
+            rms_norm(&mut keys, key_norm, config.rms_norm_epsilon);
+        }
+        self.rotate_rows(&mut queries, angles);
+        self.rotate_rows(&mut keys, angles);
+        self.store::<E>(self.layout.keys_offset(self.index), &keys);
+        self.store::<E>(self.layout.values_offset(self.index), &values);
+
+        let query_rows: Vec<QueryRow<'_>> = self.rows.iter().map(Row::query).collect();
+        let shape = AttentionShape { layout: self.layout, layer: self.index, heads: config.heads };
+        let mut attended = vec![0.0; queries.len()];
+        attend::<E>(compute, &shape, self.memory, &query_rows, &queries, &mut attended);
+        add_assign(x, &project(compute, &attended, &layer.attention_output));
+    }
+
+    fn feed_forward(&self, layer: &Layer, x: &mut [f32]) {
+        let mut normed = x.to_vec();
+        rms_norm(&mut normed, &layer.mlp_norm, self.decoder.config.rms_norm_epsilon);
+        let mut gate = project(self.compute, &normed, &layer.gate);
+        silu_multiply(&mut gate, &project(self.compute, &normed, &layer.up));
+        add_assign(x, &project(self.compute, &gate, &layer.down));
+    }
+
+    fn rotate_rows(&self, heads: &mut [f32], angles: &[f32]) {
+        let head_dim = self.layout.head_dim;
+        let row_len = heads.len() / self.rows.len();
+        for (heads, angles) in heads.chunks_exact_mut(row_len).zip(angles.chunks_exact(head_dim)) {
+            let (cos, sin) = angles.split_at(head_dim / 2);
+            rotate(heads, cos, sin);
+        }
+    }
+
+    /// Stores one plane's rows (`[rows, kv_heads, head_dim]`) where each token's slot is.
+    fn store<E: Element>(&self, plane_offset: usize, rows: &[f32]) {
+        let KvLayout { block_size, kv_heads, head_dim, .. } = *self.layout;
+        let head_bytes = head_dim * size_of::<E>();
+        for (row, heads) in self.rows.iter().zip(rows.chunks_exact(kv_heads * head_dim)) {
+            let block = row.blocks[row.position / block_size];
+            let slot = row.position % block_size;
+            for (head, from) in heads.chunks_exact(head_dim).enumerate() {
+                let offset = plane_offset + (head * block_size + slot) * head_bytes;
+                // SAFETY: the engine's thread is the only one that computes on this pool, and the
+                // slot belongs to this row's sequence alone: it lies past every shared block.
+                let to = unsafe { self.memory.write(block, offset, head_bytes) };
+                // SAFETY: head_dim elements of E, aligned as in `attention::head_plane`.
+                let to = unsafe {
+                    std::slice::from_raw_parts_mut(to.as_mut_ptr().cast::<E>(), head_dim)
+                };
+                for (to, from) in to.iter_mut().zip(from) {
+                    *to = E::narrow(*from);
+                }
+            }
+        }
+    }
+}
+
+impl<'a> Row<'a> {
+    fn query(&self) -> QueryRow<'a> {
+        QueryRow { blocks: self.blocks, context_tokens: self.position + 1 }
+    }
+}
+
+impl Layer {
+    fn new(config: &ModelConfig, weights: &Weights, index: usize) -> Result<Self, LoadError> {
+        let ModelConfig { hidden_size, intermediate_size, head_dim, .. } = *config;
+        let (query_len, kv_len) = (config.heads * head_dim, config.kv_heads * head_dim);
+        let name = |part: &str| format!("model.layers.{index}.{part}.weight");
+        let matrix = |part: &str, outputs, inputs| weights.matrix(&name(part), outputs, inputs);
+        let vector = |part: &str, len| weights.vector(&name(part), len);
+        let head_norm =
+            |part: &str| config.query_key_norm.then(|| vector(part, head_dim)).transpose();
+        Ok(Self {
+            attention_norm: vector("input_layernorm", hidden_size)?,
+            query: matrix("self_attn.q_proj", query_len, hidden_size)?,
+            key: matrix("self_attn.k_proj", kv_len, hidden_size)?,
+            value: matrix("self_attn.v_proj", kv_len, hidden_size)?,
+            attention_output: matrix("self_attn.o_proj", hidden_size, query_len)?,
+            query_norm: head_norm("self_attn.q_norm")?,
+            key_norm: head_norm("self_attn.k_norm")?,
+            mlp_norm: vector("post_attention_layernorm", hidden_size)?,
+            gate: matrix("mlp.gate_proj", intermediate_size, hidden_size)?,
+            up: matrix("mlp.up_proj", intermediate_size, hidden_size)?,
+            down: matrix("mlp.down_proj", hidden_size, intermediate_size)?,
+        })
+    }
+}

@@ -1,0 +1,36 @@
+//! One decoder, driven by a Hugging Face `config.json`: not a file per family.
+
+mod config;
+mod decoder;
+mod numerics;
+mod weights;
+
+use std::path::Path;
+
+pub use config::ModelConfig;
+pub use decoder::{Decoder, Span};
+
+use crate::{KernelPath, LoadError};
+use weights::Weights;
+
+/// A model ready to compute: weights borrowed from mapped files, checked shapes, known numerics.
+/// Shared by all workers of a process.
+pub struct Model {
+    /// What `config.json` says.
+    pub config: ModelConfig,
+    /// The layers.
+    pub decoder: Decoder,
+    /// Tokens and KV are equal within one id: weights, dtypes, kernels, reduction order.
+    pub numerics_id: String,
+}
+
+impl Model {
+    /// Loads a model directory in Hugging Face layout. Errors: one sentence for the user.
+    pub fn load(directory: &Path, path: KernelPath) -> Result<Self, LoadError> {
+        let config = ModelConfig::load(directory)?;
+        let weights = Weights::open(directory)?;
+        let decoder = Decoder::new(&config, &weights)?;
+        let numerics_id = numerics::id(&config, &weights, path);
+        Ok(Self { config, decoder, numerics_id })
+    }
+}

@@ -1,0 +1,283 @@
+//! Chooses the next token from logits.
+//!
+//! Random numbers are a function of (seed, choice, output position) and candidates are ranked
+//! with ties broken by token id, so that a sequence continues anywhere with the same tokens.
+
+use protocol::v1::{Sampling, Token, TokenLogprob};
+
+/// What sampling needs to know of a sequence beside its logits.
+pub struct Context<'a> {
+    /// Prompt and output so far.
+    pub tokens: &'a [u32],
+    /// How many of them are the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens that must not be chosen now.
+    pub forbidden: &'a [u32],
+}
+
+/// Chooses a token. `logits` (`[vocabulary_size]`) is used as scratch.
+pub fn sample(logits: &mut [f32], sampling: &Sampling, context: &Context<'_>) -> Token {
+    let report = sampling.logprobs.map(|alternatives| Logprobs::of(logits, alternatives as usize));
+    adjust(logits, sampling, context);
+    let id = if sampling.temperature == 0.0 {
+        argmax(logits)
+    } else {
+        let position = context.tokens.len() - context.prompt_tokens;
+        draw(logits, sampling, uniform(sampling.seed, sampling.choice, position as u64))
+    };
+    match report {
+        None => Token { id, ..Default::default() },
+        Some(report) => report.token(id),
+    }
+}
+
+/// Log-probabilities under the model's own distribution, before penalties and temperature.
+struct Logprobs {
+    logits: Vec<f32>,
+    log_sum: f64,
+    top: Vec<u32>,
+}
+
+impl Logprobs {
+    fn of(logits: &[f32], alternatives: usize) -> Self {
+        let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        let sum: f64 = logits.iter().map(|logit| libm::exp(f64::from(*logit) - max)).sum();
+        let top = ranked(logits, alternatives);
+        Self { logits: logits.to_vec(), log_sum: max + libm::log(sum), top }
+    }
+
+    fn token(&self, id: u32) -> Token {
+        let logprob = |id: u32| (f64::from(self.logits[id as usize]) - self.log_sum) as f32;
+        let alternative = |id: &u32| TokenLogprob { id: *id, logprob: logprob(*id) };
+        let top_logprobs = self.top.iter().map(alternative).collect();
+        Token { id, logprob: Some(logprob(id)), top_logprobs }
+    }
+}
+
+/// Applies penalties (as OpenAI and, for repetition, Keskar et al. 2019 define them), biases and
+/// prohibitions.
+fn adjust(logits: &mut [f32], sampling: &Sampling, context: &Context<'_>) {
+    let output = &context.tokens[context.prompt_tokens..];
+    if sampling.repetition_penalty != 1.0 && sampling.repetition_penalty > 0.0 {
+        for_each_distinct(context.tokens, |token, _| {
+            let logit = &mut logits[token as usize];
+            let penalty = sampling.repetition_penalty;
+            *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+        });
+    }
+    if sampling.frequency_penalty != 0.0 || sampling.presence_penalty != 0.0 {
+        for_each_distinct(output, |token, count| {
+            logits[token as usize] -=
+                sampling.frequency_penalty * count as f32 + sampling.presence_penalty;
+        });
+    }
+    for bias in &sampling.logit_bias {
+        if let Some(logit) = logits.get_mut(bias.token as usize) {
+            *logit += bias.bias;
+        }
+    }
+    for token in context.forbidden {
+        if let Some(logit) = logits.get_mut(*token as usize) {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
+}
+
+fn for_each_distinct(tokens: &[u32], mut visit: impl FnMut(u32, usize)) {
+    let mut sorted = tokens.to_vec();
+    sorted.sort_unstable();
+    for run in sorted.chunk_by(|a, b| a == b) {
+        visit(run[0], run.len());
+    }
+}
+
+/// NaN (from broken weights) ranks below everything.
+fn rank_key(logit: f32) -> f32 {
+    if logit.is_nan() { f32::NEG_INFINITY } else { logit }
+}
+
+fn argmax(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (id, logit) in logits.iter().enumerate() {
+        if rank_key(*logit) > rank_key(logits[best]) {
+            best = id;
+        }
+    }
+    best as u32
+}
+
+/// The `count` largest, in order; equal logits by id.
+fn ranked(logits: &[f32], count: usize) -> Vec<u32> {
+    let count = count.min(logits.len());
+    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+    let order = |a: &u32, b: &u32| {
+        let (x, y) = (rank_key(logits[*a as usize]), rank_key(logits[*b as usize]));
+        y.total_cmp(&x).then(a.cmp(b))
+    };
+    if count > 0 && count < ids.len() {
+        ids.select_nth_unstable_by(count - 1, order);
+    }
+    ids.truncate(count);
+    ids.sort_unstable_by(order);
+    ids
+}
+
+/// Draws by inverting the cumulative distribution over the candidates that top_k, top_p (Holtzman
+/// et al. 2020) and min_p leave, most likely first. `random` is in `[0, 1)`.
+fn draw(logits: &[f32], sampling: &Sampling, random: f64) -> u32 {
+    let kept_max = match sampling.top_k {
+        0 => logits.len(),
+        top_k => top_k as usize,
+    };
+    let candidates = ranked(logits, kept_max);
+    let max = f64::from(rank_key(logits[candidates[0] as usize]));
+    let weight = |id: &u32| {
+        let logit = f64::from(rank_key(logits[*id as usize]));
+        libm::exp((logit - max) / f64::from(sampling.temperature))
+    };
+    let mut weights: Vec<f64> = candidates.iter().map(weight).collect();
+    keep_min_p(&mut weights, sampling.min_p);
+    keep_top_p(&mut weights, sampling.top_p);
+
+    let target = random * weights.iter().sum::<f64>();
+    let mut cumulative = 0.0;
+    for (id, weight) in candidates.iter().zip(&weights) {
+        cumulative += weight;
+        if target < cumulative {
+            return *id;
+        }
+    }
+    candidates[0]
+}
+
+/// Weights are relative to the largest, which is first and 1.
+fn keep_min_p(weights: &mut Vec<f64>, min_p: f32) {
+    let kept = weights.iter().take_while(|weight| **weight >= f64::from(min_p)).count();
+    weights.truncate(kept.max(1));
+}
+
+fn keep_top_p(weights: &mut Vec<f64>, top_p: f32) {
+    if top_p >= 1.0 {
+        return;
+    }
+    let enough = f64::from(top_p) * weights.iter().sum::<f64>();
+    let mut cumulative = 0.0;
+    let before = weights.iter().take_while(|weight| {
+        let short = cumulative < enough;
+        cumulative += **weight;
+        short
+    });
+    let kept = before.count();
+    weights.truncate(kept.max(1));
+}
+
+/// A number in `[0, 1)` with 53 random bits (SplitMix64's finaliser, Steele et al. 2014, chained).
+fn uniform(seed: u64, choice: u32, position: u64) -> f64 {
+    let bits = mix(mix(mix(seed) ^ u64::from(choice)) ^ position);
+    (bits >> 11) as f64 / (1u64 << 53) as f64
+}
+
+fn mix(value: u64) -> u64 {
+    let mut z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use protocol::v1::LogitBias;
+
+    fn neutral() -> Sampling {
+        Sampling { temperature: 1.0, top_p: 1.0, repetition_penalty: 1.0, ..Default::default() }
+    }
+
+    /// Samples with each of many seeds and returns how often each token came.
+    fn frequencies(logits: &[f32], sampling: &Sampling) -> Vec<f64> {
+        const DRAWS: u64 = 20_000;
+        let mut counts = vec![0.0; logits.len()];
+        for seed in 0..DRAWS {
+            let sampling = Sampling { seed, ..sampling.clone() };
+            let context = Context { tokens: &[0], prompt_tokens: 1, forbidden: &[] };
+            let token = sample(&mut logits.to_vec(), &sampling, &context);
+            counts[token.id as usize] += 1.0 / DRAWS as f64;
+        }
+        counts
+    }
+
+    #[track_caller]
+    fn check_frequencies(sampling: &Sampling, expected: [f64; 4]) {
+        let logits = [0.4f32, 0.1, 0.2, 0.3].map(f32::ln);
+        let found = frequencies(&logits, sampling);
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found - expected).abs() < 0.02, "{found} instead of {expected}");
+        }
+    }
+
+    #[test]
+    fn draws_follow_the_filtered_distribution() {
+        check_frequencies(&neutral(), [0.4, 0.1, 0.2, 0.3]);
+        check_frequencies(&Sampling { top_k: 2, ..neutral() }, [4.0 / 7.0, 0.0, 0.0, 3.0 / 7.0]);
+        check_frequencies(
+            &Sampling { top_p: 0.8, ..neutral() },
+            [4.0 / 9.0, 0.0, 2.0 / 9.0, 3.0 / 9.0],
+        );
+        check_frequencies(&Sampling { top_p: 0.0, ..neutral() }, [1.0, 0.0, 0.0, 0.0]);
+        check_frequencies(&Sampling { min_p: 0.6, ..neutral() }, [4.0 / 7.0, 0.0, 0.0, 3.0 / 7.0]);
+        let squares = [0.16 / 0.3, 0.01 / 0.3, 0.04 / 0.3, 0.09 / 0.3];
+        check_frequencies(&Sampling { temperature: 0.5, ..neutral() }, squares);
+    }
+
+    #[track_caller]
+    fn check_greedy(sampling: Sampling, tokens: &[u32], prompt_tokens: usize, expected: u32) {
+        let mut logits = vec![1.0, 1.5, 1.2, -2.0];
+        let context = Context { tokens, prompt_tokens, forbidden: &[] };
+        let sampling = Sampling { temperature: 0.0, ..sampling };
+        assert_eq!(sample(&mut logits, &sampling, &context).id, expected);
+    }
+
+    #[test]
+    fn penalties_and_biases_change_the_choice() {
+        check_greedy(neutral(), &[0], 1, 1);
+        let frequency = Sampling { frequency_penalty: 0.2, ..neutral() };
+        check_greedy(frequency.clone(), &[0, 1], 1, 1);
+        check_greedy(frequency.clone(), &[0, 1, 1], 1, 2);
+        check_greedy(frequency, &[1, 1, 1], 3, 1);
+        check_greedy(Sampling { presence_penalty: 0.4, ..neutral() }, &[0, 1], 1, 2);
+        check_greedy(Sampling { repetition_penalty: 2.0, ..neutral() }, &[1], 1, 2);
+        let bias = LogitBias { token: 3, bias: 100.0 };
+        check_greedy(Sampling { logit_bias: vec![bias], ..neutral() }, &[0], 1, 3);
+    }
+
+    #[test]
+    fn forbidden_tokens_and_nan_are_not_chosen() {
+        let context = Context { tokens: &[0], prompt_tokens: 1, forbidden: &[1] };
+        let greedy = Sampling { temperature: 0.0, ..neutral() };
+        assert_eq!(sample(&mut [1.0, 9.0, f32::NAN], &greedy, &context).id, 0);
+        assert_eq!(sample(&mut [1.0, 9.0, f32::NAN], &neutral(), &context).id, 0);
+    }
+
+    #[test]
+    fn logprobs_are_the_models_own() {
+        let mut logits = [0.5f32, 0.25, 0.25].map(f32::ln);
+        let bias = LogitBias { token: 2, bias: 100.0 };
+        let sampling = Sampling { logprobs: Some(2), logit_bias: vec![bias], ..neutral() };
+        let context = Context { tokens: &[0], prompt_tokens: 1, forbidden: &[] };
+        let token = sample(&mut logits, &sampling, &context);
+        assert_eq!(token.id, 2);
+        assert!((token.logprob.unwrap() - 0.25f32.ln()).abs() < 1e-6);
+        let top: Vec<u32> = token.top_logprobs.iter().map(|top| top.id).collect();
+        assert_eq!(top, [0, 1]);
+    }
+
+    #[test]
+    fn random_numbers_depend_on_seed_choice_and_position() {
+        let all = [uniform(1, 0, 0), uniform(2, 0, 0), uniform(1, 1, 0), uniform(1, 0, 1)];
+        for (index, number) in all.iter().enumerate() {
+            assert!((0.0..1.0).contains(number));
+            assert!(!all[..index].contains(number));
+        }
+        assert_eq!(uniform(1, 0, 0), all[0]);
+    }
+}

@@ -1,0 +1,185 @@
+//! One request inside the engine.
+
+use protocol::v1::{FinishReason, Sampling, Stopping};
+use protocol::{BlockHash, BlockHasher};
+
+use crate::kv::BlockPool;
+
+/// Names a sequence within one engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SequenceId(pub u64);
+
+/// What a sequence is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// All its tokens.
+    Generate,
+    /// The first token; then its blocks are held for a reader until released.
+    Prefill,
+}
+
+/// What the engine is asked to do.
+#[derive(Clone, Debug)]
+pub struct SequenceRequest {
+    /// Chosen by the caller, unique in this engine.
+    pub id: SequenceId,
+    /// Token ids, at least one.
+    pub prompt: Vec<u32>,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// When to stop.
+    pub stopping: Stopping,
+    /// Separates prefix caches.
+    pub cache_salt: String,
+}
+
+/// A sequence on its way: tokens present, tokens computed, blocks held.
+pub struct Sequence {
+    /// Its name.
+    pub id: SequenceId,
+    /// What it is for.
+    pub purpose: Purpose,
+    /// Prompt and output so far.
+    pub tokens: Vec<u32>,
+    /// How many of them are the prompt.
+    pub prompt_tokens: usize,
+    /// Tokens whose KV is in `blocks`. The scheduler makes them catch up with `tokens`.
+    pub computed: usize,
+    /// Blocks held, in order.
+    pub blocks: Vec<u32>,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// When to stop.
+    pub stopping: Stopping,
+    /// Prompt tokens found in the prefix cache when first scheduled.
+    pub cached_tokens: Option<usize>,
+    /// Prefill only: blocks already told to be complete.
+    pub announced_blocks: usize,
+    hasher: BlockHasher,
+    hashes: Vec<BlockHash>,
+    registered_blocks: usize,
+}
+
+impl Sequence {
+    /// A sequence of which nothing is computed. `numerics_id` salts its block hashes.
+    pub fn new(
+        request: SequenceRequest,
+        purpose: Purpose,
+        numerics_id: &str,
+        block_size: usize,
+    ) -> Self {
+        let hasher = BlockHasher::new(numerics_id, &request.cache_salt, block_size);
+        Self {
+            id: request.id,
+            purpose,
+            prompt_tokens: request.prompt.len(),
+            tokens: request.prompt,
+            computed: 0,
+            blocks: Vec::new(),
+            sampling: request.sampling,
+            stopping: request.stopping,
+            cached_tokens: None,
+            announced_blocks: 0,
+            hasher,
+            hashes: Vec::new(),
+            registered_blocks: 0,
+        }
+    }
+
+    /// Tokens that wait to be computed.
+    pub fn uncomputed(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    /// Output tokens so far.
+    pub fn output_tokens(&self) -> usize {
+        self.tokens.len() - self.prompt_tokens
+    }
+
+    /// Whether it still computes its prompt.
+    pub fn in_prefill(&self) -> bool {
+        self.computed < self.prompt_tokens
+    }
+
+    /// Takes what the prefix cache has of this sequence, except for its last token, whose logits
+    /// are needed.
+    pub fn take_cached_prefix(&mut self, pool: &mut BlockPool) {
+        debug_assert!(self.blocks.is_empty() && self.computed == 0);
+        let block_size = self.hasher.block_size();
+        self.extend_hashes(self.tokens.len() / block_size);
+        let useful = (self.tokens.len() - 1) / block_size;
+        self.blocks = pool.share_prefix(&self.hashes[..useful]);
+        self.computed = self.blocks.len() * block_size;
+        self.registered_blocks = self.blocks.len();
+        self.cached_tokens.get_or_insert(self.computed);
+    }
+
+    /// Takes blocks for the first `tokens` tokens. False, and nothing changed, if there are none.
+    pub fn grow(&mut self, tokens: usize, pool: &mut BlockPool) -> bool {
+        let missing = tokens.div_ceil(self.hasher.block_size()).saturating_sub(self.blocks.len());
+        let Some(blocks) = pool.allocate(missing) else { return false };
+        self.blocks.extend(blocks);
+        true
+    }
+
+    /// Lets go of all blocks: what was computed must be computed again.
+    pub fn release(&mut self, pool: &mut BlockPool) {
+        pool.release(&std::mem::take(&mut self.blocks));
+        self.computed = 0;
+        self.registered_blocks = 0;
+    }
+
+    /// `tokens` more tokens have been computed: makes full blocks findable.
+    pub fn advance(&mut self, tokens: usize, pool: &mut BlockPool) {
+        self.computed += tokens;
+        let full_blocks = self.computed / self.hasher.block_size();
+        self.extend_hashes(full_blocks);
+        for index in self.registered_blocks..full_blocks {
+            pool.register(self.blocks[index], self.hashes[index]);
+        }
+        self.registered_blocks = full_blocks;
+    }
+
+    /// Prefill only: blocks that became complete since the last call. The prompt's last block
+    /// counts as complete once the whole prompt is computed.
+    pub fn newly_ready_blocks(&mut self) -> Vec<u32> {
+        let block_size = self.hasher.block_size();
+        let done = !self.in_prefill();
+        let ready =
+            if done { self.prompt_tokens.div_ceil(block_size) } else { self.computed / block_size };
+        let start = std::mem::replace(&mut self.announced_blocks, ready);
+        self.blocks[start..ready].to_vec()
+    }
+
+    /// Appends an output token and says whether the sequence ends with it.
+    pub fn push(&mut self, token: u32, eos: &[u32], tokens_max: usize) -> Option<FinishReason> {
+        self.tokens.push(token);
+        let output_tokens = self.output_tokens();
+        let stops = self.is_stop_token(token, eos);
+        if stops && output_tokens > self.stopping.min_tokens as usize {
+            return Some(FinishReason::Stop);
+        }
+        let full =
+            output_tokens >= self.stopping.max_tokens as usize || self.tokens.len() >= tokens_max;
+        full.then_some(FinishReason::Length)
+    }
+
+    /// Whether the next token must not be one that stops.
+    pub fn must_go_on(&self) -> bool {
+        self.output_tokens() < self.stopping.min_tokens as usize
+    }
+
+    fn is_stop_token(&self, token: u32, eos: &[u32]) -> bool {
+        (!self.stopping.ignore_eos && eos.contains(&token))
+            || self.stopping.stop_token_ids.contains(&token)
+    }
+
+    fn extend_hashes(&mut self, blocks: usize) {
+        let block_size = self.hasher.block_size();
+        for index in self.hashes.len()..blocks {
+            let parent = self.hashes.last().copied().unwrap_or(self.hasher.root());
+            let tokens = &self.tokens[index * block_size..(index + 1) * block_size];
+            self.hashes.push(self.hasher.block(parent, tokens));
+        }
+    }
+}

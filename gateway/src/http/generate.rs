@@ -1,0 +1,249 @@
+//! What both generating endpoints do once they have tokens: check the room, dispatch, answer whole
+//! or as a stream.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::response::Response;
+use protocol::v1;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::Shared;
+use super::identify::random_id;
+use super::listing::json;
+use super::sse;
+use crate::dispatch::{Dispatched, Prompt};
+use crate::generation::{Generation, Piece};
+use crate::models::Model;
+use crate::openai::{
+    ApiError, ChatStream, CompletionStream, Head, Parameters, StreamOptions, TokenText, Usage,
+    chat_completion, text_completion,
+};
+
+/// Texts longer than this are tokenized where they do not hold up other requests.
+const INLINE_TEXT_BYTES_MAX: usize = 16 * 1024;
+
+/// When to come back if too many requests are under way.
+const FULL_RETRY_S: u64 = 1;
+
+/// The dialect of a request.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Endpoint {
+    /// `/v1/chat/completions`
+    Chat,
+    /// `/v1/completions`
+    Completion,
+}
+
+/// A validated request.
+pub struct Tokenized {
+    /// Its dialect.
+    pub endpoint: Endpoint,
+    /// Who answers.
+    pub model: Arc<Model>,
+    /// How.
+    pub parameters: Parameters,
+    /// What to continue.
+    pub prompt: Vec<u32>,
+}
+
+/// A stream's chunks in the request's dialect.
+pub enum Chunks {
+    /// Chat completion chunks.
+    Chat(ChatStream),
+    /// Text completion chunks.
+    Completion(CompletionStream),
+}
+
+/// The model that a request names.
+pub fn find_model(shared: &Shared, name: &str) -> Result<Arc<Model>, ApiError> {
+    shared.models.get(name).ok_or_else(|| ApiError::model_not_found(name))
+}
+
+/// Text to tokens.
+pub async fn encode(
+    model: &Arc<Model>,
+    text: String,
+    add_special_tokens: bool,
+) -> Result<Vec<u32>, ApiError> {
+    let encoded = if text.len() <= INLINE_TEXT_BYTES_MAX {
+        model.tokenizer.encode(&text, add_special_tokens)
+    } else {
+        let model = model.clone();
+        let encode = move || model.tokenizer.encode(&text, add_special_tokens);
+        tokio::task::spawn_blocking(encode).await.map_err(|_| ApiError::internal())?
+    };
+    encoded.map_err(|error| {
+        tracing::error!(%error, "cannot tokenize");
+        ApiError::internal()
+    })
+}
+
+/// Generates and answers.
+pub async fn respond(
+    shared: &Shared,
+    request_id: String,
+    request: Tokenized,
+) -> Result<Response, ApiError> {
+    let room = shared.room.clone().try_acquire_owned();
+    let room = room.map_err(|_| ApiError::overloaded(FULL_RETRY_S))?;
+    let max_tokens = request.max_tokens()?;
+    if max_tokens == 0 {
+        return Ok(request.nothing());
+    }
+    let prompt = request.to_dispatch(max_tokens, request_id);
+    let Dispatched { stream, numerics_id } = shared.dispatcher.dispatch(prompt).await?;
+    let prompt_tokens = request.prompt.len() as u32;
+    let (model, stop) = (request.model.clone(), request.parameters.stop.clone());
+    let generation = Generation::new(model, stream, stop, prompt_tokens);
+    let head = request.head(&numerics_id);
+    match request.parameters.stream {
+        Some(options) => stream_answer(request.chunks(head, options), generation, room).await,
+        None => request.whole_answer(&head, generation).await,
+    }
+}
+
+/// What goes wrong before the first token has a status of its own; later it is an event.
+async fn stream_answer(
+    chunks: Chunks,
+    mut generation: Generation,
+    room: OwnedSemaphorePermit,
+) -> Result<Response, ApiError> {
+    let first = generation.next().await?.unwrap_or_default();
+    Ok(sse::response(chunks, first, generation, room))
+}
+
+impl Tokenized {
+    /// How many tokens the answer may have. Errors: the context has no room.
+    fn max_tokens(&self) -> Result<u32, ApiError> {
+        let (context, prompt) = (self.model.context_tokens, self.prompt.len());
+        let param = if self.endpoint == Endpoint::Chat { "messages" } else { "prompt" };
+        if prompt == 0 {
+            return Err(ApiError::invalid_value(param, format!("'{param}' has no tokens.")));
+        }
+        let wanted = self.parameters.max_tokens;
+        let room = context.saturating_sub(prompt) as u32;
+        if room == 0 || wanted.is_some_and(|wanted| wanted > room) {
+            let wanted = wanted.map(|tokens| tokens as usize);
+            return Err(ApiError::context_length_exceeded(param, context, prompt, wanted));
+        }
+        Ok(wanted.unwrap_or(room))
+    }
+
+    fn to_dispatch(&self, max_tokens: u32, request_id: String) -> Prompt {
+        let Parameters { logit_bias, .. } = &self.parameters;
+        let bias = |(token, bias): &(u32, f32)| v1::LogitBias { token: *token, bias: *bias };
+        Prompt {
+            model: self.parameters.model.clone(),
+            request_id,
+            tokens: self.prompt.clone(),
+            sampling: v1::Sampling {
+                temperature: self.parameters.temperature,
+                top_p: self.parameters.top_p,
+                top_k: self.parameters.top_k,
+                min_p: self.parameters.min_p,
+                presence_penalty: self.parameters.presence_penalty,
+                frequency_penalty: self.parameters.frequency_penalty,
+                repetition_penalty: self.parameters.repetition_penalty,
+                logit_bias: logit_bias.iter().map(bias).collect(),
+                seed: self.parameters.seed.map_or_else(rand::random, |seed| seed as u64),
+                choice: 0,
+                logprobs: self.parameters.logprobs,
+            },
+            stopping: v1::Stopping {
+                max_tokens,
+                min_tokens: self.parameters.min_tokens,
+                ignore_eos: self.parameters.ignore_eos,
+                stop_token_ids: self.parameters.stop_token_ids.clone(),
+            },
+            cache_salt: self.parameters.cache_salt.clone().unwrap_or_default(),
+        }
+    }
+
+    fn head(&self, numerics_id: &str) -> Head {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let prefix = if self.endpoint == Endpoint::Chat { "chatcmpl-" } else { "cmpl-" };
+        Head {
+            id: random_id(prefix),
+            created_s: since_epoch.as_secs(),
+            model: self.model.name.clone(),
+            system_fingerprint: format!("fp_{numerics_id}"),
+        }
+    }
+
+    fn chunks(&self, head: Head, options: StreamOptions) -> Chunks {
+        match self.endpoint {
+            Endpoint::Chat => Chunks::Chat(ChatStream::new(head, options)),
+            Endpoint::Completion => Chunks::Completion(CompletionStream::new(head, options)),
+        }
+    }
+
+    async fn whole_answer(
+        &self,
+        head: &Head,
+        mut generation: Generation,
+    ) -> Result<Response, ApiError> {
+        let mut answer = Piece::default();
+        while let Some(piece) = generation.next().await? {
+            answer.text.push_str(&piece.text);
+            answer.logprobs.extend(piece.logprobs);
+            (answer.usage, answer.finish) = (piece.usage, piece.finish);
+        }
+        Ok(self.whole(head, &answer))
+    }
+
+    fn whole(&self, head: &Head, answer: &Piece) -> Response {
+        let Piece { text, usage, finish, .. } = answer;
+        let logprobs = self.parameters.logprobs.map(|_| answer.logprobs.as_slice());
+        let finish = finish.unwrap_or("stop");
+        json(match self.endpoint {
+            Endpoint::Chat => chat_completion(head, text, logprobs, finish, *usage),
+            Endpoint::Completion => text_completion(head, text, logprobs, finish, *usage),
+        })
+    }
+
+    /// The answer of no tokens, which `max_tokens: 0` asks for.
+    fn nothing(&self) -> Response {
+        let usage = Usage { prompt_tokens: self.prompt.len() as u32, ..Default::default() };
+        let nothing = Piece { usage, finish: Some("length"), ..Default::default() };
+        let head = self.head("none");
+        match self.parameters.stream {
+            Some(options) => sse::finished(self.chunks(head, options), nothing),
+            None => self.whole(&head, &nothing),
+        }
+    }
+}
+
+impl Chunks {
+    /// What opens a stream, if anything does.
+    pub fn first(&self, usage: Usage) -> Option<String> {
+        match self {
+            Self::Chat(stream) => Some(stream.first(usage)),
+            Self::Completion(_) => None,
+        }
+    }
+
+    /// More text.
+    pub fn text(&mut self, text: &str, logprobs: Option<&[TokenText]>, usage: Usage) -> String {
+        match self {
+            Self::Chat(stream) => stream.text(text, logprobs, usage),
+            Self::Completion(stream) => stream.text(text, logprobs, usage),
+        }
+    }
+
+    /// The end of the choice.
+    pub fn finish(&self, reason: &str, usage: Usage) -> String {
+        match self {
+            Self::Chat(stream) => stream.finish(reason, usage),
+            Self::Completion(stream) => stream.finish(reason, usage),
+        }
+    }
+
+    /// The usage chunk, where it was asked for.
+    pub fn usage(&self, usage: Usage) -> Option<String> {
+        match self {
+            Self::Chat(stream) => stream.usage(usage),
+            Self::Completion(stream) => stream.usage(usage),
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! `GET /v1/models` and `GET /v1/models/{id}`.
+
+use std::sync::Arc;
+
+use axum::extract::{Path, State};
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+
+use super::Shared;
+use crate::models::Model;
+use crate::openai::{ApiError, ModelCard, model_list, model_object};
+
+/// All models.
+pub async fn models(State(shared): State<Arc<Shared>>) -> Response {
+    let cards: Vec<ModelCard> = shared.models.all().iter().map(|model| card(model)).collect();
+    json(model_list(&cards))
+}
+
+/// One model. Names may contain slashes.
+pub async fn model(
+    State(shared): State<Arc<Shared>>,
+    Path(id): Path<String>,
+) -> Result<Response, ApiError> {
+    let model = shared.models.get(&id).ok_or_else(|| ApiError::model_not_found(&id))?;
+    Ok(json(model_object(&card(&model))))
+}
+
+fn card(model: &Model) -> ModelCard {
+    ModelCard::new(model.name.clone(), model.created_s, model.context_tokens)
+}
+
+/// A response of JSON text.
+pub fn json(text: String) -> Response {
+    ([(CONTENT_TYPE, "application/json")], text).into_response()
+}

@@ -1,0 +1,188 @@
+//! The models that can be asked, and the workers that serve them, as the registry tells.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use messaging::{Change, Network};
+use parking_lot::RwLock;
+use prost::Message;
+use protocol::v1::worker_client::WorkerClient;
+use protocol::{Incarnation, WorkerLife, subjects, v1};
+use tokio::sync::Notify;
+
+use crate::text::{ChatTemplate, TemplateError, Tokenizer, TokenizerError};
+
+/// Model cards contain a tokenizer, which is far above gRPC's usual limit.
+const CARD_BYTES_MAX: usize = 256 << 20;
+
+/// Attempts to fetch a card before a worker is left out.
+const CARD_ATTEMPTS: u32 = 5;
+const CARD_RETRY_DELAY: Duration = Duration::from_millis(500);
+
+/// What a gateway knows of a model.
+pub struct Model {
+    /// The name clients put into `model`.
+    pub name: String,
+    /// Prompt and output together.
+    pub context_tokens: usize,
+    /// Token ids are below this.
+    pub vocabulary_size: usize,
+    /// Unix time.
+    pub created_s: u64,
+    /// Text to tokens and back.
+    pub tokenizer: Tokenizer,
+    /// Messages to text; a model without one serves completions only.
+    pub template: Option<ChatTemplate>,
+}
+
+/// A model card that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CardError {
+    /// tokenizer.json is wrong or of an unknown kind.
+    #[error("its tokenizer.json is not usable: {0}")]
+    Tokenizer(#[from] TokenizerError),
+    /// The chat template does not parse.
+    #[error("its chat template is not usable: {0}")]
+    Template(#[from] TemplateError),
+}
+
+/// Checks that a gateway could serve this card.
+pub fn check_card(card: &v1::ModelCard) -> Result<(), CardError> {
+    Model::new(card).map(|_| ())
+}
+
+impl Model {
+    fn new(card: &v1::ModelCard) -> Result<Self, CardError> {
+        let template = card.chat_template.clone().map(|source| {
+            ChatTemplate::new(source, card.bos_token.clone(), card.eos_token.clone())
+        });
+        Ok(Self {
+            name: card.name.clone(),
+            context_tokens: card.context_tokens as usize,
+            vocabulary_size: card.vocabulary_size as usize,
+            created_s: card.created_s,
+            tokenizer: Tokenizer::from_bytes(&card.tokenizer_json)?,
+            template: template.transpose()?,
+        })
+    }
+}
+
+/// All models and workers. Cheap to read, rarely written.
+#[derive(Default)]
+pub struct Models {
+    known: RwLock<Known>,
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct Known {
+    models: BTreeMap<String, Arc<Model>>,
+    workers: HashMap<WorkerLife, v1::WorkerRegistration>,
+}
+
+impl Models {
+    /// The model of this name.
+    pub fn get(&self, name: &str) -> Option<Arc<Model>> {
+        self.known.read().models.get(name).cloned()
+    }
+
+    /// All models, by name.
+    pub fn all(&self) -> Vec<Arc<Model>> {
+        self.known.read().models.values().cloned().collect()
+    }
+
+    /// How to reach one life of a worker.
+    pub fn worker(&self, life: &WorkerLife) -> Option<v1::WorkerRegistration> {
+        self.known.read().workers.get(life).cloned()
+    }
+
+    /// The numerics ids under which a model is served, with their block sizes.
+    pub fn numerics_of(&self, model: &str) -> BTreeSet<(String, usize)> {
+        let known = self.known.read();
+        let serving = known.workers.values().filter(|worker| worker.model == model);
+        serving.map(|worker| (worker.numerics_id.clone(), worker.block_size as usize)).collect()
+    }
+
+    /// Whether a request could be served: some model has a worker that decodes.
+    pub fn is_ready(&self) -> bool {
+        let known = self.known.read();
+        known.workers.values().any(|worker| worker.role() == v1::Role::Decode)
+    }
+
+    /// Waits until `is_ready`.
+    pub async fn ready(&self) {
+        loop {
+            let changed = self.changed.notified();
+            if self.is_ready() {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Follows the registry.
+    pub async fn watch(&self, network: &Network) {
+        loop {
+            let mut workers = network.registry.watch(subjects::WORKERS);
+            while let Some(change) = workers.next().await {
+                match change {
+                    Change::Put(key, value) => match v1::WorkerRegistration::decode(value) {
+                        Ok(registration) => self.add(registration, network).await,
+                        Err(error) => tracing::warn!(key, %error, "unreadable registration"),
+                    },
+                    Change::Deleted(key) => self.remove(&key),
+                }
+                self.changed.notify_waiters();
+            }
+            // The watch lagged too far behind: begin anew from what is there.
+        }
+    }
+
+    async fn add(&self, registration: v1::WorkerRegistration, network: &Network) {
+        if self.get(&registration.model).is_none() {
+            let Some(model) = fetch_model(&registration, network).await else { return };
+            self.known.write().models.insert(model.name.clone(), Arc::new(model));
+        }
+        let life = WorkerLife {
+            id: registration.worker_id.as_str().into(),
+            incarnation: Incarnation(registration.incarnation),
+        };
+        self.known.write().workers.insert(life, registration);
+    }
+
+    /// A model goes with its last worker.
+    fn remove(&self, key: &str) {
+        let mut known = self.known.write();
+        known.workers.retain(|life, _| subjects::worker_key(life) != key);
+        let Known { models, workers } = &mut *known;
+        models.retain(|name, _| workers.values().any(|worker| worker.model == *name));
+    }
+}
+
+async fn fetch_model(registration: &v1::WorkerRegistration, network: &Network) -> Option<Model> {
+    let worker = &registration.worker_id;
+    for _ in 0..CARD_ATTEMPTS {
+        match fetch_card(registration, network).await {
+            Ok(card) => {
+                let parsed = tokio::task::spawn_blocking(move || Model::new(&card)).await.ok()?;
+                return parsed
+                    .inspect_err(|error| tracing::error!(worker, %error, "unusable model card"))
+                    .ok();
+            }
+            Err(error) => tracing::warn!(worker, %error, "cannot fetch the model card"),
+        }
+        tokio::time::sleep(CARD_RETRY_DELAY).await;
+    }
+    tracing::error!(worker, "no model card after {CARD_ATTEMPTS} attempts, leaving it out");
+    None
+}
+
+async fn fetch_card(
+    registration: &v1::WorkerRegistration,
+    network: &Network,
+) -> Result<v1::ModelCard, Box<dyn std::error::Error + Send + Sync>> {
+    let channel = network.data_plane.connect(&registration.data_endpoint).await?;
+    let mut client = WorkerClient::new(channel).max_decoding_message_size(CARD_BYTES_MAX);
+    Ok(client.get_model_card(v1::GetModelCardRequest {}).await?.into_inner())
+}

@@ -1,0 +1,257 @@
+//! `POST /v1/chat/completions`: messages, validated and brought into the shape that chat templates
+//! are written for.
+
+use serde_json::{Map, Value, json};
+
+use super::error::ApiError;
+use super::fields::{Fields, wrong_type};
+use super::parameters::Parameters;
+use super::unsupported::refuse_for_chat;
+
+const ROLES: &[&str] = &["developer", "system", "user", "assistant", "tool", "function"];
+
+/// A validated chat request.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ChatRequest {
+    pub parameters: Parameters,
+    /// At least one. Each has a `role` and a `content`, which is a string, or null beside
+    /// `tool_calls`.
+    pub messages: Vec<Value>,
+}
+
+impl ChatRequest {
+    /// Validates a request body; the error names the first field that is wrong.
+    pub fn parse(body: &Value) -> Result<ChatRequest, ApiError> {
+        let fields = Fields::of_body(body)?;
+        refuse_for_chat(&fields)?;
+        let parameters = Parameters::of_chat(&fields)?;
+        Ok(ChatRequest { parameters, messages: messages(&fields)? })
+    }
+}
+
+fn messages(fields: &Fields) -> Result<Vec<Value>, ApiError> {
+    let messages = fields.array("messages")?.ok_or_else(|| ApiError::missing("messages"))?;
+    if messages.is_empty() {
+        return Err(ApiError::empty_array("messages"));
+    }
+    let read = |(index, value)| message(&Fields::of(value, &format!("messages[{index}]"))?);
+    messages.iter().enumerate().map(read).collect()
+}
+
+fn message(fields: &Fields) -> Result<Value, ApiError> {
+    let role = fields.require_string("role")?;
+    if !ROLES.contains(&role) {
+        return Err(ApiError::not_one_of(&fields.path("role"), role, ROLES));
+    }
+    refuse_parts_of_message(fields)?;
+    let mut message = Map::new();
+    // Templates know the older name of the role only.
+    message.insert("role".into(), json!(if role == "developer" { "system" } else { role }));
+    let tool_calls = if role == "assistant" { tool_calls(fields)? } else { None };
+    message.insert("content".into(), content(fields, tool_calls.is_some())?);
+    if let Some(tool_calls) = tool_calls {
+        message.insert("tool_calls".into(), tool_calls);
+    }
+    for (name, required) in [
+        ("name", role == "function"),
+        ("tool_call_id", role == "tool"),
+        ("reasoning_content", false),
+    ] {
+        let text = fields.string(name)?;
+        if required && text.is_none() {
+            return Err(ApiError::missing(&fields.path(name)));
+        }
+        message.extend(text.map(|text| (name.to_owned(), json!(text))));
+    }
+    Ok(Value::Object(message))
+}
+
+fn refuse_parts_of_message(fields: &Fields) -> Result<(), ApiError> {
+    for name in ["audio", "function_call"] {
+        if fields.get(name).is_some() {
+            let path = fields.path(name);
+            return Err(ApiError::unsupported(&path, &format!("'{path}'")));
+        }
+    }
+    Ok(())
+}
+
+fn content(fields: &Fields, may_be_absent: bool) -> Result<Value, ApiError> {
+    let path = fields.path("content");
+    match fields.get("content") {
+        None if may_be_absent => Ok(Value::Null),
+        None => Err(ApiError::missing(&path)),
+        Some(Value::String(text)) => Ok(json!(text)),
+        Some(Value::Array(parts)) if parts.is_empty() => Err(ApiError::empty_array(&path)),
+        Some(Value::Array(parts)) => Ok(json!(joined_parts(parts, &path)?)),
+        Some(other) => Err(wrong_type(&path, "a string or an array of content parts", other)),
+    }
+}
+
+/// Templates want one string; parts are lines of it, as other servers have it.
+fn joined_parts(parts: &[Value], path: &str) -> Result<String, ApiError> {
+    let read = |(index, part)| text_part(part, &format!("{path}[{index}]"));
+    Ok(parts.iter().enumerate().map(read).collect::<Result<Vec<_>, _>>()?.join("\n"))
+}
+
+fn text_part<'a>(part: &'a Value, path: &str) -> Result<&'a str, ApiError> {
+    let fields = Fields::of(part, path)?;
+    match fields.require_string("type")? {
+        "text" => fields.require_string("text"),
+        "refusal" => fields.require_string("refusal"),
+        "image_url" | "input_image" | "image" => Err(refused_part(path, "an image")),
+        "input_audio" | "audio" | "audio_url" => Err(refused_part(path, "audio")),
+        "video" | "video_url" => Err(refused_part(path, "a video")),
+        "file" | "input_file" => Err(refused_part(path, "a file")),
+        other => Err(ApiError::not_one_of(&fields.path("type"), other, &["text", "refusal"])),
+    }
+}
+
+fn refused_part(path: &str, what: &str) -> ApiError {
+    ApiError::unsupported(path, &format!("{what} in '{path}'"))
+}
+
+/// The calls of an assistant message, with their arguments as templates expect them.
+/// An empty list counts as absent.
+fn tool_calls(fields: &Fields) -> Result<Option<Value>, ApiError> {
+    let calls = fields.array("tool_calls")?.map_or(&[][..], Vec::as_slice);
+    if calls.is_empty() {
+        return Ok(None);
+    }
+    let path = fields.path("tool_calls");
+    let read = |(index, call)| tool_call(call, &format!("{path}[{index}]"));
+    Ok(Some(Value::Array(calls.iter().enumerate().map(read).collect::<Result<_, _>>()?)))
+}
+
+fn tool_call(call: &Value, path: &str) -> Result<Value, ApiError> {
+    let fields = Fields::of(call, path)?;
+    let function = fields.object("function")?;
+    let function = function.ok_or_else(|| ApiError::missing(&fields.path("function")))?;
+    function.require_string("name")?;
+    let mut call = call.clone();
+    if let Some(arguments) = parsed_arguments(&function)? {
+        call["function"]["arguments"] = arguments;
+    }
+    Ok(call)
+}
+
+/// `None` where the arguments are to stay as they are: not a string, or a string that is no object.
+fn parsed_arguments(function: &Fields) -> Result<Option<Value>, ApiError> {
+    match function.get("arguments") {
+        None | Some(Value::Object(_)) => Ok(None),
+        Some(Value::String(text)) if text.is_empty() => Ok(Some(json!({}))),
+        Some(Value::String(text)) => {
+            Ok(serde_json::from_str(text).ok().filter(|value: &Value| value.is_object()))
+        }
+        Some(other) => Err(wrong_type(&function.path("arguments"), "a string", other)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(messages: &Value) -> Result<Vec<Value>, ApiError> {
+        let body = json!({ "model": "m", "messages": messages });
+        ChatRequest::parse(&body).map(|request| request.messages)
+    }
+
+    #[test]
+    fn normalises_messages_for_the_template() {
+        #[track_caller]
+        fn check(message: Value, expected: Value) {
+            assert_eq!(parse(&json!([message])).unwrap(), [expected]);
+        }
+        check(
+            json!({ "role": "user", "content": "hi", "extra": 1 }),
+            json!({ "role": "user", "content": "hi" }),
+        );
+        check(
+            json!({ "role": "developer", "content": "be brief" }),
+            json!({ "role": "system", "content": "be brief" }),
+        );
+        check(
+            json!({ "role": "user", "name": "bo", "content": [
+                { "type": "text", "text": "a" }, { "type": "text", "text": "b" }] }),
+            json!({ "role": "user", "content": "a\nb", "name": "bo" }),
+        );
+        check(
+            json!({ "role": "tool", "tool_call_id": "c1", "content": "4" }),
+            json!({ "role": "tool", "content": "4", "tool_call_id": "c1" }),
+        );
+        check(
+            json!({ "role": "assistant", "content": null, "tool_calls": [{ "id": "c1",
+                "type": "function", "function": { "name": "f", "arguments": "{\"b\":1,\"a\":2}" } }] }),
+            json!({ "role": "assistant", "content": null, "tool_calls": [{ "id": "c1",
+                "type": "function", "function": { "name": "f", "arguments": { "b": 1, "a": 2 } } }] }),
+        );
+        check(
+            json!({ "role": "assistant", "tool_calls": [
+                { "function": { "name": "f", "arguments": "not json" } }] }),
+            json!({ "role": "assistant", "content": null, "tool_calls": [
+                { "function": { "name": "f", "arguments": "not json" } }] }),
+        );
+        check(
+            json!({ "role": "assistant", "content": "", "tool_calls": [] }),
+            json!({ "role": "assistant", "content": "" }),
+        );
+    }
+
+    #[test]
+    fn refuses_what_is_wrong_by_path() {
+        #[track_caller]
+        fn check(messages: Value, param: &str, code: &str) {
+            let error = parse(&messages).unwrap_err();
+            assert_eq!(error.param.as_deref(), Some(param), "{error}");
+            assert_eq!(error.code.as_deref(), Some(code), "{error}");
+        }
+        check(json!(null), "messages", "missing_required_parameter");
+        check(json!([]), "messages", "empty_array");
+        check(json!("hi"), "messages", "invalid_type");
+        check(json!(["hi"]), "messages[0]", "invalid_type");
+        check(json!([{ "content": "x" }]), "messages[0].role", "missing_required_parameter");
+        check(json!([{ "role": "bot", "content": "x" }]), "messages[0].role", "invalid_value");
+        check(json!([{ "role": "user" }]), "messages[0].content", "missing_required_parameter");
+        check(
+            json!([{ "role": "assistant", "content": null }]),
+            "messages[0].content",
+            "missing_required_parameter",
+        );
+        check(json!([{ "role": "user", "content": 1 }]), "messages[0].content", "invalid_type");
+        check(json!([{ "role": "user", "content": [] }]), "messages[0].content", "empty_array");
+        check(
+            json!([{ "role": "user", "content": [
+                { "type": "text", "text": "what is this?" },
+                { "type": "image_url", "image_url": { "url": "data:," } }] }]),
+            "messages[0].content[1]",
+            "unsupported_parameter",
+        );
+        check(
+            json!([{ "role": "user", "content": [{ "type": "smell" }] }]),
+            "messages[0].content[0].type",
+            "invalid_value",
+        );
+        check(
+            json!([{ "role": "tool", "content": "4" }]),
+            "messages[0].tool_call_id",
+            "missing_required_parameter",
+        );
+        check(
+            json!([{ "role": "assistant", "tool_calls": [{ "function": {} }] }]),
+            "messages[0].tool_calls[0].function.name",
+            "missing_required_parameter",
+        );
+        check(
+            json!([{ "role": "assistant", "content": "x", "function_call": { "name": "f" } }]),
+            "messages[0].function_call",
+            "unsupported_parameter",
+        );
+    }
+
+    #[test]
+    fn refuses_tools_by_name() {
+        let body = json!({ "model": "m", "messages": [{ "role": "user", "content": "x" }],
+            "tools": [{ "type": "function", "function": { "name": "f" } }] });
+        assert_eq!(ChatRequest::parse(&body).unwrap_err().param.as_deref(), Some("tools"));
+    }
+}

@@ -1,0 +1,114 @@
+//! Log probabilities in the dialect of chat and in that of text completions.
+
+use serde::ser::SerializeMap;
+use serde::{Serialize, Serializer};
+
+/// JSON cannot carry minus infinity; OpenAI sends this instead.
+const LOGPROB_MIN: f32 = -9999.0;
+
+/// One generated token, as logprobs report it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenText {
+    pub text: String,
+    /// The true bytes, which `text` cannot show where a character is split over tokens.
+    pub bytes: Vec<u8>,
+    /// Natural logarithm.
+    pub logprob: f32,
+    /// The most likely tokens of this position: text, bytes, logprob.
+    pub top: Vec<(String, Vec<u8>, f32)>,
+}
+
+/// `logprobs` of a chat choice.
+#[derive(Serialize)]
+pub struct ChatLogprobs<'a> {
+    content: Vec<ChatToken<'a>>,
+    refusal: Option<()>,
+}
+
+#[derive(Serialize)]
+struct ChatToken<'a> {
+    #[serde(flatten)]
+    token: ChatAlternative<'a>,
+    top_logprobs: Vec<ChatAlternative<'a>>,
+}
+
+#[derive(Serialize)]
+struct ChatAlternative<'a> {
+    token: &'a str,
+    logprob: f32,
+    bytes: &'a [u8],
+}
+
+impl<'a> ChatLogprobs<'a> {
+    pub fn new(tokens: &'a [TokenText]) -> ChatLogprobs<'a> {
+        ChatLogprobs { content: tokens.iter().map(ChatToken::new).collect(), refusal: None }
+    }
+}
+
+impl<'a> ChatToken<'a> {
+    fn new(token: &'a TokenText) -> ChatToken<'a> {
+        ChatToken {
+            token: ChatAlternative::new(&token.text, &token.bytes, token.logprob),
+            top_logprobs: token
+                .top
+                .iter()
+                .map(|(text, bytes, logprob)| ChatAlternative::new(text, bytes, *logprob))
+                .collect(),
+        }
+    }
+}
+
+impl<'a> ChatAlternative<'a> {
+    fn new(token: &'a str, bytes: &'a [u8], logprob: f32) -> ChatAlternative<'a> {
+        ChatAlternative { token, logprob: finite(logprob), bytes }
+    }
+}
+
+/// `logprobs` of a text completion choice.
+#[derive(Serialize)]
+pub struct CompletionLogprobs<'a> {
+    tokens: Vec<&'a str>,
+    token_logprobs: Vec<f32>,
+    /// Null when no alternatives were asked for.
+    top_logprobs: Option<Vec<Alternatives<'a>>>,
+    text_offset: Vec<usize>,
+}
+
+impl<'a> CompletionLogprobs<'a> {
+    /// `offset_characters` is where the first token begins in the text; it is moved past the last.
+    pub fn new(tokens: &'a [TokenText], offset_characters: &mut usize) -> CompletionLogprobs<'a> {
+        let mut offset_of = |token: &TokenText| {
+            let offset = *offset_characters;
+            *offset_characters += token.text.chars().count();
+            offset
+        };
+        let any_alternatives = tokens.iter().any(|token| !token.top.is_empty());
+        CompletionLogprobs {
+            tokens: tokens.iter().map(|token| token.text.as_str()).collect(),
+            token_logprobs: tokens.iter().map(|token| finite(token.logprob)).collect(),
+            top_logprobs: any_alternatives
+                .then(|| tokens.iter().map(|token| Alternatives(&token.top)).collect()),
+            text_offset: tokens.iter().map(&mut offset_of).collect(),
+        }
+    }
+}
+
+/// A map from text to logprob.
+struct Alternatives<'a>(&'a [(String, Vec<u8>, f32)]);
+
+impl Serialize for Alternatives<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        for (index, (text, _, logprob)) in self.0.iter().enumerate() {
+            // Different tokens can read the same; the likelier one comes first and stays.
+            if !self.0[..index].iter().any(|(earlier, ..)| earlier == text) {
+                map.serialize_entry(text, &finite(*logprob))?;
+            }
+        }
+        map.end()
+    }
+}
+
+fn finite(logprob: f32) -> f32 {
+    logprob.max(LOGPROB_MIN)
+}

@@ -1,0 +1,27 @@
+//! The OpenAI dialect: JSON in, requests out; tokens in, JSON out. Nothing here performs I/O or
+//! reads a clock.
+
+mod fields;
+mod parameters;
+mod unsupported;
+
+mod chat;
+mod completion;
+
+mod chat_response;
+mod completion_response;
+mod logprobs;
+mod models;
+mod response;
+
+mod error;
+
+pub use chat::ChatRequest;
+pub use chat_response::{ChatStream, chat_completion};
+pub use completion::{CompletionRequest, Prompt};
+pub use completion_response::{CompletionStream, text_completion};
+pub use error::ApiError;
+pub use logprobs::TokenText;
+pub use models::{ModelCard, model_list, model_object};
+pub use parameters::{Parameters, StreamOptions};
+pub use response::{Head, Usage};

@@ -1,0 +1,162 @@
+//! Fields that are known but not done yet. Ignoring one of them would change the answer, so each is
+//! refused by name unless its value asks for what happens anyway.
+
+use serde_json::Value;
+
+use super::error::ApiError;
+use super::fields::Fields;
+
+type Harmless = fn(&Value) -> bool;
+
+const BOTH: &[(&str, Harmless)] = &[
+    ("use_beam_search", is_false),
+    ("response_format", is_text_format),
+    ("guided_json", never),
+    ("guided_regex", never),
+    ("guided_choice", never),
+    ("guided_grammar", never),
+    ("structured_outputs", never),
+    ("prompt_logprobs", never),
+    ("logits_processors", is_empty),
+    ("bad_words", is_empty),
+    ("allowed_token_ids", is_empty),
+    ("truncate_prompt_tokens", never),
+    ("include_stop_str_in_output", is_false),
+    ("skip_special_tokens", is_true),
+];
+
+const CHAT: &[(&str, Harmless)] = &[
+    ("tools", is_empty),
+    ("functions", is_empty),
+    ("tool_choice", is_none_or_auto),
+    ("function_call", is_none_or_auto),
+    ("modalities", is_text_only),
+    ("audio", never),
+    ("web_search_options", never),
+    ("add_generation_prompt", is_true),
+    ("continue_final_message", is_false),
+    ("chat_template", never),
+    ("chat_template_kwargs", is_empty),
+    ("documents", is_empty),
+    ("echo", is_false),
+];
+
+const COMPLETION: &[(&str, Harmless)] =
+    &[("suffix", is_empty), ("echo", is_false), ("prompt_embeds", never)];
+
+/// Refuses what a chat request may not ask for yet.
+pub fn refuse_for_chat(fields: &Fields) -> Result<(), ApiError> {
+    refuse_several_choices(fields)?;
+    refuse(fields, BOTH)?;
+    refuse(fields, CHAT)
+}
+
+/// Refuses what a completion request may not ask for yet.
+pub fn refuse_for_completion(fields: &Fields) -> Result<(), ApiError> {
+    refuse_several_choices(fields)?;
+    refuse(fields, BOTH)?;
+    refuse(fields, COMPLETION)
+}
+
+fn refuse_several_choices(fields: &Fields) -> Result<(), ApiError> {
+    for (name, range) in [("n", 1..=128), ("best_of", 0..=20)] {
+        if fields.integer(name, range)?.is_some_and(|count| count > 1) {
+            return Err(ApiError::unsupported(name, &format!("'{name}' above 1")));
+        }
+    }
+    Ok(())
+}
+
+fn refuse(fields: &Fields, table: &[(&str, Harmless)]) -> Result<(), ApiError> {
+    for (name, harmless) in table {
+        if fields.get(name).is_some_and(|value| !harmless(value)) {
+            return Err(ApiError::unsupported(&fields.path(name), &describe(name, fields)));
+        }
+    }
+    Ok(())
+}
+
+/// Names the field, and its value where that is short enough to be the reason.
+fn describe(name: &str, fields: &Fields) -> String {
+    match fields.get(name) {
+        Some(value @ Value::Bool(_)) => format!("'{name}' = {value}"),
+        Some(Value::String(value)) if value.len() <= 32 => format!("'{name}' = '{value}'"),
+        _ => format!("'{name}'"),
+    }
+}
+
+fn never(_: &Value) -> bool {
+    false
+}
+
+fn is_false(value: &Value) -> bool {
+    value == false
+}
+
+fn is_true(value: &Value) -> bool {
+    value == true
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Array(items) => items.is_empty(),
+        Value::Object(entries) => entries.is_empty(),
+        Value::String(text) => text.is_empty(),
+        _ => false,
+    }
+}
+
+fn is_none_or_auto(value: &Value) -> bool {
+    value == "none" || value == "auto"
+}
+
+fn is_text_format(value: &Value) -> bool {
+    value["type"] == "text"
+}
+
+fn is_text_only(value: &Value) -> bool {
+    value.as_array().is_some_and(|items| items.len() == 1 && items[0] == "text")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[track_caller]
+    fn check(name: &str, harmless: &[Value], refused: &[Value]) {
+        let refuse = |value: &Value| {
+            let body = json!({ name: value });
+            let fields = Fields::of_body(&body).unwrap();
+            refuse_for_chat(&fields).and(refuse_for_completion(&fields))
+        };
+        for value in harmless.iter().chain([&Value::Null]) {
+            assert_eq!(refuse(value), Ok(()), "{name} {value}");
+        }
+        for value in refused {
+            let error = refuse(value).unwrap_err();
+            assert_eq!(error.code.as_deref(), Some("unsupported_parameter"), "{name} {value}");
+            assert_eq!(error.param.as_deref(), Some(name));
+            assert!(error.message.contains(name), "{error}");
+        }
+    }
+
+    #[test]
+    fn refuses_by_name_what_would_change_the_answer() {
+        check("n", &[json!(1)], &[json!(2)]);
+        check("best_of", &[json!(0), json!(1)], &[json!(3)]);
+        check("echo", &[json!(false)], &[json!(true)]);
+        check("suffix", &[json!("")], &[json!("end")]);
+        check("tools", &[json!([])], &[json!([{ "type": "function" }])]);
+        check("tool_choice", &[json!("none"), json!("auto")], &[json!("required"), json!({})]);
+        check("response_format", &[json!({ "type": "text" })], &[json!({ "type": "json_object" })]);
+        check("modalities", &[json!(["text"])], &[json!(["text", "audio"])]);
+        check("add_generation_prompt", &[json!(true)], &[json!(false)]);
+        check("continue_final_message", &[json!(false)], &[json!(true)]);
+        check("prompt_logprobs", &[], &[json!(0), json!(1)]);
+        check("guided_json", &[], &[json!({})]);
+        check("reasoning_effort", &[json!("low")], &[]);
+        check("metadata", &[json!({ "a": 1 })], &[]);
+    }
+}

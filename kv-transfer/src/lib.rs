@@ -1,0 +1,17 @@
+//! Moves KV blocks from the pool of one worker into the pool of another.
+//!
+//! The reader *pulls*: nobody may write into another worker's memory, so that a late write cannot
+//! corrupt it. A lease pins the blocks at their source from grant to `finish`; what was read
+//! counts only once `finish` said that the lease was alive throughout.
+//!
+//! Knows layouts, blocks, leases and bytes; knows no model and no bus.
+
+mod layout;
+mod lease;
+mod local;
+mod memory;
+
+pub use layout::KvLayout;
+pub use lease::{Capability, Holder, Lease, LeaseError, LeaseId, LeaseLimits, LeaseTable};
+pub use local::{BlockCopy, LocalPools, LocalSource, TransferError};
+pub use memory::{BlockWriter, HostMemory};

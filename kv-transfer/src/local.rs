@@ -1,0 +1,172 @@
+//! The local way: source and destination are pools of one process; one copy per block.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Weak};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use protocol::WorkerLife;
+
+use crate::{BlockWriter, HostMemory, KvLayout, Lease, LeaseError, LeaseTable};
+
+/// Why blocks could not be moved. The reader computes them itself.
+#[derive(Debug, thiserror::Error)]
+pub enum TransferError {
+    /// The source worker, or this life of it, does not run in this process.
+    #[error("worker {} has no pool in this process", .0.id)]
+    SourceGone(WorkerLife),
+    /// Blocks of another shape or numerics id.
+    #[error("the pools' KV layouts differ")]
+    LayoutMismatch,
+    /// The lease does not allow the read.
+    #[error(transparent)]
+    Lease(#[from] LeaseError),
+}
+
+/// A pool that others in this process may read under its leases.
+pub struct LocalSource {
+    /// The shape of its blocks.
+    pub layout: KvLayout,
+    /// Where they lie.
+    pub memory: Arc<HostMemory>,
+    /// Who may read them.
+    pub leases: Arc<LeaseTable>,
+}
+
+/// One block to move: from a block of the source pool into the `destination`th block of a writer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockCopy {
+    /// Block of the source pool.
+    pub source: u32,
+    /// Index into the destination's `BlockWriter`.
+    pub destination: usize,
+}
+
+/// The pools of this process, by the life of the worker that owns them.
+#[derive(Default)]
+pub struct LocalPools {
+    sources: Mutex<HashMap<WorkerLife, Weak<LocalSource>>>,
+}
+
+impl LocalPools {
+    /// Makes a pool readable for as long as its owner keeps it.
+    pub fn add(&self, worker: WorkerLife, source: &Arc<LocalSource>) {
+        let mut sources = self.sources.lock();
+        sources.retain(|_, source| source.strong_count() > 0);
+        sources.insert(worker, Arc::downgrade(source));
+    }
+
+    /// Copies blocks of `worker`'s pool, one memcpy each. What was copied counts only once
+    /// `finish` on the lease has succeeded.
+    pub fn pull(
+        &self,
+        worker: &WorkerLife,
+        lease: Lease,
+        layout: &KvLayout,
+        copies: &[BlockCopy],
+        destination: &mut BlockWriter,
+    ) -> Result<(), TransferError> {
+        let source = self.sources.lock().get(worker).and_then(Weak::upgrade);
+        let source = source.ok_or_else(|| TransferError::SourceGone(worker.clone()))?;
+        if source.layout != *layout {
+            return Err(TransferError::LayoutMismatch);
+        }
+        let blocks: Vec<u32> = copies.iter().map(|copy| copy.source).collect();
+        source.leases.read(Instant::now(), lease, &blocks, || {
+            for copy in copies {
+                // SAFETY: announced blocks are complete, and the lease pins them unchanged while
+                // this closure runs.
+                let bytes = unsafe { source.memory.read(copy.source, 0, layout.block_bytes()) };
+                destination.fill(copy.destination, bytes);
+            }
+        })?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::LeaseLimits;
+    use protocol::Incarnation;
+
+    fn layout() -> KvLayout {
+        KvLayout {
+            numerics_id: "n".into(),
+            block_size: 2,
+            layers: 1,
+            kv_heads: 1,
+            head_dim: 4,
+            element_bytes: 4,
+        }
+    }
+
+    fn life(incarnation: u64) -> WorkerLife {
+        WorkerLife { id: "prefill-0".into(), incarnation: Incarnation(incarnation) }
+    }
+
+    /// A source pool of four blocks, block b filled with the byte b + 1.
+    fn source() -> Arc<LocalSource> {
+        let layout = layout();
+        let memory = HostMemory::new(4, layout.block_bytes()).unwrap();
+        for block in 0..4 {
+            // SAFETY: nobody else has this memory yet.
+            unsafe { memory.write(block, 0, layout.block_bytes()) }.fill(block as u8 + 1);
+        }
+        let leases = Arc::new(LeaseTable::new(LeaseLimits::default()));
+        Arc::new(LocalSource { layout, memory: Arc::new(memory), leases })
+    }
+
+    #[test]
+    fn pulls_exactly_the_named_blocks_under_a_lease() {
+        let (pools, source) = (LocalPools::default(), source());
+        pools.add(life(1), &source);
+        let lease = source.leases.grant(Instant::now(), Arc::new(())).unwrap();
+        source.leases.announce(lease.id, &[3, 1]);
+
+        let memory = Arc::new(HostMemory::new(4, layout().block_bytes()).unwrap());
+        // SAFETY: this test alone uses the memory.
+        let mut writer = unsafe { BlockWriter::new(memory.clone(), vec![2, 0]) };
+        let copies =
+            [BlockCopy { source: 3, destination: 0 }, BlockCopy { source: 1, destination: 1 }];
+        pools.pull(&life(1), lease, &layout(), &copies, &mut writer).unwrap();
+        assert_eq!(source.leases.finish(Instant::now(), lease), Ok(()));
+
+        // SAFETY: the writer is idle.
+        let first_byte = |block| unsafe { memory.read(block, 0, 1)[0] };
+        assert_eq!([0, 1, 2, 3].map(first_byte), [2, 0, 4, 0]);
+    }
+
+    #[test]
+    fn refuses_other_lives_other_layouts_and_unannounced_blocks() {
+        let (pools, source) = (LocalPools::default(), source());
+        pools.add(life(1), &source);
+        let lease = source.leases.grant(Instant::now(), Arc::new(())).unwrap();
+        let memory = Arc::new(HostMemory::new(1, layout().block_bytes()).unwrap());
+        // SAFETY: this test alone uses the memory.
+        let mut writer = unsafe { BlockWriter::new(memory, vec![0]) };
+        let copies = [BlockCopy { source: 0, destination: 0 }];
+
+        let other_life = pools.pull(&life(2), lease, &layout(), &copies, &mut writer);
+        assert!(matches!(other_life, Err(TransferError::SourceGone(_))));
+        let other_layout = KvLayout { numerics_id: "other".into(), ..layout() };
+        let mismatch = pools.pull(&life(1), lease, &other_layout, &copies, &mut writer);
+        assert!(matches!(mismatch, Err(TransferError::LayoutMismatch)));
+        let unannounced = pools.pull(&life(1), lease, &layout(), &copies, &mut writer);
+        assert!(matches!(unannounced, Err(TransferError::Lease(LeaseError::NotAnnounced))));
+    }
+
+    #[test]
+    fn a_dropped_pool_is_gone() {
+        let pools = LocalPools::default();
+        let source = source();
+        pools.add(life(1), &source);
+        let lease = source.leases.grant(Instant::now(), Arc::new(())).unwrap();
+        drop(source);
+        let memory = Arc::new(HostMemory::new(1, layout().block_bytes()).unwrap());
+        // SAFETY: this test alone uses the memory.
+        let mut writer = unsafe { BlockWriter::new(memory, vec![0]) };
+        let pulled = pools.pull(&life(1), lease, &layout(), &[], &mut writer);
+        assert!(matches!(pulled, Err(TransferError::SourceGone(_))));
+    }
+}

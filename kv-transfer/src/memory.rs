@@ -1,0 +1,101 @@
+//! The host memory that KV blocks lie in.
+
+use std::io;
+use std::sync::Arc;
+
+use memmap2::{MmapMut, MmapOptions};
+
+/// A fixed number of equal blocks of host memory, zeroed, page-aligned, and backed by real memory
+/// only where touched. Which block belongs to whom is the block pool's business, so every access
+/// is unsafe and says whom it relies on.
+pub struct HostMemory {
+    base: *mut u8,
+    block_bytes: usize,
+    blocks: usize,
+    _mapping: MmapMut,
+}
+
+// SAFETY: `base` points into a private mapping owned by this struct; all access goes through the
+// unsafe functions below, whose callers promise not to race.
+unsafe impl Send for HostMemory {}
+// SAFETY: as above.
+unsafe impl Sync for HostMemory {}
+
+impl HostMemory {
+    /// Maps room for `blocks` blocks. Errors: the system's, when the address space is refused.
+    pub fn new(blocks: usize, block_bytes: usize) -> io::Result<Self> {
+        let bytes = blocks.checked_mul(block_bytes).filter(|bytes| *bytes > 0);
+        let bytes = bytes.ok_or_else(|| io::Error::other("the KV pool's size overflows"))?;
+        let mut mapping = MmapOptions::new().len(bytes).no_reserve_swap().map_anon()?;
+        Ok(Self { base: mapping.as_mut_ptr(), block_bytes, blocks, _mapping: mapping })
+    }
+
+    /// Number of blocks.
+    pub fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    /// Bytes of one block.
+    pub fn block_bytes(&self) -> usize {
+        self.block_bytes
+    }
+
+    fn block_start(&self, block: u32) -> *mut u8 {
+        assert!((block as usize) < self.blocks, "block {block} of a pool of {}", self.blocks);
+        // SAFETY: in bounds by the assertion; the mapping spans blocks * block_bytes.
+        unsafe { self.base.add(block as usize * self.block_bytes) }
+    }
+
+    /// The bytes of one block.
+    ///
+    /// # Safety
+    /// Nobody writes to this range of the block while the slice lives.
+    pub unsafe fn read(&self, block: u32, offset: usize, bytes: usize) -> &[u8] {
+        assert!(offset + bytes <= self.block_bytes, "a read past the end of a block");
+        // SAFETY: in bounds by the assertions; unwritten by the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.block_start(block).add(offset), bytes) }
+    }
+
+    /// A mutable view of a part of one block.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes this range of the block while the slice lives.
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn write(&self, block: u32, offset: usize, bytes: usize) -> &mut [u8] {
+        assert!(offset + bytes <= self.block_bytes, "a write past the end of a block");
+        // SAFETY: in bounds by the assertions; exclusive by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.block_start(block).add(offset), bytes) }
+    }
+}
+
+/// The right to fill certain blocks of a pool, held by one reservation.
+pub struct BlockWriter {
+    memory: Arc<HostMemory>,
+    blocks: Vec<u32>,
+}
+
+impl BlockWriter {
+    /// # Safety
+    /// Until the writer is dropped, nobody else reads or writes `blocks`, and `blocks` has no
+    /// duplicates.
+    pub unsafe fn new(memory: Arc<HostMemory>, blocks: Vec<u32>) -> Self {
+        Self { memory, blocks }
+    }
+
+    /// How many blocks may be filled.
+    pub fn len(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// Whether there is nothing to fill.
+    pub fn is_empty(&self) -> bool {
+        self.blocks.is_empty()
+    }
+
+    /// Overwrites the `index`th block.
+    pub fn fill(&mut self, index: usize, bytes: &[u8]) {
+        // SAFETY: this writer has these blocks to itself, and `&mut self` itself to this call.
+        let block = unsafe { self.memory.write(self.blocks[index], 0, self.memory.block_bytes()) };
+        block.copy_from_slice(bytes);
+    }
+}

@@ -1,0 +1,81 @@
+//! Connections for gRPC between components, by endpoint name.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
+use tokio::io::DuplexStream;
+use tokio::sync::mpsc;
+use tokio_stream::Stream;
+use tonic::transport::{Channel, Endpoint};
+
+/// Bytes under way in one direction of an in-process connection.
+const PIPE_BYTES: usize = 256 * 1024;
+
+/// Connections that wait to be accepted by one listener; further ones are refused.
+const ACCEPT_QUEUE: usize = 256;
+
+/// The listeners of this process. Clones share them.
+#[derive(Clone, Default)]
+pub struct DataPlane {
+    listeners: Arc<Mutex<HashMap<String, mpsc::Sender<DuplexStream>>>>,
+}
+
+/// Accepted connections, for `tonic::transport::Server::serve_with_incoming`.
+pub struct Incoming {
+    connections: mpsc::Receiver<DuplexStream>,
+}
+
+/// An endpoint cannot be reached.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot connect to {endpoint}")]
+pub struct ConnectError {
+    endpoint: String,
+    #[source]
+    source: tonic::transport::Error,
+}
+
+impl DataPlane {
+    /// Listens under a name, in place of whoever did before.
+    pub fn listen(&self, endpoint: &str) -> Incoming {
+        let (sender, connections) = mpsc::channel(ACCEPT_QUEUE);
+        self.listeners.lock().insert(endpoint.to_string(), sender);
+        Incoming { connections }
+    }
+
+    /// Connects to a listener.
+    pub async fn connect(&self, endpoint: &str) -> Result<Channel, ConnectError> {
+        let listeners = self.listeners.clone();
+        let name = endpoint.to_string();
+        let connector = tower::service_fn(move |_: tonic::codegen::http::Uri| {
+            let stream = open(&listeners, &name);
+            async move { stream.map(TokioIo::new) }
+        });
+        // The authority of in-process calls; nothing resolves it.
+        let target = Endpoint::from_static("http://in-process");
+        let connected = target.connect_with_connector(connector).await;
+        connected.map_err(|source| ConnectError { endpoint: endpoint.to_string(), source })
+    }
+}
+
+fn open(
+    listeners: &Mutex<HashMap<String, mpsc::Sender<DuplexStream>>>,
+    endpoint: &str,
+) -> std::io::Result<DuplexStream> {
+    let refused = || std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+    let listener = listeners.lock().get(endpoint).cloned().ok_or_else(refused)?;
+    let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
+    listener.try_send(theirs).map_err(|_| refused())?;
+    Ok(ours)
+}
+
+impl Stream for Incoming {
+    type Item = std::io::Result<DuplexStream>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.connections.poll_recv(cx).map(|connection| connection.map(Ok))
+    }
+}

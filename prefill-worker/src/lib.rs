@@ -1,0 +1,53 @@
+//! The prefill role: computes a prompt to its first token for a decode worker, and holds the KV
+//! blocks under a lease until they were read.
+
+mod service;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kv_transfer::{LeaseLimits, LeaseTable, LocalPools, LocalSource};
+use messaging::Network;
+use protocol::v1::prefill_server::PrefillServer;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use worker::{Worker, WorkerError};
+
+use service::PrefillService;
+
+/// How often ended leases are looked for.
+const COLLECT_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Computes prompts until `shutdown`. Decode workers of this process read blocks by `pools`.
+/// Errors: the engine or the server ended by itself.
+pub async fn run(
+    worker: Worker,
+    network: Network,
+    pools: Arc<LocalPools>,
+    shutdown: CancellationToken,
+) -> Result<(), WorkerError> {
+    let leases = Arc::new(LeaseTable::new(LeaseLimits::default()));
+    let source = Arc::new(LocalSource {
+        layout: worker.host.layout().clone(),
+        memory: worker.host.memory().clone(),
+        leases: leases.clone(),
+    });
+    pools.add(worker.life.clone(), &source);
+    let service = PrefillService::new(&worker, leases.clone());
+    let services = Server::builder().add_service(PrefillServer::new(service));
+    tokio::select! {
+        ended = worker.serve(services, &network, shutdown) => ended,
+        () = collect_leases(&leases) => Ok(()),
+    }
+}
+
+async fn collect_leases(leases: &LeaseTable) {
+    let mut interval = tokio::time::interval(COLLECT_INTERVAL);
+    loop {
+        interval.tick().await;
+        let ended = leases.collect(Instant::now());
+        if ended > 0 {
+            tracing::debug!(leases = ended, "freed the blocks of ended leases");
+        }
+    }
+}

@@ -1,0 +1,15 @@
+//! What crosses a process: the protobuf messages and gRPC services of `proto/`, the hashes that
+//! name KV blocks, and the identities of workers.
+
+mod block_hash;
+mod identity;
+pub mod subjects;
+
+pub use block_hash::{BlockHash, BlockHasher, hashes_from_bytes, hashes_to_bytes};
+pub use identity::{Incarnation, WorkerId, WorkerLife};
+
+/// The generated messages and services of `proto/*.proto`.
+pub mod v1 {
+    #![allow(clippy::doc_markdown, clippy::large_enum_variant, missing_docs)]
+    tonic::include_proto!("stator.v1");
+}

@@ -1,0 +1,79 @@
+//! The command's arguments. Each may also be given as an environment variable `STATOR_…`.
+
+use std::net::SocketAddr;
+
+use clap::{Args, Parser, Subcommand};
+
+/// OpenAI-compatible LLM inference, from a laptop to a cluster.
+#[derive(Debug, Parser)]
+#[command(name = "stator", version, about, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve a model: gateway, router, a prefill and a decode worker in one process
+    Serve(ServeArgs),
+}
+
+/// Arguments of `serve`.
+#[derive(Clone, Debug, Args)]
+pub struct ServeArgs {
+    /// Model directory in Hugging Face layout (config.json, tokenizer.json, *.safetensors); the
+    /// bundled demo model if absent
+    #[arg(env = "STATOR_MODEL")]
+    pub model: Option<String>,
+
+    /// Name that clients put into `model`; the directory's name if absent
+    #[arg(long, env = "STATOR_MODEL_NAME")]
+    pub model_name: Option<String>,
+
+    /// Address of the OpenAI API
+    #[arg(long, env = "STATOR_LISTEN", default_value = "127.0.0.1:8000")]
+    pub listen: SocketAddr,
+
+    /// Allow an address other than loopback although the API asks for no keys
+    #[arg(long, env = "STATOR_INSECURE")]
+    pub insecure: bool,
+
+    /// Sequences that one worker computes at once
+    #[arg(long, env = "STATOR_MAX_NUM_SEQS", default_value_t = 64,
+        value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub max_num_seqs: u32,
+
+    /// Tokens that one worker computes in one step
+    #[arg(long, env = "STATOR_MAX_NUM_BATCHED_TOKENS", default_value_t = 512,
+        value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
+    pub max_num_batched_tokens: u32,
+
+    /// Tokens per KV block
+    #[arg(long, env = "STATOR_BLOCK_SIZE", default_value_t = 16,
+        value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub block_size: u32,
+
+    /// KV blocks of each worker; if absent, what fits into 1 GiB
+    #[arg(long, env = "STATOR_KV_BLOCKS",
+        value_parser = clap::value_parser!(u32).range(2..=16_777_216))]
+    pub kv_blocks: Option<u32>,
+
+    /// Threads that compute; one per CPU if absent
+    #[arg(long, env = "STATOR_THREADS", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub threads: Option<u32>,
+
+    /// Seconds that running requests have after Ctrl-C
+    #[arg(long, env = "STATOR_GRACE_PERIOD_S", default_value_t = 10)]
+    pub grace_period_s: u64,
+}
+
+impl ServeArgs {
+    /// The defaults, for a model.
+    pub fn for_model(model: &str) -> Self {
+        let cli = Cli::parse_from(["stator", "serve", model]);
+        let Command::Serve(arguments) = cli.command;
+        arguments
+    }
+}

@@ -1,0 +1,34 @@
+//! `stator`: reads its arguments, starts components, handles signals.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use stator::cli::{Cli, Command};
+use stator::exit::{self, Exit};
+use stator::serve;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return exit::for_arguments(&error),
+    };
+    init_logs();
+    let Command::Serve(arguments) = cli.command;
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            return Exit::Unavailable.with(&format!("cannot start threads: {error}"));
+        }
+    };
+    match runtime.block_on(serve::command(arguments)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => error.exit().with(&error.to_string()),
+    }
+}
+
+/// Logs go to standard error; `STATOR_LOG` says how much (`info`, `stator=debug`, …).
+fn init_logs() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("STATOR_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}

@@ -1,0 +1,275 @@
+//! `stator serve`: every component in one process, joined by an in-process network.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::{Compute, EngineConfig, KernelPath, LoadError, Model};
+use gateway::{CardError, Gateway, GatewayConfig};
+use kv_transfer::LocalPools;
+use messaging::Network;
+use protocol::v1::{ModelCard, Role};
+use protocol::{Incarnation, WorkerLife};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use worker::{EngineHost, Worker, WorkerConfig, WorkerError, load_card};
+
+use crate::cli::ServeArgs;
+use crate::exit::{self, Exit};
+use crate::model_directory::{self, ModelDirectory};
+use crate::signals::Signals;
+
+/// Memory of each worker's KV pool where the arguments do not say. It is reserved, and becomes
+/// real as blocks are first used.
+const KV_POOL_BYTES: usize = 1 << 30;
+
+/// Sequences that wait in one worker; more are refused with 503.
+const WAITING_SEQUENCES_MAX: usize = 1024;
+
+/// Why serving did not begin, or ended by itself. `Display` is a sentence for the user.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The arguments are wrong.
+    #[error("{0}")]
+    Arguments(String),
+    /// The model cannot be used.
+    #[error(transparent)]
+    Model(#[from] LoadError),
+    /// The model's tokenizer or chat template cannot be used.
+    #[error("MODEL {path} cannot be served: {source}; download the model again or convert it anew")]
+    Card {
+        /// The directory.
+        path: String,
+        /// What is wrong with it.
+        source: CardError,
+    },
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}; stop what uses it or choose another --listen")]
+    Listen {
+        /// What was asked for.
+        address: SocketAddr,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// The system refuses memory, threads or signals.
+    #[error("the system refuses what serving needs: {0}")]
+    Resources(#[from] std::io::Error),
+    /// A component ended by itself.
+    #[error("a component failed: {0}")]
+    Component(String),
+}
+
+impl ServeError {
+    /// The command's exit code.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Arguments(_) | Self::Model(_) | Self::Card { .. } => Exit::Usage,
+            Self::Listen { .. } | Self::Resources(_) => Exit::Unavailable,
+            Self::Component(_) => Exit::Internal,
+        }
+    }
+}
+
+/// Everything that runs.
+pub struct Serving {
+    /// Where the API listens.
+    pub address: SocketAddr,
+    /// What clients put into `model`.
+    pub model_name: String,
+    /// The engines, for whoever wants to look at them.
+    pub prefill: Arc<EngineHost>,
+    /// See `prefill`.
+    pub decode: Arc<EngineHost>,
+    gateway: Arc<Gateway>,
+    stop_gateway: CancellationToken,
+    stop_rest: CancellationToken,
+    gateway_task: tokio::task::JoinHandle<std::io::Result<()>>,
+    rest: JoinSet<Result<(), WorkerError>>,
+}
+
+/// Runs the command until a signal ends it.
+pub async fn command(arguments: ServeArgs) -> Result<(), ServeError> {
+    let mut signals = Signals::listen()?;
+    let shown_model = arguments.model.clone();
+    let mut serving = tokio::select! {
+        started = start(arguments) => started?,
+        () = signals.next() => return Ok(()),
+    };
+    let gateway = serving.gateway.clone();
+    tokio::select! {
+        () = gateway.ready() => print_welcome(&serving, shown_model.as_deref()),
+        failed = serving.failed() => return Err(failed),
+        () = signals.next() => return serving.stop().await,
+    }
+    tokio::select! {
+        () = signals.next() => {}
+        failed = serving.failed() => return Err(failed),
+    }
+    eprintln!("stator: finishing running requests; Ctrl-C again ends at once");
+    tokio::spawn(async move {
+        signals.next().await;
+        std::process::exit(exit::INTERRUPTED);
+    });
+    serving.stop().await
+}
+
+/// Checks everything that can be checked, then starts everything.
+pub async fn start(arguments: ServeArgs) -> Result<Serving, ServeError> {
+    check_address(&arguments)?;
+    let ModelDirectory { path, name } =
+        model_directory::find(arguments.model.as_deref()).map_err(ServeError::Arguments)?;
+    let name = arguments.model_name.clone().unwrap_or(name);
+    let kernel_path = KernelPath::detect();
+    let loaded = tokio::task::spawn_blocking(move || load(&path, &name, kernel_path)).await;
+    let (model, card) = loaded.map_err(|error| ServeError::Component(error.to_string()))??;
+    let listener = listen(arguments.listen).await?;
+    launch(&arguments, model, card, kernel_path, listener)
+}
+
+fn check_address(arguments: &ServeArgs) -> Result<(), ServeError> {
+    if arguments.listen.ip().is_loopback() || arguments.insecure {
+        return Ok(());
+    }
+    Err(ServeError::Arguments(format!(
+        "--listen {} is not a loopback address, and the API asks for no keys: anyone who reaches \
+         it may use it; listen on 127.0.0.1, or add --insecure if your network protects it",
+        arguments.listen
+    )))
+}
+
+fn load(
+    path: &Path,
+    name: &str,
+    kernel_path: KernelPath,
+) -> Result<(Arc<Model>, ModelCard), ServeError> {
+    let model = Arc::new(Model::load(path, kernel_path)?);
+    let card = load_card(path, name, &model.config)?;
+    gateway::check_card(&card)
+        .map_err(|source| ServeError::Card { path: path.display().to_string(), source })?;
+    Ok((model, card))
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
+    TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })
+}
+
+fn launch(
+    arguments: &ServeArgs,
+    model: Arc<Model>,
+    card: ModelCard,
+    kernel_path: KernelPath,
+    listener: TcpListener,
+) -> Result<Serving, ServeError> {
+    let address = listener.local_addr()?;
+    let model_name = card.name.clone();
+    let compute = Compute::new(threads(arguments), kernel_path).map_err(std::io::Error::other)?;
+    let compute = Arc::new(compute);
+    let engine = engine_config(arguments, &model);
+    let start_worker = |name: &str, role| {
+        let life = WorkerLife { id: name.into(), incarnation: Incarnation::begin() };
+        let (model, compute, card) = (model.clone(), compute.clone(), card.clone());
+        Worker::start(WorkerConfig { life, role, model, compute, engine, card })
+    };
+    let prefill = start_worker("prefill-0", Role::Prefill)?;
+    let decode = start_worker("decode-0", Role::Decode)?;
+    let (prefill_host, decode_host) = (prefill.host.clone(), decode.host.clone());
+
+    let (network, pools) = (Network::default(), Arc::new(LocalPools::default()));
+    let (stop_gateway, stop_rest) = (CancellationToken::new(), CancellationToken::new());
+    let mut rest = JoinSet::new();
+    let router = router::run(network.clone(), stop_rest.clone());
+    rest.spawn(async {
+        router.await;
+        Ok(())
+    });
+    rest.spawn(prefill_worker::run(prefill, network.clone(), pools.clone(), stop_rest.clone()));
+    rest.spawn(decode_worker::run(decode, network.clone(), pools, stop_rest.clone()));
+
+    let grace = Duration::from_secs(arguments.grace_period_s);
+    let gateway = Arc::new(Gateway::new(GatewayConfig { grace, ..Default::default() }, network));
+    let (serving_gateway, stop) = (gateway.clone(), stop_gateway.clone());
+    let gateway_task = tokio::spawn(async move { serving_gateway.serve(listener, stop).await });
+    Ok(Serving {
+        address,
+        model_name,
+        prefill: prefill_host,
+        decode: decode_host,
+        gateway,
+        stop_gateway,
+        stop_rest,
+        gateway_task,
+        rest,
+    })
+}
+
+fn threads(arguments: &ServeArgs) -> usize {
+    let available = || std::thread::available_parallelism().map_or(1, usize::from);
+    arguments.threads.map_or_else(available, |threads| threads as usize)
+}
+
+fn engine_config(arguments: &ServeArgs, model: &Model) -> EngineConfig {
+    let block_size = arguments.block_size as usize;
+    let layout = model.decoder.kv_layout(&model.numerics_id, block_size);
+    let fitting = (KV_POOL_BYTES / layout.block_bytes()).max(2);
+    EngineConfig {
+        block_size,
+        kv_blocks: arguments.kv_blocks.map_or(fitting, |blocks| blocks as usize),
+        max_num_seqs: arguments.max_num_seqs as usize,
+        max_num_batched_tokens: arguments.max_num_batched_tokens as usize,
+        waiting_sequences_max: WAITING_SEQUENCES_MAX,
+    }
+}
+
+impl Serving {
+    /// Waits until the model can be asked.
+    pub async fn ready(&self) {
+        self.gateway.ready().await;
+    }
+
+    /// Waits until a component ends by itself, which none should.
+    pub async fn failed(&mut self) -> ServeError {
+        tokio::select! {
+            ended = &mut self.gateway_task => component_failed("the gateway", ended),
+            Some(ended) = self.rest.join_next() => component_failed("a worker or the router", ended),
+        }
+    }
+
+    /// Stops accepting, lets requests end within the grace period, then stops everything.
+    pub async fn stop(mut self) -> Result<(), ServeError> {
+        self.stop_gateway.cancel();
+        let served = self.gateway_task.await;
+        self.stop_rest.cancel();
+        while self.rest.join_next().await.is_some() {}
+        match served {
+            Ok(Ok(())) => Ok(()),
+            ended => Err(component_failed("the gateway", ended)),
+        }
+    }
+}
+
+fn component_failed<E: std::fmt::Display>(
+    name: &str,
+    ended: Result<Result<(), E>, tokio::task::JoinError>,
+) -> ServeError {
+    ServeError::Component(match ended {
+        Ok(Ok(())) => format!("{name} ended"),
+        Ok(Err(error)) => format!("{name}: {error}"),
+        Err(error) => format!("{name}: {error}"),
+    })
+}
+
+fn print_welcome(serving: &Serving, shown_model: Option<&str>) {
+    let (address, name) = (serving.address, &serving.model_name);
+    let source = shown_model.unwrap_or("the bundled demo model");
+    println!("serving {name} ({source})");
+    println!("  API   http://{address}/v1  (any API key; Ctrl-C stops)");
+    println!(
+        "  try   curl http://{address}/v1/chat/completions -H 'content-type: application/json' \\"
+    );
+    println!(
+        "          -d '{{\"model\": \"{name}\", \"messages\": \
+         [{{\"role\": \"user\", \"content\": \"What is prefill?\"}}]}}'"
+    );
+}

@@ -1,0 +1,104 @@
+//! Tells the cluster that this worker is there, how busy it is, and what its prefix cache holds.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use engine::KvEvent;
+use messaging::Network;
+use prost::Message;
+use protocol::{BlockHash, Incarnation, WorkerLife, hashes_to_bytes, subjects, v1};
+
+use crate::host::{EngineHost, KvEventBatch};
+
+/// Between two load reports.
+const LOAD_REPORT_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Announces until the engine stops. The registry entry goes when this future is dropped.
+pub async fn run(host: &EngineHost, registration: &v1::WorkerRegistration, network: &Network) {
+    let _entry = RegistryEntry::put(registration, network);
+    let Some(mut kv_events) = host.take_kv_events() else { return };
+    let mut interval = tokio::time::interval(LOAD_REPORT_INTERVAL);
+    let mut sequence = 0;
+    loop {
+        tokio::select! {
+            _ = interval.tick() => {
+                let report = load_report(host, registration, sequence);
+                network.bus.publish(subjects::LOAD, report.encode_to_vec().into());
+                sequence += 1;
+            }
+            Some(batch) = kv_events.recv() => {
+                let events = kv_event_message(registration, &batch);
+                network.bus.publish(subjects::KV_EVENTS, events.encode_to_vec().into());
+            }
+            () = host.stopped() => return,
+        }
+    }
+}
+
+struct RegistryEntry {
+    key: String,
+    network: Network,
+}
+
+impl RegistryEntry {
+    fn put(registration: &v1::WorkerRegistration, network: &Network) -> Self {
+        let life = WorkerLife {
+            id: registration.worker_id.as_str().into(),
+            incarnation: Incarnation(registration.incarnation),
+        };
+        let key = subjects::worker_key(&life);
+        network.registry.put(&key, registration.encode_to_vec().into());
+        Self { key, network: network.clone() }
+    }
+}
+
+impl Drop for RegistryEntry {
+    fn drop(&mut self) {
+        self.network.registry.delete(&self.key);
+    }
+}
+
+fn load_report(
+    host: &EngineHost,
+    registration: &v1::WorkerRegistration,
+    sequence: u64,
+) -> v1::LoadReport {
+    let (load, speed) = host.load();
+    v1::LoadReport {
+        worker_id: registration.worker_id.clone(),
+        incarnation: registration.incarnation,
+        sequence,
+        running_sequences: load.running as u32,
+        waiting_sequences: load.waiting as u32,
+        waiting_prompt_tokens: load.waiting_prompt_tokens as u64,
+        free_blocks: load.blocks.free as u32,
+        cached_blocks: load.blocks.cached as u32,
+        used_blocks: load.blocks.used as u32,
+        prefill_us_per_token: speed.prefill_us_per_token,
+        decode_step_us: speed.decode_step_us,
+    }
+}
+
+fn kv_event_message(registration: &v1::WorkerRegistration, batch: &KvEventBatch) -> v1::KvEvents {
+    // A block stored and evicted within one step is not there; one evicted and stored again is.
+    let mut last: BTreeMap<BlockHash, bool> = BTreeMap::new();
+    for event in &batch.events {
+        match event {
+            KvEvent::Stored(hash) => last.insert(*hash, true),
+            KvEvent::Removed(hash) => last.insert(*hash, false),
+        };
+    }
+    let (stored, removed): (Vec<_>, Vec<_>) =
+        last.into_iter().partition(|(_, is_stored)| *is_stored);
+    let hashes = |entries: Vec<(BlockHash, bool)>| {
+        let hashes: Vec<BlockHash> = entries.into_iter().map(|(hash, _)| hash).collect();
+        hashes_to_bytes(&hashes)
+    };
+    v1::KvEvents {
+        worker_id: registration.worker_id.clone(),
+        incarnation: registration.incarnation,
+        sequence: batch.sequence,
+        stored: hashes(stored),
+        removed: hashes(removed),
+    }
+}

@@ -1,0 +1,379 @@
+//! Runs an engine on a thread of its own. Commands reach it between steps; each step's news goes
+//! out in one message per recipient.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use engine::{
+    Engine, KvEvent, Load, RefusedSequence, Reserved, SequenceId, SequenceOutput, SequenceRequest,
+};
+use kv_transfer::{BlockWriter, HostMemory, KvLayout};
+use parking_lot::Mutex;
+use protocol::WorkerLife;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::measure::Speed;
+
+/// Commands that wait for the end of a step. A full queue makes callers wait: back-pressure.
+const COMMAND_QUEUE: usize = 1024;
+
+/// Batches of KV events that wait to be published. At the limit one is dropped, which readers see
+/// as a gap in its sequence number.
+const KV_EVENT_QUEUE: usize = 1024;
+
+/// Where a sequence's news goes. Sequences with the same channel share one message per step. A
+/// recipient that is gone, or whose channel is full, loses its sequences.
+pub type Outputs = mpsc::Sender<Vec<SequenceOutput>>;
+
+/// Changes of the prefix cache in one step, numbered without gaps at their source.
+pub struct KvEventBatch {
+    /// Rises by one.
+    pub sequence: u64,
+    /// What changed, in order.
+    pub events: Vec<KvEvent>,
+}
+
+/// Why the engine did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// The engine refuses the sequence.
+    #[error(transparent)]
+    Refused(#[from] RefusedSequence),
+    /// The engine's thread has ended.
+    #[error("the engine has stopped")]
+    Stopped,
+}
+
+enum Command {
+    Generate(SequenceRequest, Outputs, Reply<()>),
+    Prefill(SequenceRequest, Outputs, Reply<()>),
+    Reserve(SequenceRequest, Outputs, Reply<Reserved>),
+    Activate {
+        id: SequenceId,
+        first_token: u32,
+        ended: oneshot::Sender<bool>,
+    },
+    ComputeReserved {
+        id: SequenceId,
+        first_token: Option<u32>,
+        ended: oneshot::Sender<bool>,
+    },
+    /// Look at the releases.
+    Wake,
+}
+
+type Reply<T> = oneshot::Sender<Result<T, RefusedSequence>>;
+
+/// A handle to a running engine.
+pub struct EngineHost {
+    commands: mpsc::Sender<Command>,
+    shared: Arc<Shared>,
+    kv_events: Mutex<Option<mpsc::Receiver<KvEventBatch>>>,
+    stopped: tokio_util::sync::CancellationToken,
+    layout: KvLayout,
+    memory: Arc<HostMemory>,
+    next_sequence: AtomicU64,
+}
+
+#[derive(Default)]
+struct Shared {
+    load: Mutex<(Load, Speed)>,
+    /// Sequences whose handles are gone. One entry per living sequence at most.
+    releases: Mutex<Vec<SequenceId>>,
+}
+
+/// A sequence's right to be in the engine: when the last clone is dropped, the sequence is
+/// released in whatever state it is.
+#[derive(Clone)]
+pub struct SequenceHandle(Arc<Guard>);
+
+struct Guard {
+    id: SequenceId,
+    shared: Arc<Shared>,
+    commands: mpsc::Sender<Command>,
+}
+
+/// Blocks of a reserved sequence, to be filled. Keeps the sequence in the engine while it lives.
+pub struct Reservation {
+    /// Blocks at the prompt's start that were there already.
+    pub cached_blocks: usize,
+    /// Fills the others. (Dropped before the handle: fields drop in order.)
+    pub writer: BlockWriter,
+    handle: SequenceHandle,
+}
+
+impl SequenceHandle {
+    /// The sequence's name in its engine.
+    pub fn id(&self) -> SequenceId {
+        self.0.id
+    }
+
+    /// Keeps the sequence's blocks for as long as it lives.
+    pub fn as_holder(&self) -> kv_transfer::Holder {
+        self.0.clone()
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.shared.releases.lock().push(self.id);
+        // A full queue means that the engine is awake and will look.
+        let _awake = self.commands.try_send(Command::Wake);
+    }
+}
+
+impl EngineHost {
+    /// Starts the engine's thread.
+    pub fn start(engine: Engine, life: &WorkerLife) -> std::io::Result<Self> {
+        let (commands, inbox) = mpsc::channel(COMMAND_QUEUE);
+        let (kv_events, kv_event_receiver) = mpsc::channel(KV_EVENT_QUEUE);
+        let shared = Arc::new(Shared::default());
+        shared.load.lock().0 = engine.load();
+        let stopped = tokio_util::sync::CancellationToken::new();
+        let host = Self {
+            commands,
+            shared: shared.clone(),
+            kv_events: Mutex::new(Some(kv_event_receiver)),
+            stopped: stopped.clone(),
+            layout: engine.layout().clone(),
+            memory: engine.memory().clone(),
+            next_sequence: AtomicU64::new(0),
+        };
+        let thread =
+            Thread { engine, inbox, shared, kv_events, kv_sequence: 0, recipients: Vec::new() };
+        std::thread::Builder::new().name(format!("engine-{}", life.id)).spawn(move || {
+            let _announces_the_end = stopped.drop_guard();
+            thread.run();
+        })?;
+        Ok(host)
+    }
+
+    /// The layout of the engine's KV blocks.
+    pub fn layout(&self) -> &KvLayout {
+        &self.layout
+    }
+
+    /// Where they lie.
+    pub fn memory(&self) -> &Arc<HostMemory> {
+        &self.memory
+    }
+
+    /// How busy the engine is and how fast, as of its last step.
+    pub fn load(&self) -> (Load, Speed) {
+        *self.shared.load.lock()
+    }
+
+    /// Waits until the engine's thread has ended.
+    pub async fn stopped(&self) {
+        self.stopped.cancelled().await;
+    }
+
+    /// The changes of the prefix cache; for one taker.
+    pub fn take_kv_events(&self) -> Option<mpsc::Receiver<KvEventBatch>> {
+        self.kv_events.lock().take()
+    }
+
+    /// A name for a new sequence, before it is submitted.
+    pub fn new_sequence(&self) -> SequenceHandle {
+        let id = SequenceId(self.next_sequence.fetch_add(1, Ordering::Relaxed));
+        let (shared, commands) = (self.shared.clone(), self.commands.clone());
+        SequenceHandle(Arc::new(Guard { id, shared, commands }))
+    }
+
+    /// Submits a sequence for all its tokens.
+    pub async fn generate(
+        &self,
+        request: SequenceRequest,
+        outputs: Outputs,
+    ) -> Result<(), HostError> {
+        self.ask(|reply| Command::Generate(request, outputs, reply)).await
+    }
+
+    /// Submits a sequence for its first token; its blocks stay until its handle is dropped.
+    pub async fn prefill(
+        &self,
+        request: SequenceRequest,
+        outputs: Outputs,
+    ) -> Result<(), HostError> {
+        self.ask(|reply| Command::Prefill(request, outputs, reply)).await
+    }
+
+    /// Sets a prompt's blocks aside.
+    pub async fn reserve(
+        &self,
+        request: SequenceRequest,
+        outputs: Outputs,
+        handle: SequenceHandle,
+    ) -> Result<Reservation, HostError> {
+        let reserved = self.ask(|reply| Command::Reserve(request, outputs, reply)).await?;
+        let Reserved { cached_blocks, writer } = reserved;
+        Ok(Reservation { cached_blocks, writer, handle })
+    }
+
+    /// A filled and verified reservation goes on after `first_token`. True: that was its last.
+    pub async fn activate(
+        &self,
+        reservation: Reservation,
+        first_token: u32,
+    ) -> Result<bool, HostError> {
+        let Reservation { writer, handle, .. } = reservation;
+        drop(writer);
+        let id = handle.id();
+        let (ended, answer) = oneshot::channel();
+        self.send(Command::Activate { id, first_token, ended }).await?;
+        answer.await.map_err(|_| HostError::Stopped)
+    }
+
+    /// A reservation whose transfer failed computes its prompt here. True: `first_token` was its
+    /// last.
+    pub async fn compute_reserved(
+        &self,
+        reservation: Reservation,
+        first_token: Option<u32>,
+    ) -> Result<bool, HostError> {
+        let Reservation { writer, handle, .. } = reservation;
+        drop(writer);
+        let id = handle.id();
+        let (ended, answer) = oneshot::channel();
+        self.send(Command::ComputeReserved { id, first_token, ended }).await?;
+        answer.await.map_err(|_| HostError::Stopped)
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<T, HostError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(command(reply)).await?;
+        Ok(answer.await.map_err(|_| HostError::Stopped)??)
+    }
+
+    async fn send(&self, command: Command) -> Result<(), HostError> {
+        self.commands.send(command).await.map_err(|_| HostError::Stopped)
+    }
+}
+
+/// The engine's thread.
+struct Thread {
+    engine: Engine,
+    inbox: mpsc::Receiver<Command>,
+    shared: Arc<Shared>,
+    kv_events: mpsc::Sender<KvEventBatch>,
+    kv_sequence: u64,
+    recipients: Vec<(SequenceId, Outputs)>,
+}
+
+impl Thread {
+    fn run(mut self) {
+        while self.obey() {
+            let began = Instant::now();
+            let output = self.engine.step();
+            self.report(&output, began);
+            if output.is_idle() {
+                // Nothing can be computed until someone says something.
+                let Some(command) = self.inbox.blocking_recv() else { return };
+                self.apply(command);
+            } else {
+                self.deliver(output.sequences);
+            }
+        }
+    }
+
+    /// Takes in all commands and releases. False once every handle to the host is gone.
+    fn obey(&mut self) -> bool {
+        // A release was pushed after its sequence's commands were sent. Taking the releases first
+        // and applying them last therefore never applies one before its commands.
+        let releases = std::mem::take(&mut *self.shared.releases.lock());
+        let open = loop {
+            match self.inbox.try_recv() {
+                Ok(command) => self.apply(command),
+                Err(mpsc::error::TryRecvError::Empty) => break true,
+                Err(mpsc::error::TryRecvError::Disconnected) => break false,
+            }
+        };
+        for id in releases {
+            self.engine.release(id);
+            self.recipients.retain(|(other, _)| *other != id);
+        }
+        open
+    }
+
+    fn apply(&mut self, command: Command) {
+        match command {
+            Command::Generate(request, outputs, reply) => {
+                self.accept(request, outputs, reply, Engine::generate);
+            }
+            Command::Prefill(request, outputs, reply) => {
+                self.accept(request, outputs, reply, Engine::prefill);
+            }
+            Command::Reserve(request, outputs, reply) => {
+                self.accept(request, outputs, reply, Engine::reserve);
+            }
+            Command::Activate { id, first_token, ended } => {
+                let _gone = ended.send(self.engine.activate(id, first_token));
+            }
+            Command::ComputeReserved { id, first_token, ended } => {
+                let _gone = ended.send(self.engine.compute_reserved(id, first_token));
+            }
+            Command::Wake => {}
+        }
+    }
+
+    /// A caller that no longer waits has dropped its handle, which releases what was accepted.
+    fn accept<T>(
+        &mut self,
+        request: SequenceRequest,
+        outputs: Outputs,
+        reply: Reply<T>,
+        submit: impl FnOnce(&mut Engine, SequenceRequest) -> Result<T, RefusedSequence>,
+    ) {
+        let id = request.id;
+        let accepted = submit(&mut self.engine, request);
+        if accepted.is_ok() {
+            self.recipients.push((id, outputs));
+        }
+        let _gone = reply.send(accepted);
+    }
+
+    fn report(&mut self, output: &engine::StepOutput, began: Instant) {
+        let events = self.engine.take_kv_events();
+        if !events.is_empty() {
+            let batch = KvEventBatch { sequence: self.kv_sequence, events };
+            self.kv_sequence += 1;
+            let _dropped_is_a_gap = self.kv_events.try_send(batch);
+        }
+        let mut load = self.shared.load.lock();
+        load.0 = self.engine.load();
+        if !output.is_idle() {
+            load.1.record(output, began.elapsed());
+        }
+    }
+
+    /// One message per recipient.
+    fn deliver(&mut self, news: Vec<SequenceOutput>) {
+        let mut messages: Vec<(Outputs, Vec<SequenceOutput>)> = Vec::new();
+        for output in news {
+            let recipient = self.recipients.iter().find(|(id, _)| *id == output.id);
+            let Some((_, outputs)) = recipient else { continue };
+            match messages.iter_mut().find(|(other, _)| other.same_channel(outputs)) {
+                Some((_, message)) => message.push(output),
+                None => messages.push((outputs.clone(), vec![output])),
+            }
+        }
+        for (outputs, message) in messages {
+            let finished: Vec<SequenceId> =
+                message.iter().filter(|news| news.finish.is_some()).map(|news| news.id).collect();
+            if outputs.try_send(message).is_err() {
+                self.abandon(&outputs);
+            } else {
+                self.recipients.retain(|(id, _)| !finished.contains(id));
+            }
+        }
+    }
+
+    /// Nobody reads these sequences' tokens.
+    fn abandon(&mut self, outputs: &Outputs) {
+        let abandoned = |(_, other): &mut (SequenceId, Outputs)| other.same_channel(outputs);
+        for (id, _) in self.recipients.extract_if(.., abandoned) {
+            self.engine.release(id);
+        }
+    }
+}
