@@ -1,5 +1,8 @@
 //! Greedy tokens and logits equal those of Hugging Face transformers (`fixtures/README.md`).
 
+// A test fails by panicking.
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,11 +31,15 @@ fn expected(name: &str) -> Vec<Case> {
 }
 
 fn engine(name: &str, max_num_batched_tokens: usize) -> Engine {
+    engine_with_blocks(name, max_num_batched_tokens, 256)
+}
+
+fn engine_with_blocks(name: &str, max_num_batched_tokens: usize, kv_blocks: usize) -> Engine {
     let path = KernelPath::detect();
     let model = Arc::new(Model::load(&fixture(name), path).unwrap());
     let config = EngineConfig {
         block_size: 16,
-        kv_blocks: 256,
+        kv_blocks,
         max_num_seqs: 8,
         max_num_batched_tokens,
         waiting_sequences_max: 64,
@@ -67,9 +74,7 @@ fn run(engine: &mut Engine) -> BTreeMap<u64, Vec<protocol::v1::Token>> {
             tokens.entry(news.id.0).or_default().extend(news.token);
         }
     }
-    let blocks = engine.load().blocks;
-    assert_eq!(blocks.used, 0);
-    assert_eq!(blocks.free + blocks.cached, 256);
+    assert_eq!(engine.load().blocks.used, 0);
     tokens
 }
 
@@ -130,6 +135,36 @@ fn company_and_chunking_change_nothing() {
             for (id, tokens) in run(&mut engine) {
                 assert_eq!(ids(&tokens), cases[id as usize].greedy, "{name}, budget {budget}");
             }
+        }
+    }
+}
+
+#[test]
+fn preemption_changes_nothing() {
+    for name in FIXTURES {
+        let cases = expected(name);
+        // All five need 47 blocks at their ends.
+        let mut engine = engine_with_blocks(name, 512, 30);
+        for (id, case) in cases.iter().enumerate() {
+            engine.generate(request(id as u64, case, None)).unwrap();
+        }
+        let mut tokens = BTreeMap::<u64, Vec<u32>>::new();
+        let mut prefill_tokens = 0;
+        loop {
+            let output = engine.step();
+            if output.is_idle() {
+                break;
+            }
+            prefill_tokens += output.prefill_tokens;
+            let news = output.sequences.into_iter();
+            news.for_each(|news| {
+                tokens.entry(news.id.0).or_default().extend(news.token.map(|token| token.id));
+            });
+        }
+        let prompts: usize = PROMPT_TOKENS.iter().sum();
+        assert!(prefill_tokens > prompts, "{name}: something was preempted and computed again");
+        for (id, tokens) in tokens {
+            assert_eq!(tokens, cases[id as usize].greedy, "{name}");
         }
     }
 }

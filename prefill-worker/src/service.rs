@@ -115,16 +115,15 @@ struct Forward {
 }
 
 impl Forward {
+    /// The reader keeps the stream open until it has finished the lease. Whenever it goes, what is
+    /// left of the lease is not wanted; on a finished lease this changes nothing.
     async fn run(self, granted: v1::KvDescriptor, mut news: mpsc::Receiver<Vec<SequenceOutput>>) {
-        let finished = tokio::select! {
-            finished = self.forward(granted, &mut news) => finished,
-            () = self.events.closed() => Err(ReaderGone),
-        };
-        if finished.is_err() {
-            tracing::debug!("the reader went before the prompt was computed");
-            self.leases.revoke(self.lease);
-            self.leases.collect(Instant::now());
+        tokio::select! {
+            Ok(()) = self.forward(granted, &mut news) => self.events.closed().await,
+            () = self.events.closed() => {}
         }
+        self.leases.revoke(self.lease);
+        self.leases.collect(Instant::now());
     }
 
     async fn forward(

@@ -1,6 +1,9 @@
 //! Matrix products of bf16 weights by `vdpbf16ps`: each of 16 f32 lanes takes two products per
 //! instruction, over 32 elements of the reduction at a time.
 
+// Row and output numbers index several arrays at once.
+#![allow(clippy::needless_range_loop)]
+
 use std::arch::x86_64::{
     __m512, __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_si512, _mm512_maskz_loadu_epi16,
     _mm512_setzero_ps, _mm512_storeu_ps,

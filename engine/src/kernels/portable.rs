@@ -1,6 +1,9 @@
 //! Matrix products in plain f32 arithmetic, vectorised by the compiler. Multiplications and
 //! additions are never fused, so that every CPU gives the same result.
 
+// Row and output numbers index several arrays at once.
+#![allow(clippy::needless_range_loop)]
+
 use multiversion::multiversion;
 
 use super::Element;

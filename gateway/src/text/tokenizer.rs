@@ -56,16 +56,6 @@ impl Tokenizer {
         Ok(encoding.map_err(TokenizerError::Encode)?.get_ids().to_vec())
     }
 
-    /// The id of a token by its spelling in the vocabulary, such as `<|im_end|>`.
-    pub fn token_id(&self, token: &str) -> Option<u32> {
-        self.inner.token_to_id(token)
-    }
-
-    /// One more than the highest id. A model may have more logits than that.
-    pub fn vocab_size(&self) -> usize {
-        self.ends.len()
-    }
-
     /// What a token stands for, which may be a part of a character. Special tokens are their text,
     /// unknown ids are empty.
     pub fn token_bytes(&self, id: u32) -> &[u8] {
@@ -247,12 +237,11 @@ pub(super) mod tests {
     #[test]
     fn knows_special_tokens_and_bounds() {
         let tokenizer = byte_level_tokenizer();
-        let end = tokenizer.token_id("<|end|>").unwrap();
+        let end = tokenizer.inner.token_to_id("<|end|>").unwrap();
         assert!(tokenizer.is_special(end));
         assert!(!tokenizer.is_special(end + 1));
         assert_eq!(tokenizer.token_bytes(end), b"<|end|>");
         assert_eq!(tokenizer.token_bytes(end + 1), "<think é>".as_bytes());
-        assert_eq!(tokenizer.vocab_size(), end as usize + 2);
         assert_eq!(tokenizer.token_bytes(end + 2), b"");
         assert!(!tokenizer.is_special(u32::MAX));
     }

@@ -1,0 +1,27 @@
+# make test    all tests, with everything they need
+# make lint    formatting and clippy, warnings denied
+# make bench   the measurements of bench/RESULTS.md
+
+PYTHON ?= python3
+VENV := target/venv
+PYTEST := $(VENV)/bin/pytest
+
+.PHONY: test lint bench
+
+test: $(VENV)/.installed
+	cargo test --workspace --locked
+	cargo build --locked --package stator
+	STATOR_BINARY=target/debug/stator $(PYTEST) -q e2e/python
+
+lint:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+
+bench:
+	cargo build --release --locked
+	$(PYTHON) bench/serve.py target/release/stator
+
+$(VENV)/.installed: e2e/python/requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@

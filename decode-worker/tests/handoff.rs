@@ -1,0 +1,289 @@
+//! The handoff between a prefill and a decode worker: the tokens are those of a worker alone,
+//! whatever the prefill worker does, and nothing is left behind.
+
+// A test fails by panicking.
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::{Compute, EngineConfig, KernelPath, Model};
+use kv_transfer::LocalPools;
+use messaging::Network;
+use protocol::v1::generation_client::GenerationClient;
+use protocol::v1::prefill_event::Kind as Event;
+use protocol::v1::prefill_server::{Prefill, PrefillServer};
+use protocol::v1::{self, FinishReason, Role, session_request::Kind};
+use protocol::{Incarnation, WorkerLife};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::{Request, Response, Status};
+use worker::{EngineHost, Worker, WorkerConfig};
+
+const KV_BLOCKS: usize = 64;
+
+/// A prefill and a decode worker.
+struct Pair {
+    network: Network,
+    prefill: Arc<EngineHost>,
+    decode: Arc<EngineHost>,
+    _stop: DropGuard,
+}
+
+fn start_worker(name: &str, role: Role, model: &Arc<Model>) -> Worker {
+    let life = WorkerLife { id: name.into(), incarnation: Incarnation(7) };
+    let engine = EngineConfig {
+        block_size: 16,
+        kv_blocks: KV_BLOCKS,
+        max_num_seqs: 8,
+        max_num_batched_tokens: 64,
+        waiting_sequences_max: 64,
+    };
+    let compute = Arc::new(Compute::new(1, KernelPath::detect()).unwrap());
+    let card = v1::ModelCard { name: "m".into(), ..Default::default() };
+    Worker::start(WorkerConfig { life, role, model: model.clone(), compute, engine, card }).unwrap()
+}
+
+impl Pair {
+    fn start() -> Self {
+        let fixture =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/fixtures/qwen3-tied");
+        let model = Arc::new(Model::load(&fixture, KernelPath::detect()).unwrap());
+        let (network, pools) = (Network::default(), Arc::new(LocalPools::default()));
+        let stop = CancellationToken::new();
+        let prefill = start_worker("prefill", Role::Prefill, &model);
+        let decode = start_worker("decode", Role::Decode, &model);
+        let hosts = (prefill.host.clone(), decode.host.clone());
+        let prefill = prefill_worker::run(prefill, network.clone(), pools.clone(), stop.clone());
+        let decode = decode_worker::run(decode, network.clone(), pools, stop.clone());
+        tokio::spawn(prefill);
+        tokio::spawn(decode);
+        Self { network, prefill: hosts.0, decode: hosts.1, _stop: stop.drop_guard() }
+    }
+
+    /// Sends one request, and returns its tokens. Keeps the session open until it has ended.
+    async fn generate(&self, prompt: &[u32], prefill: Option<v1::PrefillWorker>) -> Vec<u32> {
+        let (messages, outbound) = mpsc::channel(4);
+        messages.send(generate_message(prompt, prefill)).await.unwrap();
+        let mut client = GenerationClient::new(self.connect("decode/7").await);
+        let mut frames = client.session(ReceiverStream::new(outbound)).await.unwrap().into_inner();
+        let mut tokens = Vec::new();
+        loop {
+            let frame = frames.message().await.unwrap().expect("the session goes on");
+            for update in frame.updates {
+                assert_eq!(update.failure, None);
+                tokens.extend(update.tokens.iter().map(|token| token.id));
+                if update.finish() != FinishReason::Unspecified {
+                    return tokens;
+                }
+            }
+        }
+    }
+
+    async fn connect(&self, endpoint: &str) -> tonic::transport::Channel {
+        // The worker listens as soon as its task has begun.
+        loop {
+            match self.network.data_plane.connect(endpoint).await {
+                Ok(channel) => return channel,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    }
+
+    /// Waits until no block is used in either pool: then no lease is left either.
+    async fn at_rest(&self) {
+        let rest = async {
+            for host in [&self.prefill, &self.decode] {
+                while host.load().0.blocks.used > 0 {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                let blocks = host.load().0.blocks;
+                assert_eq!(blocks.free + blocks.cached, KV_BLOCKS);
+            }
+        };
+        let in_time = tokio::time::timeout(Duration::from_secs(5), rest).await;
+        let load = || (self.prefill.load().0, self.decode.load().0);
+        assert!(in_time.is_ok(), "blocks are left: {:?}", load());
+    }
+}
+
+fn generate_message(prompt: &[u32], prefill: Option<v1::PrefillWorker>) -> v1::SessionRequest {
+    let generate = v1::GenerateRequest {
+        request: 1,
+        request_id: "r".into(),
+        prompt_tokens: prompt.to_vec(),
+        sampling: Some(v1::Sampling {
+            temperature: 1.0,
+            top_p: 1.0,
+            repetition_penalty: 1.0,
+            seed: 42,
+            ..Default::default()
+        }),
+        stopping: Some(v1::Stopping { max_tokens: 24, ignore_eos: true, ..Default::default() }),
+        prefill,
+        cache_salt: String::new(),
+    };
+    v1::SessionRequest { kind: Some(Kind::Generate(generate)) }
+}
+
+fn prompt(tokens: u32) -> Vec<u32> {
+    (0..tokens).map(|index| (index * 37 + 5) % 384).collect()
+}
+
+fn prefill_at(endpoint: &str, incarnation: u64) -> Option<v1::PrefillWorker> {
+    Some(v1::PrefillWorker {
+        worker_id: "prefill".into(),
+        incarnation,
+        data_endpoint: endpoint.into(),
+    })
+}
+
+#[tokio::test]
+async fn remote_prefill_gives_the_tokens_of_a_worker_alone() {
+    for tokens in [1, 15, 16, 17, 63, 64, 65, 300] {
+        let alone = Pair::start().generate(&prompt(tokens), None).await;
+        let pair = Pair::start();
+        // The second time, both prefix caches hold the prompt.
+        for _ in 0..2 {
+            let remote = pair.generate(&prompt(tokens), prefill_at("prefill/7", 7)).await;
+            assert_eq!(remote, alone, "a prompt of {tokens}");
+            pair.at_rest().await;
+        }
+        if tokens >= 16 {
+            assert!(pair.prefill.load().0.blocks.cached > 0, "the prefill worker computed");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_address_or_life_is_survived() {
+    let expected = Pair::start().generate(&prompt(100), None).await;
+    let pair = Pair::start();
+    for prefill in [prefill_at("nowhere/1", 1), prefill_at("prefill/7", 8)] {
+        assert_eq!(pair.generate(&prompt(100), prefill).await, expected);
+        pair.at_rest().await;
+    }
+    assert_eq!(pair.prefill.load().0.blocks.cached, 0, "the prefill worker was not used");
+}
+
+/// A prefill worker that says what it is told to, then breaks off.
+struct Scripted {
+    events: Vec<Event>,
+}
+
+#[tonic::async_trait]
+impl Prefill for Scripted {
+    type PrefillStream = ReceiverStream<Result<v1::PrefillEvent, Status>>;
+
+    async fn prefill(
+        &self,
+        _request: Request<v1::PrefillRequest>,
+    ) -> Result<Response<Self::PrefillStream>, Status> {
+        let (sender, stream) = mpsc::channel(16);
+        for event in self.events.clone() {
+            let event = v1::PrefillEvent { kind: Some(event) };
+            sender.send(Ok(event)).await.expect("room for the script");
+        }
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn renew_lease(
+        &self,
+        _request: Request<v1::LeaseRef>,
+    ) -> Result<Response<v1::LeaseState>, Status> {
+        Ok(Response::new(v1::LeaseState { valid: false }))
+    }
+
+    async fn finish_lease(
+        &self,
+        _request: Request<v1::LeaseRef>,
+    ) -> Result<Response<v1::LeaseState>, Status> {
+        Ok(Response::new(v1::LeaseState { valid: false }))
+    }
+}
+
+fn granted(pair: &Pair) -> Event {
+    Event::Granted(v1::KvDescriptor {
+        lease: 1,
+        capability: vec![0; 16].into(),
+        lease_ms: 10_000,
+        layout: Some(pair.decode.layout().into()),
+        ..Default::default()
+    })
+}
+
+fn ready(blocks: u32) -> Event {
+    Event::Ready(v1::BlocksReady { blocks, added: (0..blocks).collect() })
+}
+
+fn first_token(id: u32) -> Event {
+    let token = Some(v1::Token { id, ..Default::default() });
+    Event::FirstToken(v1::FirstToken { token, ..Default::default() })
+}
+
+#[tokio::test]
+async fn every_way_to_break_off_is_survived_with_the_same_tokens() {
+    let prompt = prompt(100);
+    let expected = Pair::start().generate(&prompt, None).await;
+    let first = expected[0];
+    let pair = Pair::start();
+    let no_capability = Event::Granted(v1::KvDescriptor::default());
+    let scripts = [
+        ("nothing said", vec![]),
+        ("no lease", vec![ready(1)]),
+        ("a lease without capability", vec![no_capability]),
+        ("after the grant", vec![granted(&pair)]),
+        ("two grants", vec![granted(&pair), granted(&pair)]),
+        ("blocks that do not add up", vec![granted(&pair), ready(99)]),
+        ("blocks that cannot be read", vec![granted(&pair), ready(3)]),
+        ("after the first token", vec![granted(&pair), first_token(first)]),
+        ("all said, no block readable", vec![granted(&pair), first_token(first), ready(7)]),
+        ("blocks before the token", vec![granted(&pair), ready(7), first_token(first)]),
+    ];
+    for (index, (name, events)) in scripts.into_iter().enumerate() {
+        let endpoint = format!("scripted/{index}");
+        let incoming = pair.network.data_plane.listen(&endpoint);
+        let service = PrefillServer::new(Scripted { events });
+        let server = tonic::transport::Server::builder().add_service(service);
+        tokio::spawn(server.serve_with_incoming(incoming));
+        let tokens = pair.generate(&prompt, prefill_at(&endpoint, 7)).await;
+        assert_eq!(tokens, expected, "{name}");
+        pair.at_rest().await;
+    }
+}
+
+#[tokio::test]
+async fn a_gateway_that_goes_leaves_nothing_behind() {
+    let pair = Pair::start();
+    for frames_read in [0, 1, 5] {
+        for prefill in [None, prefill_at("prefill/7", 7)] {
+            let (messages, outbound) = mpsc::channel(4);
+            messages.send(generate_message(&prompt(200), prefill)).await.unwrap();
+            let mut client = GenerationClient::new(pair.connect("decode/7").await);
+            let session = client.session(ReceiverStream::new(outbound)).await.unwrap();
+            let mut frames = session.into_inner();
+            for _ in 0..frames_read {
+                frames.message().await.unwrap();
+            }
+            drop((messages, frames));
+            pair.at_rest().await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_cancelled_request_leaves_nothing_behind() {
+    let pair = Pair::start();
+    let (messages, outbound) = mpsc::channel(4);
+    let mut client = GenerationClient::new(pair.connect("decode/7").await);
+    let mut frames = client.session(ReceiverStream::new(outbound)).await.unwrap().into_inner();
+    for _ in 0..20 {
+        messages.send(generate_message(&prompt(200), prefill_at("prefill/7", 7))).await.unwrap();
+        frames.message().await.unwrap();
+        let cancel = Kind::Cancel(v1::CancelRequest { request: 1 });
+        messages.send(v1::SessionRequest { kind: Some(cancel) }).await.unwrap();
+        pair.at_rest().await;
+    }
+}

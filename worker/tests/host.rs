@@ -1,0 +1,130 @@
+//! The engine on its thread: news arrives, and what nobody wants any more is freed at once.
+
+// A test fails by panicking.
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
+use std::sync::Arc;
+
+use engine::{Compute, Engine, EngineConfig, KernelPath, Model, SequenceRequest};
+use protocol::v1::{Sampling, Stopping};
+use protocol::{Incarnation, WorkerLife};
+use tokio::sync::mpsc;
+use worker::{EngineHost, SequenceHandle};
+
+fn host() -> EngineHost {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/fixtures/qwen3-tied");
+    let path = KernelPath::detect();
+    let model = Arc::new(Model::load(&fixture, path).unwrap());
+    let config = EngineConfig {
+        block_size: 16,
+        kv_blocks: 64,
+        max_num_seqs: 8,
+        max_num_batched_tokens: 64,
+        waiting_sequences_max: 2,
+    };
+    let compute = Arc::new(Compute::new(1, path).unwrap());
+    let life = WorkerLife { id: "w".into(), incarnation: Incarnation(1) };
+    EngineHost::start(Engine::new(model, compute, config).unwrap(), &life).unwrap()
+}
+
+fn request(handle: &SequenceHandle, prompt_tokens: u32, max_tokens: u32) -> SequenceRequest {
+    SequenceRequest {
+        id: handle.id(),
+        prompt: (1..=prompt_tokens).collect(),
+        sampling: Sampling::default(),
+        stopping: Stopping { max_tokens, ignore_eos: true, ..Default::default() },
+        cache_salt: String::new(),
+    }
+}
+
+/// Waits until the engine has no used blocks.
+async fn at_rest(host: &EngineHost) {
+    while host.load().0.blocks.used > 0 {
+        tokio::task::yield_now().await;
+    }
+    let blocks = host.load().0.blocks;
+    assert_eq!(blocks.free + blocks.cached, 64, "free + cached = total");
+}
+
+#[tokio::test]
+async fn a_dropped_handle_ends_its_sequence_within_one_step() {
+    let host = host();
+    let handle = host.new_sequence();
+    let (outputs, mut news) = mpsc::channel(1000);
+    host.generate(request(&handle, 20, 900), outputs).await.unwrap();
+    for _ in 0..5 {
+        news.recv().await.unwrap();
+    }
+    drop(handle);
+    // The release is seen between two steps: at most the step under way still reports. All its
+    // news is there once the engine is at rest.
+    let queued_before = news.len();
+    at_rest(&host).await;
+    assert!(news.len() <= queued_before + 1, "{} then {}", queued_before, news.len());
+    assert!(news.len() < 800, "it did not run to its end");
+}
+
+#[tokio::test]
+async fn a_full_recipient_loses_its_sequences() {
+    let host = host();
+    let handle = host.new_sequence();
+    let (outputs, _unread) = mpsc::channel(3);
+    host.generate(request(&handle, 20, 900), outputs).await.unwrap();
+    loop {
+        tokio::task::yield_now().await;
+        let (load, _) = host.load();
+        if load.running == 0 && load.blocks.cached > 0 {
+            break;
+        }
+    }
+    at_rest(&host).await;
+}
+
+#[tokio::test]
+async fn a_caller_that_gives_up_leaves_nothing_behind() {
+    let host = host();
+    for _ in 0..50 {
+        let handle = host.new_sequence();
+        let (outputs, _news) = mpsc::channel(1000);
+        let submitted = host.generate(request(&handle, 20, 900), outputs);
+        let gone = tokio::select! {
+            biased;
+            () = tokio::task::yield_now() => true,
+            _ = submitted => false,
+        };
+        drop((handle, gone));
+    }
+    at_rest(&host).await;
+}
+
+#[tokio::test]
+async fn a_reservation_holds_its_blocks_until_it_is_dropped() {
+    let host = host();
+    let handle = host.new_sequence();
+    let (outputs, _news) = mpsc::channel(10);
+    let reservation =
+        host.reserve(request(&handle, 40, 10), outputs, handle.clone()).await.unwrap();
+    drop(handle);
+    assert_eq!((reservation.cached_blocks, reservation.writer.len()), (0, 3));
+    // A second command is answered after the first one's effects are visible.
+    let other = host.new_sequence();
+    let (outputs, mut news) = mpsc::channel(10);
+    host.generate(request(&other, 1, 1), outputs).await.unwrap();
+    news.recv().await.unwrap();
+    assert_eq!(host.load().0.blocks.used, 3);
+    drop(reservation);
+    at_rest(&host).await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_computed_is_refused() {
+    let host = host();
+    let (outputs, _news) = mpsc::channel(10);
+    for (prompt_tokens, max_tokens) in [(0, 1), (5000, 1), (400, 1), (5, 0)] {
+        let handle = host.new_sequence();
+        let refused = host.generate(request(&handle, prompt_tokens, max_tokens), outputs.clone());
+        assert!(refused.await.is_err(), "{prompt_tokens} and {max_tokens}");
+    }
+    at_rest(&host).await;
+}
