@@ -5,6 +5,8 @@
 
 use protocol::v1::{Sampling, Token, TokenLogprob};
 
+use crate::kernels::exp;
+
 /// What sampling needs to know of a sequence beside its logits.
 pub struct Context<'a> {
     /// Prompt and output so far.
@@ -40,10 +42,10 @@ struct Logprobs {
 
 impl Logprobs {
     fn of(logits: &[f32], alternatives: usize) -> Self {
-        let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-        let sum: f64 = logits.iter().map(|logit| libm::exp(f64::from(*logit) - max)).sum();
-        let top = ranked(logits, alternatives);
-        Self { logits: logits.to_vec(), log_sum: max + libm::log(sum), top }
+        let sum: f64 = relative_weights(logits, 1.0).iter().copied().map(f64::from).sum();
+        let mut top: Vec<u32> = (0..logits.len() as u32).collect();
+        keep_largest(&mut top, logits, alternatives);
+        Self { logits: logits.to_vec(), log_sum: f64::from(max_of(logits)) + libm::log(sum), top }
     }
 
     fn token(&self, id: u32) -> Token {
@@ -91,84 +93,81 @@ fn for_each_distinct(tokens: &[u32], mut visit: impl FnMut(u32, usize)) {
     }
 }
 
-/// NaN (from broken weights) ranks below everything.
-fn rank_key(logit: f32) -> f32 {
-    if logit.is_nan() { f32::NEG_INFINITY } else { logit }
-}
-
 fn argmax(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (id, logit) in logits.iter().enumerate() {
-        if rank_key(*logit) > rank_key(logits[best]) {
-            best = id;
-        }
-    }
-    best as u32
+    let max = max_of(logits);
+    logits.iter().position(|logit| *logit == max).unwrap_or(0) as u32
 }
 
-/// The `count` largest, in order; equal logits by id.
-fn ranked(logits: &[f32], count: usize) -> Vec<u32> {
-    let count = count.min(logits.len());
-    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
-    let order = |a: &u32, b: &u32| {
-        let (x, y) = (rank_key(logits[*a as usize]), rank_key(logits[*b as usize]));
-        y.total_cmp(&x).then(a.cmp(b))
+/// The largest number. NaN (from broken weights) counts as the smallest, here and below.
+fn max_of(values: &[f32]) -> f32 {
+    values.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+}
+
+/// Draws by inverting the cumulative distribution over the candidates that min_p, top_k and top_p
+/// (Holtzman et al. 2020) leave. `random` is in `[0, 1)`.
+fn draw(logits: &[f32], sampling: &Sampling, random: f64) -> u32 {
+    let weights = relative_weights(logits, sampling.temperature);
+    let likely = |id: &u32| weights[*id as usize] >= sampling.min_p;
+    let mut candidates: Vec<u32> = (0..logits.len() as u32).filter(likely).collect();
+    if sampling.top_k > 0 {
+        keep_largest(&mut candidates, &weights, sampling.top_k as usize);
+    }
+    if sampling.top_p < 1.0 {
+        keep_top_p(&mut candidates, &weights, sampling.top_p);
+    }
+    let weight = |id: &u32| f64::from(weights[*id as usize]);
+    let target = random * candidates.iter().map(weight).sum::<f64>();
+    let mut cumulative = 0.0;
+    let chosen = candidates.iter().find(|id| {
+        cumulative += weight(id);
+        target < cumulative
+    });
+    chosen.copied().unwrap_or_else(|| argmax(logits))
+}
+
+/// `e^((logit - max) / temperature)`: probabilities, each divided by the largest.
+fn relative_weights(logits: &[f32], temperature: f32) -> Vec<f32> {
+    let max = max_of(logits);
+    logits.iter().map(|logit| exp_or_zero((logit - max) / temperature)).collect()
+}
+
+fn exp_or_zero(x: f32) -> f32 {
+    if x.is_nan() { 0.0 } else { exp(x) }
+}
+
+/// Keeps the `count` largest, in order; equal ones by id.
+fn keep_largest(ids: &mut Vec<u32>, values: &[f32], count: usize) {
+    let key = |id: u32| match values[id as usize] {
+        value if value.is_nan() => f32::NEG_INFINITY,
+        value => value,
     };
+    let order = |a: &u32, b: &u32| key(*b).total_cmp(&key(*a)).then(a.cmp(b));
     if count > 0 && count < ids.len() {
         ids.select_nth_unstable_by(count - 1, order);
     }
     ids.truncate(count);
     ids.sort_unstable_by(order);
-    ids
 }
 
-/// Draws by inverting the cumulative distribution over the candidates that top_k, top_p (Holtzman
-/// et al. 2020) and min_p leave, most likely first. `random` is in `[0, 1)`.
-fn draw(logits: &[f32], sampling: &Sampling, random: f64) -> u32 {
-    let kept_max = match sampling.top_k {
-        0 => logits.len(),
-        top_k => top_k as usize,
-    };
-    let candidates = ranked(logits, kept_max);
-    let max = f64::from(rank_key(logits[candidates[0] as usize]));
-    let weight = |id: &u32| {
-        let logit = f64::from(rank_key(logits[*id as usize]));
-        libm::exp((logit - max) / f64::from(sampling.temperature))
-    };
-    let mut weights: Vec<f64> = candidates.iter().map(weight).collect();
-    keep_min_p(&mut weights, sampling.min_p);
-    keep_top_p(&mut weights, sampling.top_p);
-
-    let target = random * weights.iter().sum::<f64>();
-    let mut cumulative = 0.0;
-    for (id, weight) in candidates.iter().zip(&weights) {
-        cumulative += weight;
-        if target < cumulative {
-            return *id;
+/// Keeps the most likely ones until they have `top_p` of the probability; one at least. Sorts no
+/// more than it must: a vocabulary is large, and what matters of it is mostly small.
+fn keep_top_p(ids: &mut Vec<u32>, weights: &[f32], top_p: f32) {
+    let weight = |id: &u32| f64::from(weights[*id as usize]);
+    let enough = f64::from(top_p) * ids.iter().map(weight).sum::<f64>();
+    for count in [64, 1024, ids.len()] {
+        let mut largest = ids.clone();
+        keep_largest(&mut largest, weights, count);
+        let mut cumulative = 0.0;
+        let reached = largest.iter().position(|id| {
+            cumulative += weight(id);
+            cumulative >= enough
+        });
+        if let Some(last) = reached {
+            largest.truncate(last + 1);
+            *ids = largest;
+            return;
         }
     }
-    candidates[0]
-}
-
-/// Weights are relative to the largest, which is first and 1.
-fn keep_min_p(weights: &mut Vec<f64>, min_p: f32) {
-    let kept = weights.iter().take_while(|weight| **weight >= f64::from(min_p)).count();
-    weights.truncate(kept.max(1));
-}
-
-fn keep_top_p(weights: &mut Vec<f64>, top_p: f32) {
-    if top_p >= 1.0 {
-        return;
-    }
-    let enough = f64::from(top_p) * weights.iter().sum::<f64>();
-    let mut cumulative = 0.0;
-    let before = weights.iter().take_while(|weight| {
-        let short = cumulative < enough;
-        cumulative += **weight;
-        short
-    });
-    let kept = before.count();
-    weights.truncate(kept.max(1));
 }
 
 /// A number in `[0, 1)` with 53 random bits (SplitMix64's finaliser, Steele et al. 2014, chained).

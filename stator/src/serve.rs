@@ -1,5 +1,6 @@
 //! `stator serve`: every component in one process, joined by an in-process network.
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -260,16 +261,19 @@ fn component_failed<E: std::fmt::Display>(
     })
 }
 
+/// Says what is served, where, and how to try it. A closed standard output is no reason to stop.
 fn print_welcome(serving: &Serving, shown_model: Option<&str>) {
     let (address, name) = (serving.address, &serving.model_name);
     let source = shown_model.unwrap_or("the bundled demo model");
-    println!("serving {name} ({source})");
-    println!("  API   http://{address}/v1  (any API key; Ctrl-C stops)");
-    println!(
-        "  try   curl http://{address}/v1/chat/completions -H 'content-type: application/json' \\"
+    let question = format!(
+        r#"{{"model": "{name}", "messages": [{{"role": "user", "content": "What is prefill?"}}]}}"#
     );
-    println!(
-        "          -d '{{\"model\": \"{name}\", \"messages\": \
-         [{{\"role\": \"user\", \"content\": \"What is prefill?\"}}]}}'"
+    let welcome = format!(
+        "serving {name} ({source})\n\
+         \x20 API   http://{address}/v1  (any API key; Ctrl-C stops)\n\
+         \x20 try   curl http://{address}/v1/chat/completions \
+         -H 'content-type: application/json' \\\n\
+         \x20         -d '{question}'\n"
     );
+    let _closed = std::io::stdout().write_all(welcome.as_bytes());
 }

@@ -17,6 +17,7 @@ pub use activation::{add_assign, rms_norm, silu_multiply};
 pub use attention::{AttentionShape, QueryRow, attend};
 pub use compute::{Compute, KernelPath};
 pub use element::{Element, bf16_from_f32};
+pub use math::exp;
 pub use matmul::{Matrix, WeightData, matmul};
 pub use rope::{RopeScaling, RopeTable, rotate};
 
