@@ -1,5 +1,6 @@
 //! An answer as it comes: tokens become text, stop strings end it.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use protocol::v1::{self, FinishReason, RequestUpdate, failure};
@@ -17,7 +18,7 @@ const RETRY_S: u64 = 1;
 pub struct Piece {
     /// Text that is certain: whole characters, no part of a stop string.
     pub text: String,
-    /// One entry per token that has text, where the request asked for logprobs.
+    /// One entry per token of that text, where the request asked for logprobs.
     pub logprobs: Vec<TokenText>,
     /// Counts so far.
     pub usage: Usage,
@@ -33,6 +34,17 @@ pub struct Generation {
     detokenizer: Detokenizer,
     stop: StopMatcher,
     usage: Usage,
+    /// Logprobs of tokens whose text is held back, because a stop string may begin there.
+    held: VecDeque<HeldLogprobs>,
+    decoded_bytes: usize,
+    emitted_bytes: usize,
+}
+
+/// A token and where its text lies in the answer.
+struct HeldLogprobs {
+    start: usize,
+    end: usize,
+    token: TokenText,
 }
 
 impl Generation {
@@ -49,6 +61,9 @@ impl Generation {
             detokenizer: Detokenizer::default(),
             stop: StopMatcher::new(stop),
             usage: Usage { prompt_tokens, ..Default::default() },
+            held: VecDeque::new(),
+            decoded_bytes: 0,
+            emitted_bytes: 0,
         }
     }
 
@@ -73,6 +88,7 @@ impl Generation {
             self.usage.cached_tokens = cached_tokens;
         }
         let mut piece = Piece::default();
+        let mut stopped = false;
         let tokens = update.tokens.len();
         for (index, token) in update.tokens.into_iter().enumerate() {
             self.usage.completion_tokens += 1;
@@ -80,36 +96,64 @@ impl Generation {
             if finish == FinishReason::Stop && index + 1 == tokens {
                 break;
             }
-            if self.append(&token, &mut piece) {
-                piece.finish = Some("stop");
+            stopped = self.append(&token, &mut piece.text);
+            if stopped {
                 break;
             }
         }
-        if piece.finish.is_none() && finish != FinishReason::Unspecified {
+        piece.finish = match finish {
+            _ if stopped => Some("stop"),
+            FinishReason::Stop => Some("stop"),
+            FinishReason::Length => Some("length"),
+            FinishReason::Unspecified => None,
+        };
+        if piece.finish.is_some() && !stopped {
             piece.text.push_str(&self.stop.finish());
-            piece.finish = Some(if finish == FinishReason::Stop { "stop" } else { "length" });
         }
+        self.emitted_bytes += piece.text.len();
+        piece.logprobs = self.release_logprobs(piece.finish.is_some(), stopped);
         piece.usage = self.usage;
         Ok(piece)
     }
 
-    /// Adds a token's text. True: a stop string is complete.
-    fn append(&mut self, token: &v1::Token, piece: &mut Piece) -> bool {
+    /// Adds what of a token's text is certain to `text`. True: a stop string is complete.
+    fn append(&mut self, token: &v1::Token, text: &mut String) -> bool {
         let tokenizer = &self.model.tokenizer;
-        let matched = self.stop.push(&self.detokenizer.push(tokenizer, token.id));
-        piece.text.push_str(&matched.emit);
-        if let Some(logprob) = token.logprob {
-            let bytes = |id: u32| tokenizer.token_bytes(id).to_vec();
-            let text = |id: u32| String::from_utf8_lossy(tokenizer.token_bytes(id)).into_owned();
-            let top = token.top_logprobs.iter();
-            piece.logprobs.push(TokenText {
-                text: text(token.id),
-                bytes: bytes(token.id),
-                logprob,
-                top: top.map(|top| (text(top.id), bytes(top.id), top.logprob)).collect(),
-            });
+        let decoded = self.detokenizer.push(tokenizer, token.id);
+        let start = self.decoded_bytes;
+        self.decoded_bytes += decoded.len();
+        if let Some(logprob) = token.logprob.filter(|_| !tokenizer.is_special(token.id)) {
+            let token = self.with_text(token, logprob);
+            self.held.push_back(HeldLogprobs { start, end: self.decoded_bytes, token });
         }
+        let matched = self.stop.push(&decoded);
+        text.push_str(&matched.emit);
         matched.stopped
+    }
+
+    fn with_text(&self, token: &v1::Token, logprob: f32) -> TokenText {
+        let tokenizer = &self.model.tokenizer;
+        let bytes = |id: u32| tokenizer.token_bytes(id).to_vec();
+        let text = |id: u32| String::from_utf8_lossy(tokenizer.token_bytes(id)).into_owned();
+        let alternative = |top: &v1::TokenLogprob| (text(top.id), bytes(top.id), top.logprob);
+        TokenText {
+            text: text(token.id),
+            bytes: bytes(token.id),
+            logprob,
+            top: token.top_logprobs.iter().map(alternative).collect(),
+        }
+    }
+
+    /// Logprobs go out with their token's text: those of a stop string never do.
+    fn release_logprobs(&mut self, ended: bool, stopped: bool) -> Vec<TokenText> {
+        let emitted = self.emitted_bytes;
+        let is_out = |held: &HeldLogprobs| match (stopped, ended) {
+            (true, _) => held.start < emitted,
+            (false, true) => true,
+            (false, false) => held.end <= emitted,
+        };
+        let count = self.held.iter().take_while(|held| is_out(held)).count();
+        self.held.drain(..count).map(|held| held.token).collect()
     }
 }
 

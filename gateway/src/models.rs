@@ -42,9 +42,28 @@ pub enum CardError {
     /// tokenizer.json is wrong or of an unknown kind.
     #[error("its tokenizer.json is not usable: {0}")]
     Tokenizer(#[from] TokenizerError),
-    /// The chat template does not parse.
-    #[error("its chat template is not usable: {0}")]
+    /// Token ids would be out of the model's vocabulary.
+    #[error(
+        "its tokenizer.json has {tokenizer} tokens and config.json {model}: they belong to \
+        different models"
+    )]
+    Vocabulary {
+        /// Tokens of tokenizer.json.
+        tokenizer: usize,
+        /// `vocab_size` of config.json.
+        model: usize,
+    },
+    /// The chat template does not parse, or fails on the simplest conversation.
+    #[error("its chat template is not usable: {}", explain(.0))]
     Template(#[from] TemplateError),
+}
+
+/// The template error with its cause, which says where in the template.
+fn explain(error: &TemplateError) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error} ({source})"),
+        None => error.to_string(),
+    }
 }
 
 /// Checks that a gateway could serve this card.
@@ -54,17 +73,32 @@ pub fn check_card(card: &v1::ModelCard) -> Result<(), CardError> {
 
 impl Model {
     fn new(card: &v1::ModelCard) -> Result<Self, CardError> {
-        let template = card.chat_template.clone().map(|source| {
-            ChatTemplate::new(source, card.bos_token.clone(), card.eos_token.clone())
-        });
+        let tokenizer = Tokenizer::from_bytes(&card.tokenizer_json)?;
+        let vocabulary_size = card.vocabulary_size as usize;
+        if tokenizer.vocabulary_size() > vocabulary_size {
+            let tokenizer = tokenizer.vocabulary_size();
+            return Err(CardError::Vocabulary { tokenizer, model: vocabulary_size });
+        }
         Ok(Self {
             name: card.name.clone(),
             context_tokens: card.context_tokens as usize,
-            vocabulary_size: card.vocabulary_size as usize,
+            vocabulary_size,
             created_s: card.created_s,
-            tokenizer: Tokenizer::from_bytes(&card.tokenizer_json)?,
-            template: template.transpose()?,
+            tokenizer,
+            template: template_of(card)?,
         })
+    }
+}
+
+/// The card's template, once it has rendered the simplest conversation. One that refuses even that
+/// with words of its own may still take others.
+fn template_of(card: &v1::ModelCard) -> Result<Option<ChatTemplate>, TemplateError> {
+    let Some(source) = card.chat_template.clone() else { return Ok(None) };
+    let template = ChatTemplate::new(source, card.bos_token.clone(), card.eos_token.clone())?;
+    let hello = serde_json::json!({"role": "user", "content": "Hello"});
+    match template.render(&[hello], None) {
+        Ok(_) | Err(TemplateError::Raised(_)) => Ok(Some(template)),
+        Err(error) => Err(error),
     }
 }
 

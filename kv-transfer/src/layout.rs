@@ -2,8 +2,8 @@
 
 use protocol::v1;
 
-/// The shape of a pool's blocks. A block holds, for each layer, the keys and then the values of
-/// `block_size` tokens, each as `[kv_heads, block_size, head_dim]`.
+/// The shape of a pool's blocks. A block holds, for each layer, the keys of `block_size` tokens as
+/// `[kv_heads, head_dim, block_size]` and then the values as `[kv_heads, block_size, head_dim]`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KvLayout {
     /// KV computed under another id has other values.

@@ -1,11 +1,14 @@
 //! Causal attention over paged KV. Each (token, query head) walks its context in position order,
 //! alone, reading keys and values as they are stored: the result does not depend on how the
 //! context was chunked, batched or split over threads.
+//!
+//! Keys lie transposed in their block, so that the scores of a block's tokens are the lanes of one
+//! sum over the head's elements and nothing has to be added across lanes.
 
 use kv_transfer::{HostMemory, KvLayout};
 use multiversion::multiversion;
 
-use super::math::{dot, exp, sum_of};
+use super::math::{LANES, exp, sum_of};
 use super::{Compute, Element};
 
 /// The shape that all query rows of a batch share.
@@ -27,6 +30,9 @@ pub struct QueryRow<'a> {
     pub context_tokens: usize,
 }
 
+/// Work below this many multiply-adds stays on one thread.
+const PARALLEL_WORK_MIN: usize = 1 << 19;
+
 /// Attends with each row of `queries` (`[rows, heads, head_dim]`) into `out` (same shape). Keys
 /// and values of all positions in each row's context must already be in the pool.
 pub fn attend<E: Element>(
@@ -37,98 +43,139 @@ pub fn attend<E: Element>(
     queries: &[f32],
     out: &mut [f32],
 ) {
-    let row_len = shape.heads * shape.layout.head_dim;
-    let work: usize = rows.iter().map(|row| 2 * row.context_tokens * row_len).sum();
-    let out = SharedRows { base: out.as_mut_ptr(), row_len };
-    // Rows late in a prompt see more than early ones: finer pieces than one per thread.
-    let pieces = if work < 1 << 20 { 1 } else { rows.len().min(32) };
-    let piece = rows.len().div_ceil(pieces).max(1);
-    let attend_piece = |start: usize| {
+    let kv_heads = shape.layout.kv_heads;
+    // The query heads that share a KV head are one unit of work.
+    let unit_len = shape.heads / kv_heads * shape.layout.head_dim;
+    let units = rows.len() * kv_heads;
+    let out = SharedUnits { base: out.as_mut_ptr(), unit_len };
+    let attend_units = |range: std::ops::Range<usize>| {
         let mut scores = Vec::new();
-        for index in start..rows.len().min(start + piece) {
-            let query = &queries[index * row_len..][..row_len];
-            // SAFETY: each row belongs to one piece.
-            let out = unsafe { out.row(index) };
-            attend_row::<E>(shape, memory, rows[index], query, &mut scores, out);
+        for unit in range {
+            let (row, kv_head) = (rows[unit / kv_heads], unit % kv_heads);
+            let queries = &queries[unit * unit_len..][..unit_len];
+            // SAFETY: each unit belongs to one range.
+            let out = unsafe { out.unit(unit) };
+            attend_unit::<E>(shape, memory, row, kv_head, queries, &mut scores, out);
         }
     };
-    if pieces == 1 {
-        return attend_piece(0);
+    let context_tokens: usize = rows.iter().map(|row| row.context_tokens).sum();
+    if 2 * context_tokens * shape.heads * shape.layout.head_dim < PARALLEL_WORK_MIN {
+        return attend_units(0..units);
     }
-    compute.split_dynamic((0..rows.len()).step_by(piece), attend_piece);
+    // Rows late in a prompt see more than early ones: finer pieces than one per thread.
+    let piece = units.div_ceil(32);
+    let attend_piece = |start: usize| attend_units(start..units.min(start + piece));
+    compute.split_dynamic((0..units).step_by(piece), attend_piece);
 }
 
-struct SharedRows {
+struct SharedUnits {
     base: *mut f32,
-    row_len: usize,
+    unit_len: usize,
 }
 
-// SAFETY: threads take disjoint rows (see `row`).
-unsafe impl Sync for SharedRows {}
+// SAFETY: threads take disjoint units (see `unit`).
+unsafe impl Sync for SharedUnits {}
 
-impl SharedRows {
+impl SharedUnits {
     /// # Safety
-    /// The row is in bounds, and no other thread takes it.
+    /// The unit is in bounds, and no other thread takes it.
     #[allow(clippy::mut_from_ref)]
-    unsafe fn row(&self, index: usize) -> &mut [f32] {
+    unsafe fn unit(&self, index: usize) -> &mut [f32] {
+        let len = self.unit_len;
         // SAFETY: in bounds and exclusive by the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.base.add(index * self.row_len), self.row_len) }
+        unsafe { std::slice::from_raw_parts_mut(self.base.add(index * len), len) }
     }
 }
 
+/// One token with the query heads of one KV head: `queries` and `out` are `[group, head_dim]`.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw", "x86_64+avx2"))]
-fn attend_row<E: Element>(
+fn attend_unit<E: Element>(
     shape: &AttentionShape<'_>,
     memory: &HostMemory,
     row: QueryRow<'_>,
-    query: &[f32],
+    kv_head: usize,
+    queries: &[f32],
     scores: &mut Vec<f32>,
     out: &mut [f32],
 ) {
-    let layout = shape.layout;
-    let (head_dim, group) = (layout.head_dim, shape.heads / layout.kv_heads);
-    let scale = 1.0 / (head_dim as f32).sqrt();
-    let (keys_at, values_at) = (layout.keys_offset(shape.layer), layout.values_offset(shape.layer));
-    for head in 0..shape.heads {
-        let query = &query[head * head_dim..][..head_dim];
-        let out = &mut out[head * head_dim..][..head_dim];
-        scores.clear();
-        for_each_block(row, layout.block_size, |block, tokens| {
-            let keys = head_plane::<E>(memory, layout, block, keys_at, head / group);
-            let keys = keys.chunks_exact(head_dim).take(tokens);
-            scores.extend(keys.map(|key| dot(query, key) * scale));
-        });
-        softmax(scores);
-        out.fill(0.0);
-        let mut position = 0;
-        for_each_block(row, layout.block_size, |block, tokens| {
-            let values = head_plane::<E>(memory, layout, block, values_at, head / group);
-            for value in values.chunks_exact(head_dim).take(tokens) {
-                let weight = scores[position];
-                for (out, value) in out.iter_mut().zip(value) {
-                    *out += weight * value.widen();
-                }
-                position += 1;
-            }
-        });
-    }
-}
+    let KvLayout { block_size, head_dim, .. } = *shape.layout;
+    let blocks = &row.blocks[..row.context_tokens.div_ceil(block_size)];
+    let scores_len = blocks.len() * block_size;
+    scores.resize(queries.len() / head_dim * scores_len, 0.0);
 
-#[inline(always)]
-fn for_each_block(row: QueryRow<'_>, block_size: usize, mut visit: impl FnMut(u32, usize)) {
-    let mut left = row.context_tokens;
-    for block in row.blocks {
-        if left == 0 {
-            break;
+    let keys_at = shape.layout.keys_offset(shape.layer);
+    for (index, block) in blocks.iter().enumerate() {
+        let keys = head_plane::<E>(memory, shape.layout, *block, keys_at, kv_head);
+        let scores = scores.chunks_exact_mut(scores_len);
+        for (query, scores) in queries.chunks_exact(head_dim).zip(scores) {
+            score_block(query, keys, &mut scores[index * block_size..][..block_size]);
         }
-        let tokens = left.min(block_size);
-        visit(*block, tokens);
-        left -= tokens;
     }
-    debug_assert_eq!(left, 0, "the blocks hold the whole context");
+    let values_at = shape.layout.values_offset(shape.layer);
+    let heads = out.chunks_exact_mut(head_dim).zip(scores.chunks_exact_mut(scores_len));
+    for (out, scores) in heads {
+        // The last block's slots past the context hold what they held before.
+        let scores = &mut scores[..row.context_tokens];
+        softmax(scores, 1.0 / (head_dim as f32).sqrt());
+        out.fill(0.0);
+        for (block, weights) in blocks.iter().zip(scores.chunks(block_size)) {
+            let values = head_plane::<E>(memory, shape.layout, *block, values_at, kv_head);
+            add_weighted(weights, values, out);
+        }
+    }
 }
 
-/// The `[block_size, head_dim]` plane of one KV head in one block.
+/// `scores[slot] = sum over d of query[d] keys[d, slot]`.
+#[inline(always)]
+fn score_block<E: Element>(query: &[f32], keys: &[E], scores: &mut [f32]) {
+    let block_size = scores.len();
+    for (chunk, scores) in scores.chunks_mut(LANES).enumerate() {
+        let mut lanes = [0.0; LANES];
+        for (q, keys) in query.iter().zip(keys.chunks_exact(block_size)) {
+            let keys = &keys[chunk * LANES..];
+            match keys.first_chunk::<LANES>() {
+                Some(keys) => {
+                    for lane in 0..LANES {
+                        lanes[lane] += q * keys[lane].widen();
+                    }
+                }
+                None => {
+                    for (lane, key) in lanes.iter_mut().zip(keys) {
+                        *lane += q * key.widen();
+                    }
+                }
+            }
+        }
+        scores.copy_from_slice(&lanes[..scores.len()]);
+    }
+}
+
+/// `out[d] += sum over slots of weights[slot] values[slot, d]`, slot by slot.
+#[inline(always)]
+fn add_weighted<E: Element>(weights: &[f32], values: &[E], out: &mut [f32]) {
+    const WIDE: usize = 4 * LANES;
+    let head_dim = out.len();
+    let (wide, narrow) = out.as_chunks_mut::<WIDE>();
+    for (chunk, out) in wide.iter_mut().enumerate() {
+        let mut lanes = *out;
+        for (weight, values) in weights.iter().zip(values.chunks_exact(head_dim)) {
+            let values = &values[chunk * WIDE..][..WIDE];
+            for lane in 0..WIDE {
+                lanes[lane] += weight * values[lane].widen();
+            }
+        }
+        *out = lanes;
+    }
+    let done = head_dim - narrow.len();
+    for (weight, values) in weights.iter().zip(values.chunks_exact(head_dim)) {
+        for (out, value) in narrow.iter_mut().zip(&values[done..]) {
+            *out += weight * value.widen();
+        }
+    }
+}
+
+/// The plane of one KV head in one block: keys `[head_dim, block_size]`, values
+/// `[block_size, head_dim]`.
 #[inline(always)]
 fn head_plane<'a, E: Element>(
     memory: &'a HostMemory,
@@ -147,8 +194,12 @@ fn head_plane<'a, E: Element>(
     unsafe { std::slice::from_raw_parts(plane.as_ptr().cast(), elements) }
 }
 
+/// Scales scores and turns them into weights that add up to one.
 #[inline(always)]
-fn softmax(scores: &mut [f32]) {
+fn softmax(scores: &mut [f32], scale: f32) {
+    for score in scores.iter_mut() {
+        *score *= scale;
+    }
     let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     for score in scores.iter_mut() {
         *score = exp(*score - max);

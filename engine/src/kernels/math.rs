@@ -1,8 +1,6 @@
 //! Scalar building blocks, written so that loops over them vectorise and give the same result
 //! at every vector width: sums run over a fixed number of lanes, whatever the CPU's are.
 
-use super::Element;
-
 /// Partial sums per reduction. Element i of a reduction goes to lane i % LANES.
 pub const LANES: usize = 16;
 
@@ -17,23 +15,6 @@ pub fn sum_lanes(mut lanes: [f32; LANES]) -> f32 {
         width /= 2;
     }
     lanes[0]
-}
-
-/// The dot product of an f32 vector and a stored one.
-#[inline(always)]
-pub fn dot<E: Element>(x: &[f32], stored: &[E]) -> f32 {
-    let mut lanes = [0.0; LANES];
-    let (x_chunks, x_tail) = x.as_chunks::<LANES>();
-    let (stored_chunks, stored_tail) = stored.as_chunks::<LANES>();
-    for (x, stored) in x_chunks.iter().zip(stored_chunks) {
-        for lane in 0..LANES {
-            lanes[lane] += x[lane] * stored[lane].widen();
-        }
-    }
-    for (lane, (x, stored)) in x_tail.iter().zip(stored_tail).enumerate() {
-        lanes[lane] += x * stored.widen();
-    }
-    sum_lanes(lanes)
 }
 
 /// The sum of `f` over a slice.
@@ -89,11 +70,11 @@ mod tests {
     }
 
     #[test]
-    fn dot_takes_any_length() {
+    fn sums_take_any_length() {
         for length in 0..70 {
             let x: Vec<f32> = (0..length).map(|i| i as f32).collect();
             let expected: f32 = x.iter().map(|v| v * v).sum();
-            assert_eq!(dot(&x, &x), expected, "length {length}");
+            assert_eq!(sum_of(&x, |v| v * v), expected, "length {length}");
         }
     }
 }

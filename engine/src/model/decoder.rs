@@ -210,8 +210,14 @@ impl LayerPass<'_> {
         }
         self.rotate_rows(&mut queries, angles);
         self.rotate_rows(&mut keys, angles);
-        self.store::<E>(self.layout.keys_offset(self.index), &keys);
-        self.store::<E>(self.layout.values_offset(self.index), &values);
+        let KvLayout { block_size, head_dim, .. } = *self.layout;
+        // Keys lie transposed (see `kernels::attend`): element d of a slot at d * block_size + slot.
+        self.store::<E>(self.layout.keys_offset(self.index), &keys, |slot, d| {
+            d * block_size + slot
+        });
+        self.store::<E>(self.layout.values_offset(self.index), &values, |slot, d| {
+            slot * head_dim + d
+        });
 
         let query_rows: Vec<QueryRow<'_>> = self.rows.iter().map(Row::query).collect();
         let shape = AttentionShape { layout: self.layout, layer: self.index, heads: config.heads };
@@ -237,24 +243,30 @@ impl LayerPass<'_> {
         }
     }
 
-    /// Stores one plane's rows (`[rows, kv_heads, head_dim]`) where each token's slot is.
-    fn store<E: Element>(&self, plane_offset: usize, rows: &[f32]) {
+    /// Stores keys or values (`[rows, kv_heads, head_dim]`) in each token's block; `place` says
+    /// where element d of a slot lies in a head's plane.
+    fn store<E: Element>(
+        &self,
+        planes_at: usize,
+        rows: &[f32],
+        place: impl Fn(usize, usize) -> usize,
+    ) {
         let KvLayout { block_size, kv_heads, head_dim, .. } = *self.layout;
-        let head_bytes = head_dim * size_of::<E>();
+        let elements = block_size * head_dim;
+        let bytes = elements * size_of::<E>();
         for (row, heads) in self.rows.iter().zip(rows.chunks_exact(kv_heads * head_dim)) {
             let block = row.blocks[row.position / block_size];
             let slot = row.position % block_size;
             for (head, from) in heads.chunks_exact(head_dim).enumerate() {
-                let offset = plane_offset + (head * block_size + slot) * head_bytes;
-                // SAFETY: the engine's thread is the only one that computes on this pool, and the
-                // slot belongs to this row's sequence alone: it lies past every shared block.
-                let to = unsafe { self.memory.write(block, offset, head_bytes) };
-                // SAFETY: head_dim elements of E, aligned as in `attention::head_plane`.
-                let to = unsafe {
-                    std::slice::from_raw_parts_mut(to.as_mut_ptr().cast::<E>(), head_dim)
+                // SAFETY: the engine's thread is the only one that computes on this pool, and a
+                // block that is not full belongs to this row's sequence alone.
+                let plane = unsafe { self.memory.write(block, planes_at + head * bytes, bytes) };
+                // SAFETY: as many elements of E, aligned as in `attention::head_plane`.
+                let plane = unsafe {
+                    std::slice::from_raw_parts_mut(plane.as_mut_ptr().cast::<E>(), elements)
                 };
-                for (to, from) in to.iter_mut().zip(from) {
-                    *to = E::narrow(*from);
+                for (d, value) in from.iter().enumerate() {
+                    plane[place(slot, d)] = E::narrow(*value);
                 }
             }
         }

@@ -3,6 +3,7 @@
 use axum::body::{Body, to_bytes};
 use axum::http::HeaderMap;
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use http_body_util::LengthLimitError;
 use serde_json::Value;
 
 use crate::openai::ApiError;
@@ -20,8 +21,10 @@ pub async fn read_json(
         return Err(ApiError::body_too_large(bytes_max));
     }
     let bytes = to_bytes(body, bytes_max).await.map_err(|error| {
-        tracing::debug!(%error, "a request body was not read to its end");
-        ApiError::body_too_large(bytes_max)
+        if error.into_inner().is::<LengthLimitError>() {
+            return ApiError::body_too_large(bytes_max);
+        }
+        ApiError::unreadable_body()
     })?;
     serde_json::from_slice(&bytes).map_err(|error| ApiError::malformed_json(&error))
 }

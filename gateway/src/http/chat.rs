@@ -15,6 +15,7 @@ use super::generate::{Endpoint, Tokenized, encode, find_model, respond};
 use super::identify::RequestId;
 use crate::models::Model;
 use crate::openai::{ApiError, ChatRequest};
+use crate::text::TemplateError;
 
 /// Answers a conversation.
 pub async fn handle(
@@ -42,7 +43,9 @@ fn render(model: &Model, messages: &[Value]) -> Result<String, ApiError> {
         ApiError::invalid_value("model", message)
     })?;
     template.render(messages, None).map_err(|error| {
-        tracing::info!(model = model.name, %error, "the chat template failed");
+        if !matches!(error, TemplateError::Raised(_)) {
+            tracing::warn!(model = model.name, ?error, "the chat template failed");
+        }
         error.into()
     })
 }

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
-use axum::extract::{Path, State};
+use axum::extract::State;
+use axum::http::Uri;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse, Response};
+use percent_encoding::percent_decode_str;
 
 use super::Shared;
 use crate::models::Model;
@@ -17,10 +19,10 @@ pub async fn models(State(shared): State<Arc<Shared>>) -> Response {
 }
 
 /// One model. Names may contain slashes.
-pub async fn model(
-    State(shared): State<Arc<Shared>>,
-    Path(id): Path<String>,
-) -> Result<Response, ApiError> {
+pub async fn model(State(shared): State<Arc<Shared>>, uri: Uri) -> Result<Response, ApiError> {
+    // Not `Path`, which answers what is not UTF-8 in words of its own.
+    let id = uri.path().trim_start_matches("/v1/models/");
+    let id = percent_decode_str(id).decode_utf8_lossy();
     let model = shared.models.get(&id).ok_or_else(|| ApiError::model_not_found(&id))?;
     Ok(json(model_object(&card(&model))))
 }

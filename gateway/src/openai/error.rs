@@ -203,6 +203,12 @@ impl ApiError {
             .code("unsupported_content_type")
     }
 
+    /// The body broke off, or its transfer encoding is wrong.
+    pub fn unreadable_body() -> ApiError {
+        let message = "We could not read the body of your request to its end.";
+        ApiError::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, message).code("unreadable_body")
+    }
+
     /// The body does not parse as JSON.
     pub fn malformed_json(error: &serde_json::Error) -> ApiError {
         let message = format!("We could not parse the JSON body of your request: {error}.");

@@ -56,6 +56,11 @@ impl Tokenizer {
         Ok(encoding.map_err(TokenizerError::Encode)?.get_ids().to_vec())
     }
 
+    /// One more than the highest id.
+    pub fn vocabulary_size(&self) -> usize {
+        self.ends.len()
+    }
+
     /// What a token stands for, which may be a part of a character. Special tokens are their text,
     /// unknown ids are empty.
     pub fn token_bytes(&self, id: u32) -> &[u8] {
