@@ -9,6 +9,7 @@ process. Uses nothing but the standard library.
 import argparse
 import http.client
 import json
+import random
 import re
 import signal
 import statistics
@@ -80,8 +81,9 @@ class Server:
 
 
 def prompt(tokens, salt):
-    """Token ids that no earlier run has cached."""
-    return [3 + (7 * salt + 11 * index + index * index) % 250 for index in range(tokens)]
+    """Token ids; another salt gives others, so that nothing of them is cached."""
+    numbers = random.Random(salt)
+    return [numbers.randrange(3, 250) for _ in range(tokens)]
 
 
 def decode_rate(server, streams, salt):
@@ -96,6 +98,8 @@ def decode_rate(server, streams, salt):
         thread.start()
     for thread in threads:
         thread.join()
+    if len(results) < streams:
+        raise SystemExit("a stream failed")
     first = min(result[0] for result in results)
     last = max(result[1] for result in results)
     return streams * (OUTPUT_TOKENS - 1) / (last - first)

@@ -42,6 +42,8 @@ pub async fn run(
         peers: Peers::new(network.data_plane.clone()),
     });
     let service = GenerationService::new(context);
-    let services = Server::builder().add_service(GenerationServer::new(service));
+    let services = Server::builder().add_service(
+        GenerationServer::new(service).max_decoding_message_size(protocol::MESSAGE_BYTES_MAX),
+    );
     worker.serve(services, &network, shutdown).await
 }

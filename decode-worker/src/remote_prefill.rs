@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use kv_transfer::{BlockCopy, Capability, KvLayout, Lease, LeaseId, LocalPools, TransferError};
 use messaging::ConnectError;
+use protocol::WorkerLife;
 use protocol::v1::prefill_client::PrefillClient;
 use protocol::v1::{self, RequestUpdate, prefill_event::Kind};
-use protocol::{Incarnation, WorkerLife};
 use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Channel;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 use worker::{HostError, Reservation};
 
 use crate::request::RequestContext;
@@ -51,6 +51,26 @@ pub enum PrefillError {
     Copy,
 }
 
+impl PrefillError {
+    /// Whether this is what a full worker does, and nothing is wrong.
+    pub fn is_ordinary(&self) -> bool {
+        match self {
+            Self::Reserve(_) => true,
+            Self::Call(status) => status.code() == Code::ResourceExhausted,
+            _ => false,
+        }
+    }
+
+    /// Whether the connection may be broken.
+    fn doubts_connection(&self) -> bool {
+        match self {
+            Self::Silent => true,
+            Self::Call(status) => matches!(status.code(), Code::Unavailable | Code::Unknown),
+            _ => false,
+        }
+    }
+}
+
 /// What is left after a failure.
 pub struct Failed {
     /// Why.
@@ -78,7 +98,7 @@ pub async fn run(
     match handoff.call_and_pull(request).await {
         Ok(()) => handoff.activate().await.map_err(|e| without_blocks(PrefillError::Reserve(e))),
         Err(error) => {
-            if matches!(error, PrefillError::Call(_) | PrefillError::Silent) {
+            if error.doubts_connection() {
                 context.shared.peers.forget(&worker.data_endpoint);
             }
             let reservation = handoff.recover_reservation().await;
@@ -139,7 +159,7 @@ impl<'a> Handoff<'a> {
             Some(v1::PrefillEvent { kind: Some(Kind::Granted(granted)) }) => granted,
             _ => return Err(PrefillError::Protocol("no lease came first")),
         };
-        let source = Source::from_grant(self.worker, granted)?;
+        let source = Source::from_grant(self.worker, granted, self.context.shared.host.layout())?;
         let _renewing = source.keep_renewing(client.clone());
         self.follow(&source, &mut events).await?;
         source.finish(client).await
@@ -171,7 +191,7 @@ impl<'a> Handoff<'a> {
     }
 
     fn is_complete(&self) -> bool {
-        let all_read = self.pulled == self.blocks && self.copying.is_none();
+        let all_read = self.pulled == self.blocks;
         self.copying.is_none() && (self.ended || (self.first_token.is_some() && all_read))
     }
 
@@ -200,6 +220,9 @@ impl<'a> Handoff<'a> {
     async fn pass_on(&mut self, first: v1::FirstToken) -> Result<(), PrefillError> {
         let finish = first.finish();
         let token = first.token.ok_or(PrefillError::Protocol("a first token without a token"))?;
+        if token.id as usize >= self.context.shared.host.vocabulary_size() {
+            return Err(PrefillError::Protocol("its token is not in the vocabulary"));
+        }
         self.first_token = Some(token.id);
         self.ended = finish != v1::FinishReason::Unspecified;
         let update = RequestUpdate {
@@ -275,26 +298,28 @@ struct Source {
     worker: WorkerLife,
     lease: Lease,
     lease_duration: Duration,
-    layout: KvLayout,
 }
 
 impl Source {
     fn from_grant(
         worker: &v1::PrefillWorker,
         granted: v1::KvDescriptor,
+        our_layout: &KvLayout,
     ) -> Result<Self, PrefillError> {
         let capability = Capability::from_bytes(&granted.capability)
             .ok_or(PrefillError::Protocol("the capability is not 16 bytes long"))?;
-        let layout = granted.layout.ok_or(PrefillError::Protocol("a lease without a layout"))?;
-        let worker = WorkerLife {
-            id: worker.worker_id.as_str().into(),
-            incarnation: Incarnation(worker.incarnation),
-        };
+        let layout: Option<KvLayout> = granted.layout.map(Into::into);
+        if layout.as_ref() != Some(our_layout) {
+            return Err(PrefillError::Protocol("its KV layout is not ours"));
+        }
+        let asked = WorkerLife::new(&worker.worker_id, worker.incarnation);
+        if WorkerLife::new(&granted.worker_id, granted.incarnation) != asked {
+            return Err(PrefillError::Protocol("the lease is another worker's"));
+        }
         Ok(Self {
-            worker,
+            worker: asked,
             lease: Lease { id: LeaseId(granted.lease), capability },
             lease_duration: Duration::from_millis(u64::from(granted.lease_ms.max(30))),
-            layout: layout.into(),
         })
     }
 
@@ -304,7 +329,7 @@ impl Source {
         copies: &[BlockCopy],
         reservation: &mut Reservation,
     ) -> Result<(), TransferError> {
-        pools.pull(&self.worker, self.lease, &self.layout, copies, &mut reservation.writer)
+        pools.pull(&self.worker, self.lease, copies, &mut reservation.writer)
     }
 
     /// Renews the lease beside the transfer until the handle is dropped. A renewal that fails

@@ -33,7 +33,7 @@ pub async fn run(context: RequestContext, mut request: v1::GenerateRequest) {
         None => compute_here(&context, &request).await,
     };
     if let Err(error) = submitted {
-        tracing::warn!(request_id = request.request_id, %error, "request refused");
+        tracing::debug!(request_id = request.request_id, %error, "request refused");
         context.report(RequestUpdate { failure: failure_of(&error), ..news_of(number) }).await;
     }
 }
@@ -48,12 +48,12 @@ async fn via_prefill_worker(
         Err(failed) => failed,
     };
     let Failed { error, reservation, first_token } = failed;
-    tracing::warn!(
-        request_id = request.request_id,
-        prefill_worker = worker.worker_id,
-        error = %error,
-        "prefill failed, computing the prompt here"
-    );
+    let (request_id, prefill_worker) = (&request.request_id, &worker.worker_id);
+    if error.is_ordinary() {
+        tracing::debug!(request_id, %error, "computing the prompt here");
+    } else {
+        tracing::warn!(request_id, prefill_worker, %error, "prefill failed, computing here");
+    }
     match reservation {
         Some(reservation) => {
             let ended = context.shared.host.compute_reserved(reservation, first_token).await?;

@@ -9,12 +9,12 @@ use protocol::v1::{self, RequestUpdate, session_request::Kind};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Status, Streaming};
-use worker::{Outputs, SequenceHandle};
+use worker::{Outputs, SequenceHandle, outputs};
 
 use crate::Context;
 use crate::request::{self, RequestContext};
 
-/// Steps that a session may lag behind the engine; beyond, its requests are cancelled.
+/// Steps that a session may lag behind the engine; beyond, it ends, and its requests with it.
 const OUTPUT_QUEUE: usize = 1024;
 
 /// News from request tasks (first tokens, failures) that waits for the session's loop. At the
@@ -49,7 +49,7 @@ impl Session {
 
     /// Runs until the gateway goes, then cancels what is left by dropping it.
     pub async fn run(mut self, mut inbound: Streaming<v1::SessionRequest>) {
-        let (outputs, mut engine_news) = mpsc::channel(OUTPUT_QUEUE);
+        let (outputs, mut engine_news) = outputs(OUTPUT_QUEUE);
         let (updates, mut task_news) = mpsc::channel(UPDATE_QUEUE);
         loop {
             let handled = tokio::select! {
@@ -57,7 +57,10 @@ impl Session {
                 // the engine, so its news must be sent before the engine's.
                 biased;
                 Some(update) = task_news.recv() => self.send(vec![update]).await,
-                Some(news) = engine_news.recv() => self.send_news(news).await,
+                news = engine_news.next() => match news {
+                    Some(news) => self.send_news(news).await,
+                    None => Err(Gone),
+                },
                 message = inbound.message() => match message {
                     Ok(Some(v1::SessionRequest { kind })) => {
                         self.take(kind, &outputs, &updates).await
@@ -80,6 +83,10 @@ impl Session {
         updates: &mpsc::Sender<RequestUpdate>,
     ) -> Result<(), Gone> {
         match kind {
+            Some(Kind::Generate(request)) if self.requests.contains_key(&request.request) => {
+                // Not answered by number: that would end the request that has it.
+                tracing::warn!(request = request.request, "a request number is used twice");
+            }
             Some(Kind::Generate(request)) if self.requests.len() >= REQUESTS_MAX => {
                 let message = "too many requests in one session".to_string();
                 let failure = request::failure(v1::failure::Kind::Overloaded, message);

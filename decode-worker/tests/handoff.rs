@@ -206,11 +206,12 @@ impl Prefill for Scripted {
 
 fn granted(pair: &Pair) -> Event {
     Event::Granted(v1::KvDescriptor {
+        worker_id: "prefill".into(),
+        incarnation: 7,
         lease: 1,
         capability: vec![0; 16].into(),
         lease_ms: 10_000,
         layout: Some(pair.decode.layout().into()),
-        ..Default::default()
     })
 }
 
@@ -230,11 +231,34 @@ async fn every_way_to_break_off_is_survived_with_the_same_tokens() {
     let first = expected[0];
     let pair = Pair::start();
     let no_capability = Event::Granted(v1::KvDescriptor::default());
+    let other_layout = v1::KvLayout { block_size: 32, ..pair.decode.layout().into() };
+    let with = |change: fn(&mut v1::KvDescriptor)| match granted(&pair) {
+        Event::Granted(mut descriptor) => {
+            change(&mut descriptor);
+            Event::Granted(descriptor)
+        }
+        other => other,
+    };
     let scripts = [
         ("nothing said", vec![]),
         ("no lease", vec![ready(1)]),
         ("a lease without capability", vec![no_capability]),
         ("after the grant", vec![granted(&pair)]),
+        (
+            "another layout",
+            vec![
+                match granted(&pair) {
+                    Event::Granted(descriptor) => Event::Granted(v1::KvDescriptor {
+                        layout: Some(other_layout),
+                        ..descriptor
+                    }),
+                    other => other,
+                },
+                ready(3),
+            ],
+        ),
+        ("another worker's lease", vec![with(|granted| granted.incarnation = 8), ready(3)]),
+        ("a token of another vocabulary", vec![granted(&pair), first_token(1 << 20)]),
         ("two grants", vec![granted(&pair), granted(&pair)]),
         ("blocks that do not add up", vec![granted(&pair), ready(99)]),
         ("blocks that cannot be read", vec![granted(&pair), ready(3)]),

@@ -3,13 +3,17 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::Parser;
 use futures::StreamExt;
 use serde_json::{Value, json};
-use stator::cli::ServeArgs;
+use stator::cli::{Cli, Command, ServeArgs};
 use stator::serve::{Serving, start};
 
 /// How long anything here may take at most.
 const DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long a system may take to come to rest.
+const REST_DEADLINE: Duration = Duration::from_secs(5);
 
 /// The bundled model.
 pub fn demo_model() -> PathBuf {
@@ -40,8 +44,8 @@ impl System {
     /// Starts with the default arguments, changed by `adjust`, on a free port.
     pub async fn start(adjust: impl FnOnce(&mut ServeArgs)) -> Self {
         let model = demo_model();
-        let mut arguments = ServeArgs::for_model(&model.to_string_lossy());
-        arguments.listen = ([127, 0, 0, 1], 0).into();
+        let words = ["stator", "serve", &model.to_string_lossy(), "--listen", "127.0.0.1:0"];
+        let Command::Serve(mut arguments) = Cli::parse_from(words).command;
         adjust(&mut arguments);
         let serving = start(arguments).await.expect("the demo model is served");
         serving.ready().await;
@@ -64,10 +68,11 @@ impl System {
         let response = self.send("chat/completions", body).await;
         assert_eq!(response.status(), 200, "{}", response.text().await.unwrap_or_default());
         let mut events = response.bytes_stream();
-        let (mut text, mut answer) = (String::new(), Answer::default());
-        while let Some(bytes) = events.next().await {
-            text.push_str(&String::from_utf8_lossy(&bytes.expect("the stream goes on")));
+        let (mut bytes, mut answer) = (Vec::new(), Answer::default());
+        while let Some(more) = events.next().await {
+            bytes.extend(more.expect("the stream goes on"));
         }
+        let text = String::from_utf8(bytes).expect("UTF-8");
         let data = text.split("\n\n").filter_map(|event| event.strip_prefix("data: "));
         let chunks: Vec<&str> = data.collect();
         assert_eq!(chunks.last(), Some(&"[DONE]"), "{text}");
@@ -77,16 +82,19 @@ impl System {
         answer
     }
 
-    /// Waits until no worker uses a block, and checks that none is lost.
+    /// Waits until no worker uses a block, and checks that none is lost. An engine frees blocks
+    /// between two steps; the deadline is for the connection's end to be noticed.
     pub async fn at_rest(&self) {
         let rest = async {
             for host in [&self.serving.prefill, &self.serving.decode] {
                 while host.load().0.blocks.used > 0 {
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
+                let blocks = host.load().0.blocks;
+                assert_eq!(blocks.free + blocks.cached, host.memory().blocks());
             }
         };
-        tokio::time::timeout(DEADLINE, rest).await.expect("all blocks are let go");
+        tokio::time::timeout(REST_DEADLINE, rest).await.expect("all blocks are let go");
     }
 }
 

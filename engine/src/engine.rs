@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use kv_transfer::{BlockWriter, HostMemory, KvLayout};
 use protocol::v1::{FinishReason, Token};
@@ -49,6 +50,8 @@ pub struct StepOutput {
     pub prefill_tokens: usize,
     /// Sequences that were decoding.
     pub decode_sequences: usize,
+    /// How long the arithmetic took, without the wait for a turn.
+    pub took: Duration,
 }
 
 impl StepOutput {
@@ -76,7 +79,7 @@ pub struct SequenceOutput {
 /// How busy an engine is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Load {
-    /// Sequences that compute.
+    /// Sequences that compute, or will once their blocks are filled.
     pub running: usize,
     /// Sequences that wait.
     pub waiting: usize,
@@ -135,6 +138,11 @@ impl Engine {
         &self.layout
     }
 
+    /// Token ids are below this.
+    pub fn vocabulary_size(&self) -> usize {
+        self.model.config.vocabulary_size
+    }
+
     /// Where its KV blocks lie.
     pub fn memory(&self) -> &Arc<HostMemory> {
         &self.memory
@@ -162,12 +170,13 @@ impl Engine {
     /// Sets all blocks of a prompt aside, to be filled from elsewhere. Ends with `activate` or
     /// `release`.
     pub fn reserve(&mut self, request: SequenceRequest) -> Result<Reserved, RefusedSequence> {
-        let busy = self.scheduler.running().len() + self.reserved.len();
-        if busy >= self.config.max_num_seqs {
+        let others_wait = self.scheduler.waiting().len() > 0;
+        if others_wait || !self.scheduler.has_room(self.reserved.len()) {
             return Err(RefusedSequence::Overloaded("as many sequences as allowed are running"));
         }
         let mut sequence = self.new_sequence(request, Purpose::Generate)?;
         sequence.take_cached_prefix(&mut self.pool);
+        sequence.cached_tokens = Some(sequence.computed);
         if !sequence.grow(sequence.tokens.len(), &mut self.pool) {
             sequence.release(&mut self.pool);
             return Err(RefusedSequence::Overloaded("the KV pool has no room"));
@@ -177,7 +186,7 @@ impl Engine {
         self.reserved.insert(sequence.id, sequence);
         // SAFETY: the blocks were just allocated to this sequence alone, which neither computes
         // nor gives them back while it is reserved.
-        let writer = unsafe { BlockWriter::new(self.memory.clone(), to_fill) };
+        let writer = unsafe { BlockWriter::new(self.memory.clone(), self.layout.clone(), to_fill) };
         Ok(Reserved { cached_blocks, writer })
     }
 
@@ -207,17 +216,20 @@ impl Engine {
         finish.is_some()
     }
 
-    /// Ends a sequence in whatever state it is, and frees its blocks. Unknown ones have ended.
+    /// Ends a sequence in whatever state it is, and frees its blocks; nobody may be filling or
+    /// reading them any more. Unknown ones have ended.
     pub fn release(&mut self, id: SequenceId) {
-        let sequence = self
-            .reserved
-            .remove(&id)
-            .or_else(|| self.held.remove(&id))
-            .or_else(|| self.scheduler.remove(id));
-        if let Some(mut sequence) = sequence {
+        let states = [self.reserved.remove(&id), self.held.remove(&id), self.scheduler.remove(id)];
+        for mut sequence in states.into_iter().flatten() {
             sequence.release(&mut self.pool);
         }
         self.debug_check();
+    }
+
+    /// Computes no more of a sequence whose news nobody takes. Blocks that someone may be filling
+    /// or reading stay until `release`.
+    pub fn abandon(&mut self, id: SequenceId) {
+        self.end(id);
     }
 
     /// How busy it is.
@@ -228,7 +240,7 @@ impl Engine {
             sequences.map(|sequence| sequence.prompt_tokens.saturating_sub(sequence.computed));
         Load {
             waiting_prompt_tokens: waiting_tokens.sum(),
-            running: running.len(),
+            running: running.len() + self.reserved.len(),
             waiting: self.scheduler.waiting().len(),
             blocks: self.pool.counts(),
         }
@@ -241,17 +253,19 @@ impl Engine {
 
     /// Computes one batch.
     pub fn step(&mut self) -> StepOutput {
-        let scheduled = self.scheduler.schedule(&mut self.pool);
+        let scheduled = self.scheduler.schedule(self.reserved.len(), &mut self.pool);
         let mut output = StepOutput::default();
         if scheduled.is_empty() {
             return output;
         }
-        let logits = self.forward(&scheduled);
-        let mut rows = logits.chunks_exact(self.model.config.vocabulary_size);
+        let (mut logits, took) = self.forward(&scheduled);
+        output.took = took;
+        let mut rows = logits.chunks_exact_mut(self.model.config.vocabulary_size);
         let mut ended = Vec::new();
         for Scheduled { index, count } in scheduled {
             let sequence = &mut self.scheduler.running_mut()[index];
-            if sequence.in_prefill() {
+            // Computing again after preemption is prefill too.
+            if sequence.in_prefill() || count > 1 {
                 output.prefill_tokens += count;
             } else {
                 output.decode_sequences += 1;
@@ -263,7 +277,7 @@ impl Engine {
             if catches_up {
                 let row = rows.next().expect("one row per sequence that catches up");
                 let eos = &self.model.config.eos_token_ids;
-                let token = choose(sequence, &mut row.to_vec(), eos);
+                let token = choose(sequence, row, eos);
                 news.cached_tokens = sequence.cached_tokens.filter(|_| first_time);
                 news.finish = sequence.push(token.id, eos, self.context_tokens);
                 news.token = Some(token);
@@ -283,7 +297,7 @@ impl Engine {
         output
     }
 
-    fn forward(&self, scheduled: &[Scheduled]) -> Vec<f32> {
+    fn forward(&self, scheduled: &[Scheduled]) -> (Vec<f32>, Duration) {
         let running = self.scheduler.running();
         let span = |scheduled: &Scheduled| {
             let sequence = &running[scheduled.index];
@@ -294,10 +308,13 @@ impl Engine {
         };
         let spans: Vec<Span<'_>> = scheduled.iter().map(span).collect();
         let _turn = self.compute.take_turn();
+        let began = Instant::now();
         let Self { model, compute, layout, memory, .. } = self;
-        compute.run(|| model.decoder.forward(compute, &spans, layout, memory))
+        let logits = compute.run(|| model.decoder.forward(compute, &spans, layout, memory));
+        (logits, began.elapsed())
     }
 
+    /// Takes a sequence out of the schedule. A prefill's blocks are held for their reader.
     fn end(&mut self, id: SequenceId) {
         let Some(mut sequence) = self.scheduler.remove(id) else { return };
         if sequence.purpose == Purpose::Prefill {

@@ -15,5 +15,5 @@ pub use engine::{Engine, EngineConfig, Load, RefusedSequence, SequenceOutput, St
 pub use kernels::{Compute, KernelPath};
 pub use kv::{BlockCounts, KvEvent, Reserved};
 pub use load_error::LoadError;
-pub use model::{Model, ModelConfig};
+pub use model::{Model, ModelConfig, read_optional};
 pub use schedule::{SequenceId, SequenceRequest};

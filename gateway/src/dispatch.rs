@@ -6,7 +6,7 @@ use std::time::Duration;
 use messaging::Network;
 use prost::Message;
 use protocol::v1::{self, route_reply::Outcome};
-use protocol::{BlockHasher, Incarnation, WorkerLife, hashes_to_bytes, subjects};
+use protocol::{BlockHasher, WorkerLife, hashes_to_bytes, subjects};
 
 use crate::models::Models;
 use crate::openai::ApiError;
@@ -59,12 +59,20 @@ impl Dispatcher {
     /// Gives a request to the worker that the router chooses.
     pub async fn dispatch(&self, prompt: Prompt) -> Result<Dispatched, ApiError> {
         let route = self.route(&prompt).await?;
-        let life = life_of(&route.worker_id, route.incarnation);
+        let life = WorkerLife::new(&route.worker_id, route.incarnation);
         let worker = self.worker(&life)?;
         let prefill = match route.prefill_worker_id.as_str() {
             "" => None,
-            id => Some(self.prefill_worker(id, route.prefill_incarnation)?),
+            id => self.prefill_worker(id, route.prefill_incarnation),
         };
+        tracing::debug!(
+            request_id = prompt.request_id,
+            decode = %life.id,
+            prefill = route.prefill_worker_id,
+            cached_blocks = route.cached_blocks,
+            predicted_ttft_us = route.predicted_ttft_us,
+            "dispatched"
+        );
         let request = v1::GenerateRequest {
             request: 0,
             request_id: prompt.request_id,
@@ -94,7 +102,6 @@ impl Dispatcher {
             model: prompt.model.clone(),
             prompt_blocks: numerics.iter().map(blocks_under).collect(),
             prompt_tokens: prompt.tokens.len() as u32,
-            max_tokens: prompt.stopping.max_tokens,
         };
         let payload = request.encode_to_vec().into();
         let reply = self.network.bus.request(subjects::ROUTE, payload, ROUTE_TIMEOUT).await;
@@ -115,9 +122,11 @@ impl Dispatcher {
         }
     }
 
-    fn prefill_worker(&self, id: &str, incarnation: u64) -> Result<v1::PrefillWorker, ApiError> {
-        let worker = self.worker(&life_of(id, incarnation))?;
-        Ok(v1::PrefillWorker {
+    /// Where the router knows a prefill worker before this gateway does, the decode worker
+    /// computes the prompt itself.
+    fn prefill_worker(&self, id: &str, incarnation: u64) -> Option<v1::PrefillWorker> {
+        let worker = self.models.worker(&WorkerLife::new(id, incarnation))?;
+        Some(v1::PrefillWorker {
             worker_id: worker.worker_id,
             incarnation: worker.incarnation,
             data_endpoint: worker.data_endpoint,
@@ -131,8 +140,4 @@ impl Dispatcher {
             ApiError::overloaded(NO_WORKER_RETRY_S)
         })
     }
-}
-
-fn life_of(id: &str, incarnation: u64) -> WorkerLife {
-    WorkerLife { id: id.into(), incarnation: Incarnation(incarnation) }
 }

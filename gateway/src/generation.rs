@@ -37,6 +37,7 @@ pub struct Generation {
     /// Logprobs of tokens whose text is held back, because a stop string may begin there.
     held: VecDeque<HeldLogprobs>,
     decoded_bytes: usize,
+    decoded_characters: usize,
     emitted_bytes: usize,
 }
 
@@ -63,6 +64,7 @@ impl Generation {
             usage: Usage { prompt_tokens, ..Default::default() },
             held: VecDeque::new(),
             decoded_bytes: 0,
+            decoded_characters: 0,
             emitted_bytes: 0,
         }
     }
@@ -120,10 +122,11 @@ impl Generation {
     fn append(&mut self, token: &v1::Token, text: &mut String) -> bool {
         let tokenizer = &self.model.tokenizer;
         let decoded = self.detokenizer.push(tokenizer, token.id);
-        let start = self.decoded_bytes;
+        let (start, offset_characters) = (self.decoded_bytes, self.decoded_characters);
         self.decoded_bytes += decoded.len();
+        self.decoded_characters += decoded.chars().count();
         if let Some(logprob) = token.logprob.filter(|_| !tokenizer.is_special(token.id)) {
-            let token = self.with_text(token, logprob);
+            let token = self.with_text(token, logprob, offset_characters);
             self.held.push_back(HeldLogprobs { start, end: self.decoded_bytes, token });
         }
         let matched = self.stop.push(&decoded);
@@ -131,7 +134,7 @@ impl Generation {
         matched.stopped
     }
 
-    fn with_text(&self, token: &v1::Token, logprob: f32) -> TokenText {
+    fn with_text(&self, token: &v1::Token, logprob: f32, offset_characters: usize) -> TokenText {
         let tokenizer = &self.model.tokenizer;
         let bytes = |id: u32| tokenizer.token_bytes(id).to_vec();
         let text = |id: u32| String::from_utf8_lossy(tokenizer.token_bytes(id)).into_owned();
@@ -139,6 +142,7 @@ impl Generation {
         TokenText {
             text: text(token.id),
             bytes: bytes(token.id),
+            offset_characters,
             logprob,
             top: token.top_logprobs.iter().map(alternative).collect(),
         }

@@ -57,13 +57,13 @@ impl Gateway {
         Self { config, models, dispatcher, network }
     }
 
-    /// Waits until a model can be asked.
-    pub async fn ready(&self) {
-        self.models.ready().await;
+    /// Waits until so many workers are known.
+    pub async fn has_workers(&self, workers: usize) {
+        self.models.has_workers(workers).await;
     }
 
-    /// Serves HTTP until `shutdown`, then lets requests end within the grace period and drops what
-    /// is left. Errors: the listener failed.
+    /// Serves HTTP until `shutdown`, then lets requests end within the grace period. What is left
+    /// of them then goes with the process. Errors: the listener failed.
     pub async fn serve(
         &self,
         listener: TcpListener,
@@ -78,7 +78,7 @@ impl Gateway {
             served = http::serve(listener, app, shutdown.clone()) => served,
             () = self.models.watch(&self.network) => Ok(()),
             () = grace_over => {
-                tracing::warn!("the grace period is over, dropping the requests that are left");
+                tracing::warn!("the grace period is over; requests that are left end here");
                 Ok(())
             }
         }

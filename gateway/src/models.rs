@@ -1,6 +1,6 @@
 //! The models that can be asked, and the workers that serve them, as the registry tells.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use messaging::{Change, Network};
 use parking_lot::RwLock;
 use prost::Message;
 use protocol::v1::worker_client::WorkerClient;
-use protocol::{Incarnation, WorkerLife, subjects, v1};
+use protocol::{WorkerLife, subjects, v1};
 use tokio::sync::Notify;
 
 use crate::text::{ChatTemplate, TemplateError, Tokenizer, TokenizerError};
@@ -19,6 +19,7 @@ const CARD_BYTES_MAX: usize = 256 << 20;
 /// Attempts to fetch a card before a worker is left out.
 const CARD_ATTEMPTS: u32 = 5;
 const CARD_RETRY_DELAY: Duration = Duration::from_millis(500);
+const CARD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a gateway knows of a model.
 pub struct Model {
@@ -40,27 +41,16 @@ pub struct Model {
 #[derive(Debug, thiserror::Error)]
 pub enum CardError {
     /// tokenizer.json is wrong or of an unknown kind.
-    #[error("its tokenizer.json is not usable: {0}")]
+    #[error("its tokenizer.json is not usable: {}", explain(.0))]
     Tokenizer(#[from] TokenizerError),
-    /// Token ids would be out of the model's vocabulary.
-    #[error(
-        "its tokenizer.json has {tokenizer} tokens and config.json {model}: they belong to \
-        different models"
-    )]
-    Vocabulary {
-        /// Tokens of tokenizer.json.
-        tokenizer: usize,
-        /// `vocab_size` of config.json.
-        model: usize,
-    },
     /// The chat template does not parse, or fails on the simplest conversation.
     #[error("its chat template is not usable: {}", explain(.0))]
     Template(#[from] TemplateError),
 }
 
-/// The template error with its cause, which says where in the template.
-fn explain(error: &TemplateError) -> String {
-    match std::error::Error::source(error) {
+/// An error with its cause, which says where in the file.
+fn explain(error: &dyn std::error::Error) -> String {
+    match error.source() {
         Some(source) => format!("{error} ({source})"),
         None => error.to_string(),
     }
@@ -73,12 +63,8 @@ pub fn check_card(card: &v1::ModelCard) -> Result<(), CardError> {
 
 impl Model {
     fn new(card: &v1::ModelCard) -> Result<Self, CardError> {
-        let tokenizer = Tokenizer::from_bytes(&card.tokenizer_json)?;
         let vocabulary_size = card.vocabulary_size as usize;
-        if tokenizer.vocabulary_size() > vocabulary_size {
-            let tokenizer = tokenizer.vocabulary_size();
-            return Err(CardError::Vocabulary { tokenizer, model: vocabulary_size });
-        }
+        let tokenizer = Tokenizer::from_bytes(&card.tokenizer_json, vocabulary_size)?;
         Ok(Self {
             name: card.name.clone(),
             context_tokens: card.context_tokens as usize,
@@ -144,11 +130,11 @@ impl Models {
         known.workers.values().any(|worker| worker.role() == v1::Role::Decode)
     }
 
-    /// Waits until `is_ready`.
-    pub async fn ready(&self) {
+    /// Waits until so many workers are known.
+    pub async fn has_workers(&self, workers: usize) {
         loop {
             let changed = self.changed.notified();
-            if self.is_ready() {
+            if self.known.read().workers.len() >= workers {
                 return;
             }
             changed.await;
@@ -158,19 +144,31 @@ impl Models {
     /// Follows the registry.
     pub async fn watch(&self, network: &Network) {
         loop {
-            let mut workers = network.registry.watch(subjects::WORKERS);
-            while let Some(change) = workers.next().await {
-                match change {
-                    Change::Put(key, value) => match v1::WorkerRegistration::decode(value) {
-                        Ok(registration) => self.add(registration, network).await,
-                        Err(error) => tracing::warn!(key, %error, "unreadable registration"),
-                    },
-                    Change::Deleted(key) => self.remove(&key),
-                }
-                self.changed.notify_waiters();
+            // Where the last watch lagged too far behind, what is gone now is forgotten.
+            let (present, mut workers) = network.registry.watch(subjects::WORKERS);
+            self.keep(&present.iter().map(|(key, _)| key.as_str()).collect());
+            for (key, value) in present {
+                self.apply(Change::Put(key, value), network).await;
             }
-            // The watch lagged too far behind: begin anew from what is there.
+            while let Some(change) = workers.next().await {
+                self.apply(change, network).await;
+            }
         }
+    }
+
+    async fn apply(&self, change: Change, network: &Network) {
+        match change {
+            Change::Put(key, value) => match v1::WorkerRegistration::decode(value) {
+                Ok(registration) => self.add(registration, network).await,
+                Err(error) => tracing::warn!(key, %error, "unreadable registration"),
+            },
+            Change::Deleted(key) => self.known.write().retain(|worker| worker != key),
+        }
+        self.changed.notify_waiters();
+    }
+
+    fn keep(&self, keys: &HashSet<&str>) {
+        self.known.write().retain(|worker| keys.contains(worker));
     }
 
     async fn add(&self, registration: v1::WorkerRegistration, network: &Network) {
@@ -178,18 +176,16 @@ impl Models {
             let Some(model) = fetch_model(&registration, network).await else { return };
             self.known.write().models.insert(model.name.clone(), Arc::new(model));
         }
-        let life = WorkerLife {
-            id: registration.worker_id.as_str().into(),
-            incarnation: Incarnation(registration.incarnation),
-        };
+        let life = WorkerLife::new(&registration.worker_id, registration.incarnation);
         self.known.write().workers.insert(life, registration);
     }
+}
 
-    /// A model goes with its last worker.
-    fn remove(&self, key: &str) {
-        let mut known = self.known.write();
-        known.workers.retain(|life, _| subjects::worker_key(life) != key);
-        let Known { models, workers } = &mut *known;
+impl Known {
+    /// Keeps the workers with such registry keys. A model goes with its last worker.
+    fn retain(&mut self, keep: impl Fn(&str) -> bool) {
+        let Known { models, workers } = self;
+        workers.retain(|life, _| keep(&subjects::worker_key(life)));
         models.retain(|name, _| workers.values().any(|worker| worker.model == *name));
     }
 }
@@ -197,7 +193,8 @@ impl Models {
 async fn fetch_model(registration: &v1::WorkerRegistration, network: &Network) -> Option<Model> {
     let worker = &registration.worker_id;
     for _ in 0..CARD_ATTEMPTS {
-        match fetch_card(registration, network).await {
+        let fetched = tokio::time::timeout(CARD_TIMEOUT, fetch_card(registration, network)).await;
+        match fetched.unwrap_or_else(|_| Err("no answer in time".into())) {
             Ok(card) => {
                 let parsed = tokio::task::spawn_blocking(move || Model::new(&card)).await.ok()?;
                 return parsed

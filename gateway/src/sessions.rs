@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use messaging::{ConnectError, DataPlane};
 use parking_lot::Mutex;
@@ -17,6 +18,9 @@ use tonic::Streaming;
 /// Messages that wait to be written to a worker. At the limit requests wait.
 const OUTBOUND_QUEUE: usize = 1024;
 
+/// How long a worker may take to open a session.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Why a worker cannot be given a request.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
@@ -26,6 +30,9 @@ pub enum SessionError {
     /// It does not accept a session.
     #[error("the worker refused the session")]
     Refused(#[from] tonic::Status),
+    /// It does not answer.
+    #[error("the worker did not open a session in time")]
+    TimedOut,
     /// The session ended just now.
     #[error("the session ended")]
     Ended,
@@ -83,8 +90,12 @@ impl Sessions {
         if let Some(session) = open.get(worker) {
             return Ok(session.clone());
         }
-        let channel = self.data_plane.connect(endpoint).await?;
-        let session = Arc::new(Session::open(GenerationClient::new(channel)).await?);
+        let opening = async {
+            let channel = self.data_plane.connect(endpoint).await?;
+            Session::open(GenerationClient::new(channel)).await
+        };
+        let opened = tokio::time::timeout(OPEN_TIMEOUT, opening).await;
+        let session = Arc::new(opened.map_err(|_| SessionError::TimedOut)??);
         open.insert(worker.clone(), session.clone());
         Ok(session)
     }

@@ -4,7 +4,7 @@
 //! `finish`, by revocation, or when it was not renewed in time. An ended lease's blocks are handed
 //! back to their holder only after a grace, and never while a read is under way.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -82,6 +82,9 @@ pub enum LeaseError {
     /// A block was asked for that was not announced.
     #[error("the block was not announced under this lease")]
     NotAnnounced,
+    /// It was finished while a read was under way.
+    #[error("the lease was finished during a read")]
+    BeingRead,
     /// As many leases as allowed are alive.
     #[error("too many leases")]
     TooMany,
@@ -91,7 +94,7 @@ struct Entry {
     capability: Capability,
     /// Held, not read: see `Holder`.
     _holder: Holder,
-    blocks: Vec<u32>,
+    blocks: HashSet<u32>,
     granted: Instant,
     ends: Instant,
     revoked: bool,
@@ -135,7 +138,7 @@ impl LeaseTable {
         let entry = Entry {
             capability: lease.capability,
             _holder: holder,
-            blocks: Vec::new(),
+            blocks: HashSet::new(),
             granted: now,
             ends: now + self.limits.duration,
             revoked: false,
@@ -148,7 +151,7 @@ impl LeaseTable {
     /// Adds blocks that may now be read. A lease that has ended takes none.
     pub fn announce(&self, id: LeaseId, blocks: &[u32]) {
         if let Some(entry) = self.entries.lock().get_mut(&id) {
-            entry.blocks.extend_from_slice(blocks);
+            entry.blocks.extend(blocks);
         }
     }
 
@@ -176,11 +179,8 @@ impl LeaseTable {
             }
             entry.readers += 1;
         }
-        let result = read();
-        if let Some(entry) = self.entries.lock().get_mut(&lease.id) {
-            entry.readers -= 1;
-        }
-        Ok(result)
+        let _reader = Reader { table: self, id: lease.id };
+        Ok(read())
     }
 
     /// Ends a lease after its last read and lets its blocks go. On an error what was read does
@@ -188,8 +188,11 @@ impl LeaseTable {
     pub fn finish(&self, now: Instant, lease: Lease) -> Result<(), LeaseError> {
         let ended = {
             let mut entries = self.entries.lock();
-            let readers = alive(&mut entries, now, lease)?.readers;
-            debug_assert_eq!(readers, 0, "a reader finishes after its reads");
+            let entry = alive(&mut entries, now, lease)?;
+            if entry.readers > 0 {
+                entry.revoked = true;
+                return Err(LeaseError::BeingRead);
+            }
             entries.remove(&lease.id)
         };
         drop(ended);
@@ -213,6 +216,20 @@ impl LeaseTable {
         let over: Vec<_> = entries.extract_if(|_, entry| is_over(entry)).collect();
         drop(entries);
         over.len()
+    }
+}
+
+/// A read under way; its end is counted even if it ends by a panic.
+struct Reader<'a> {
+    table: &'a LeaseTable,
+    id: LeaseId,
+}
+
+impl Drop for Reader<'_> {
+    fn drop(&mut self) {
+        if let Some(entry) = self.table.entries.lock().get_mut(&self.id) {
+            entry.readers -= 1;
+        }
     }
 }
 
@@ -310,6 +327,16 @@ mod tests {
             table.collect(at(start, 99.0))
         });
         assert_eq!(collected, Ok(0));
+        assert_eq!(table.collect(start), 1);
+    }
+
+    #[test]
+    fn finishing_during_a_read_does_not_let_the_blocks_go() {
+        let (table, start) = (table(), Instant::now());
+        let (lease, blocks) = grant(&table, start);
+        let finished = table.read(start, lease, &[], || table.finish(start, lease));
+        assert_eq!(finished, Ok(Err(LeaseError::BeingRead)));
+        assert_eq!(Arc::strong_count(&blocks), 2);
         assert_eq!(table.collect(start), 1);
     }
 

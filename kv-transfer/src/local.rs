@@ -62,21 +62,21 @@ impl LocalPools {
         &self,
         worker: &WorkerLife,
         lease: Lease,
-        layout: &KvLayout,
         copies: &[BlockCopy],
         destination: &mut BlockWriter,
     ) -> Result<(), TransferError> {
         let source = self.sources.lock().get(worker).and_then(Weak::upgrade);
         let source = source.ok_or_else(|| TransferError::SourceGone(worker.clone()))?;
-        if source.layout != *layout {
+        if source.layout != *destination.layout() {
             return Err(TransferError::LayoutMismatch);
         }
+        let block_bytes = source.layout.block_bytes();
         let blocks: Vec<u32> = copies.iter().map(|copy| copy.source).collect();
         source.leases.read(Instant::now(), lease, &blocks, || {
             for copy in copies {
                 // SAFETY: announced blocks are complete, and the lease pins them unchanged while
                 // this closure runs.
-                let bytes = unsafe { source.memory.read(copy.source, 0, layout.block_bytes()) };
+                let bytes = unsafe { source.memory.read(copy.source, 0, block_bytes) };
                 destination.fill(copy.destination, bytes);
             }
         })?;
@@ -88,7 +88,6 @@ impl LocalPools {
 mod tests {
     use super::*;
     use crate::LeaseLimits;
-    use protocol::Incarnation;
 
     fn layout() -> KvLayout {
         KvLayout {
@@ -102,7 +101,7 @@ mod tests {
     }
 
     fn life(incarnation: u64) -> WorkerLife {
-        WorkerLife { id: "prefill-0".into(), incarnation: Incarnation(incarnation) }
+        WorkerLife::new("prefill-0", incarnation)
     }
 
     /// A source pool of four blocks, block b filled with the byte b + 1.
@@ -126,10 +125,10 @@ mod tests {
 
         let memory = Arc::new(HostMemory::new(4, layout().block_bytes()).unwrap());
         // SAFETY: this test alone uses the memory.
-        let mut writer = unsafe { BlockWriter::new(memory.clone(), vec![2, 0]) };
+        let mut writer = unsafe { BlockWriter::new(memory.clone(), layout(), vec![2, 0]) };
         let copies =
             [BlockCopy { source: 3, destination: 0 }, BlockCopy { source: 1, destination: 1 }];
-        pools.pull(&life(1), lease, &layout(), &copies, &mut writer).unwrap();
+        pools.pull(&life(1), lease, &copies, &mut writer).unwrap();
         assert_eq!(source.leases.finish(Instant::now(), lease), Ok(()));
 
         // SAFETY: the writer is idle.
@@ -144,15 +143,18 @@ mod tests {
         let lease = source.leases.grant(Instant::now(), Arc::new(())).unwrap();
         let memory = Arc::new(HostMemory::new(1, layout().block_bytes()).unwrap());
         // SAFETY: this test alone uses the memory.
-        let mut writer = unsafe { BlockWriter::new(memory, vec![0]) };
+        let mut writer = unsafe { BlockWriter::new(memory, layout(), vec![0]) };
         let copies = [BlockCopy { source: 0, destination: 0 }];
 
-        let other_life = pools.pull(&life(2), lease, &layout(), &copies, &mut writer);
+        let other_life = pools.pull(&life(2), lease, &copies, &mut writer);
         assert!(matches!(other_life, Err(TransferError::SourceGone(_))));
         let other_layout = KvLayout { numerics_id: "other".into(), ..layout() };
-        let mismatch = pools.pull(&life(1), lease, &other_layout, &copies, &mut writer);
+        let other_memory = Arc::new(HostMemory::new(1, layout().block_bytes()).unwrap());
+        // SAFETY: this test alone uses the memory.
+        let mut other = unsafe { BlockWriter::new(other_memory, other_layout, vec![0]) };
+        let mismatch = pools.pull(&life(1), lease, &copies, &mut other);
         assert!(matches!(mismatch, Err(TransferError::LayoutMismatch)));
-        let unannounced = pools.pull(&life(1), lease, &layout(), &copies, &mut writer);
+        let unannounced = pools.pull(&life(1), lease, &copies, &mut writer);
         assert!(matches!(unannounced, Err(TransferError::Lease(LeaseError::NotAnnounced))));
     }
 
@@ -165,8 +167,8 @@ mod tests {
         drop(source);
         let memory = Arc::new(HostMemory::new(1, layout().block_bytes()).unwrap());
         // SAFETY: this test alone uses the memory.
-        let mut writer = unsafe { BlockWriter::new(memory, vec![0]) };
-        let pulled = pools.pull(&life(1), lease, &layout(), &[], &mut writer);
+        let mut writer = unsafe { BlockWriter::new(memory, layout(), vec![0]) };
+        let pulled = pools.pull(&life(1), lease, &[], &mut writer);
         assert!(matches!(pulled, Err(TransferError::SourceGone(_))));
     }
 }

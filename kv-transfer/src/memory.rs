@@ -3,10 +3,12 @@
 use std::io;
 use std::sync::Arc;
 
+use crate::KvLayout;
+
 use memmap2::{MmapMut, MmapOptions};
 
-/// A fixed number of equal blocks of host memory, zeroed, page-aligned, and backed by real memory
-/// only where touched. Which block belongs to whom is the block pool's business, so every access
+/// A fixed number of equal blocks of host memory, one after the other from a page's start, zeroed,
+/// and backed by real memory only where touched. Which block belongs to whom is the block pool's business, so every access
 /// is unsafe and says whom it relies on.
 pub struct HostMemory {
     base: *mut u8,
@@ -71,6 +73,7 @@ impl HostMemory {
 /// The right to fill certain blocks of a pool, held by one reservation.
 pub struct BlockWriter {
     memory: Arc<HostMemory>,
+    layout: KvLayout,
     blocks: Vec<u32>,
 }
 
@@ -78,8 +81,14 @@ impl BlockWriter {
     /// # Safety
     /// Until the writer is dropped, nobody else reads or writes `blocks`, and `blocks` has no
     /// duplicates.
-    pub unsafe fn new(memory: Arc<HostMemory>, blocks: Vec<u32>) -> Self {
-        Self { memory, blocks }
+    pub unsafe fn new(memory: Arc<HostMemory>, layout: KvLayout, blocks: Vec<u32>) -> Self {
+        assert_eq!(memory.block_bytes(), layout.block_bytes(), "the memory has this layout");
+        Self { memory, layout, blocks }
+    }
+
+    /// What the blocks' bytes must mean.
+    pub fn layout(&self) -> &KvLayout {
+        &self.layout
     }
 
     /// How many blocks may be filled.

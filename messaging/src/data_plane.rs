@@ -21,13 +21,19 @@ const ACCEPT_QUEUE: usize = 256;
 /// The listeners of this process. Clones share them.
 #[derive(Clone, Default)]
 pub struct DataPlane {
-    listeners: Arc<Mutex<HashMap<String, mpsc::Sender<DuplexStream>>>>,
+    listeners: Listeners,
 }
 
 /// Accepted connections, for `tonic::transport::Server::serve_with_incoming`.
+///
+/// Dropping it ends the listening.
 pub struct Incoming {
     connections: mpsc::Receiver<DuplexStream>,
+    endpoint: String,
+    listeners: Listeners,
 }
+
+type Listeners = Arc<Mutex<HashMap<String, mpsc::Sender<DuplexStream>>>>;
 
 /// An endpoint cannot be reached.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +49,8 @@ impl DataPlane {
     pub fn listen(&self, endpoint: &str) -> Incoming {
         let (sender, connections) = mpsc::channel(ACCEPT_QUEUE);
         self.listeners.lock().insert(endpoint.to_string(), sender);
-        Incoming { connections }
+        let listeners = self.listeners.clone();
+        Incoming { connections, endpoint: endpoint.to_string(), listeners }
     }
 
     /// Connects to a listener.
@@ -61,10 +68,7 @@ impl DataPlane {
     }
 }
 
-fn open(
-    listeners: &Mutex<HashMap<String, mpsc::Sender<DuplexStream>>>,
-    endpoint: &str,
-) -> std::io::Result<DuplexStream> {
+fn open(listeners: &Listeners, endpoint: &str) -> std::io::Result<DuplexStream> {
     let refused = || std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
     let listener = listeners.lock().get(endpoint).cloned().ok_or_else(refused)?;
     let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
@@ -77,5 +81,16 @@ impl Stream for Incoming {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.connections.poll_recv(cx).map(|connection| connection.map(Ok))
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        self.connections.close();
+        let mut listeners = self.listeners.lock();
+        // Another listener may have taken the name over.
+        if listeners.get(&self.endpoint).is_some_and(mpsc::Sender::is_closed) {
+            listeners.remove(&self.endpoint);
+        }
     }
 }

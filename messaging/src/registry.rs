@@ -1,4 +1,4 @@
-//! Who is there: entries by key, and watchers that see every change from the present state on.
+//! Who is there: entries by key, and watches that begin with the present state.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,7 +7,8 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
-/// Changes that one watcher may lag behind; beyond, its watch ends and it begins anew.
+/// Changes that one watcher may lag behind; beyond, its watch ends, and it has to begin anew from
+/// what is there then.
 const WATCH_QUEUE: usize = 4096;
 
 /// What happened to an entry.
@@ -36,7 +37,7 @@ struct Watcher {
     changes: mpsc::Sender<Change>,
 }
 
-/// The entries under a prefix and their changes.
+/// The changes of the entries under a prefix.
 pub struct Watch {
     changes: mpsc::Receiver<Change>,
 }
@@ -57,20 +58,17 @@ impl Registry {
         }
     }
 
-    /// Sees all entries whose key begins with `prefix`, then their changes.
-    pub fn watch(&self, prefix: &str) -> Watch {
+    /// All entries whose key begins with `prefix`, and their changes from now on.
+    pub fn watch(&self, prefix: &str) -> (Vec<(String, Bytes)>, Watch) {
         let mut shared = self.shared.lock();
         let present = shared.entries.range(prefix.to_string()..);
-        let present: Vec<Change> = present
+        let present = present
             .take_while(|(key, _)| key.starts_with(prefix))
-            .map(|(key, value)| Change::Put(key.clone(), value.clone()))
+            .map(|(key, value)| (key.clone(), value.clone()))
             .collect();
-        let (changes, receiver) = mpsc::channel(WATCH_QUEUE + present.len());
-        for change in present {
-            let _fits = changes.try_send(change);
-        }
+        let (changes, receiver) = mpsc::channel(WATCH_QUEUE);
         shared.watchers.push(Watcher { prefix: prefix.to_string(), changes });
-        Watch { changes: receiver }
+        (present, Watch { changes: receiver })
     }
 }
 
@@ -100,18 +98,14 @@ mod tests {
         let value = Bytes::from_static(b"v");
         registry.put("workers/a", value.clone());
         registry.put("other/b", value.clone());
-        let mut watch = registry.watch("workers/");
+        let (present, mut watch) = registry.watch("workers/");
+        assert_eq!(present, [("workers/a".to_string(), value.clone())]);
         registry.put("workers/c", value.clone());
         registry.delete("workers/a");
         registry.delete("workers/never-there");
         registry.put("workers/d", value.clone());
         let put = |key: &str| Change::Put(key.to_string(), value.clone());
-        let expected = [
-            put("workers/a"),
-            put("workers/c"),
-            Change::Deleted("workers/a".into()),
-            put("workers/d"),
-        ];
+        let expected = [put("workers/c"), Change::Deleted("workers/a".into()), put("workers/d")];
         for change in expected {
             assert_eq!(watch.next().await, Some(change));
         }

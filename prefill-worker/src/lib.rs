@@ -34,7 +34,9 @@ pub async fn run(
     });
     pools.add(worker.life.clone(), &source);
     let service = PrefillService::new(&worker, leases.clone());
-    let services = Server::builder().add_service(PrefillServer::new(service));
+    let services = Server::builder().add_service(
+        PrefillServer::new(service).max_decoding_message_size(protocol::MESSAGE_BYTES_MAX),
+    );
     tokio::select! {
         ended = worker.serve(services, &network, shutdown) => ended,
         () = collect_leases(&leases) => Ok(()),

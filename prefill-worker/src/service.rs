@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use engine::{RefusedSequence, SequenceOutput, SequenceRequest};
+use engine::{RefusedSequence, SequenceRequest};
 use kv_transfer::{Capability, Lease, LeaseId, LeaseTable};
 use protocol::v1::{self, prefill_event::Kind, prefill_server::Prefill};
 use protocol::{Incarnation, WorkerLife};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
-use worker::{EngineHost, HostError, SequenceHandle, Worker};
+use worker::{EngineHost, HostError, News, SequenceHandle, Worker, outputs};
 
 /// Steps that one prompt's news may lag behind; beyond, its reader counts as gone. A prompt has
 /// one step per chunk.
@@ -52,8 +52,6 @@ impl PrefillService {
             incarnation: self.life.incarnation.0,
             lease: lease.id.0,
             capability: lease.capability.to_bytes().to_vec().into(),
-            // A generation changes only when a pool begins anew, which a restart alone does.
-            pool_generation: self.life.incarnation.0,
             lease_ms: self.leases.limits().duration.as_millis() as u32,
             layout: Some(self.host.layout().into()),
         };
@@ -72,7 +70,7 @@ impl Prefill for PrefillService {
         let request = request.into_inner();
         self.check_addressee(&request)?;
         let handle = self.host.new_sequence();
-        let (outputs, news) = mpsc::channel(OUTPUT_QUEUE);
+        let (outputs, news) = outputs(OUTPUT_QUEUE);
         let sequence = SequenceRequest {
             id: handle.id(),
             prompt: request.prompt_tokens,
@@ -117,7 +115,7 @@ struct Forward {
 impl Forward {
     /// The reader keeps the stream open until it has finished the lease. Whenever it goes, what is
     /// left of the lease is not wanted; on a finished lease this changes nothing.
-    async fn run(self, granted: v1::KvDescriptor, mut news: mpsc::Receiver<Vec<SequenceOutput>>) {
+    async fn run(self, granted: v1::KvDescriptor, mut news: News) {
         tokio::select! {
             Ok(()) = self.forward(granted, &mut news) => self.events.closed().await,
             () = self.events.closed() => {}
@@ -126,14 +124,10 @@ impl Forward {
         self.leases.collect(Instant::now());
     }
 
-    async fn forward(
-        &self,
-        granted: v1::KvDescriptor,
-        news: &mut mpsc::Receiver<Vec<SequenceOutput>>,
-    ) -> Result<(), ReaderGone> {
+    async fn forward(&self, granted: v1::KvDescriptor, news: &mut News) -> Result<(), ReaderGone> {
         let mut announced = 0;
         self.send(Kind::Granted(granted)).await?;
-        while let Some(outputs) = news.recv().await {
+        while let Some(outputs) = news.next().await {
             for output in outputs {
                 let is_last = output.token.is_some();
                 // The token first: it goes to the client while blocks are still on their way.
@@ -156,7 +150,7 @@ impl Forward {
                 }
             }
         }
-        let stopped = Status::unavailable("the engine stopped");
+        let stopped = Status::unavailable("the engine gave the prompt up");
         self.events.send(Err(stopped)).await.map_err(|_| ReaderGone)
     }
 

@@ -53,3 +53,10 @@ pub struct WorkerLife {
     /// Its life.
     pub incarnation: Incarnation,
 }
+
+impl WorkerLife {
+    /// The life that messages name by these two fields.
+    pub fn new(worker_id: &str, incarnation: u64) -> Self {
+        Self { id: worker_id.into(), incarnation: Incarnation(incarnation) }
+    }
+}

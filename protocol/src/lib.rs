@@ -8,6 +8,9 @@ pub mod subjects;
 pub use block_hash::{BlockHash, BlockHasher, hashes_from_bytes, hashes_to_bytes};
 pub use identity::{Incarnation, WorkerId, WorkerLife};
 
+/// Largest message of the data plane: a prompt of a million tokens fits.
+pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
+
 /// The generated messages and services of `proto/*.proto`.
 pub mod v1 {
     #![allow(clippy::doc_markdown, clippy::large_enum_variant, missing_docs)]

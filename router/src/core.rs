@@ -8,7 +8,7 @@ use protocol::{BlockHash, WorkerLife, hashes_from_bytes};
 
 use crate::cost::{self, Cost};
 use crate::prefix_index::PrefixIndex;
-use crate::worker_table::{WorkerEntry, life_of};
+use crate::worker_table::WorkerEntry;
 
 /// A request, as far as routing is concerned.
 #[derive(Clone, Debug, Default)]
@@ -51,8 +51,18 @@ pub struct Core {
 impl Core {
     /// A worker is there.
     pub fn register(&mut self, registration: v1::WorkerRegistration, now: Instant) {
-        let life = life_of(&registration.worker_id, registration.incarnation);
-        self.workers.insert(life, WorkerEntry::new(registration, now));
+        let life = WorkerLife::new(&registration.worker_id, registration.incarnation);
+        match self.workers.get_mut(&life) {
+            Some(entry) => entry.registration = registration,
+            None => {
+                self.workers.insert(life, WorkerEntry::new(registration, now));
+            }
+        }
+    }
+
+    /// All workers known.
+    pub fn workers(&self) -> impl Iterator<Item = &WorkerLife> {
+        self.workers.keys()
     }
 
     /// A worker is gone.
@@ -63,7 +73,7 @@ impl Core {
 
     /// A worker says how busy it is. Reports of unknown lives are late ones and left out.
     pub fn report(&mut self, load: v1::LoadReport, now: Instant) {
-        let life = life_of(&load.worker_id, load.incarnation);
+        let life = WorkerLife::new(&load.worker_id, load.incarnation);
         if let Some(entry) = self.workers.get_mut(&life) {
             entry.report(load, now);
         }
@@ -71,7 +81,7 @@ impl Core {
 
     /// A worker's prefix cache changed. Returns whether messages were missed.
     pub fn kv_events(&mut self, events: &v1::KvEvents) -> bool {
-        let life = life_of(&events.worker_id, events.incarnation);
+        let life = WorkerLife::new(&events.worker_id, events.incarnation);
         let Some(entry) = self.workers.get(&life) else { return false };
         let blocks_max = entry.registration.kv_blocks as usize;
         let stored = hashes_from_bytes(&events.stored);

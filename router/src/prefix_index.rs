@@ -39,7 +39,7 @@ impl PrefixIndex {
             self.remove(worker, hash);
         }
         let cache = self.caches.entry(worker.clone()).or_default();
-        cache.next_sequence = sequence + 1;
+        cache.next_sequence = sequence.wrapping_add(1);
         for hash in stored {
             if cache.blocks.len() < blocks_max && cache.blocks.insert(hash) {
                 self.holders.entry(hash).or_default().push(worker.clone());

@@ -1,15 +1,15 @@
 //! The router as a component: feeds the core from the bus and answers routing requests.
 
+use std::collections::HashSet;
 use std::time::Instant;
 
 use bytes::Bytes;
-use messaging::{Bus, Change, Network, Registry, Request};
+use messaging::{Bus, Change, Network, Registry, Request, Watch};
 use prost::Message;
-use protocol::{hashes_from_bytes, subjects, v1};
+use protocol::{WorkerLife, hashes_from_bytes, subjects, v1};
 use tokio_util::sync::CancellationToken;
 
 use crate::core::{Core, NoRoute, Question, Route};
-use crate::worker_table::life_of;
 
 /// Answers routing requests until `shutdown`. Listens from the call on, not only from the first
 /// poll: a worker that starts later says nothing that is missed.
@@ -19,8 +19,8 @@ pub fn run(network: Network, shutdown: CancellationToken) -> impl Future<Output 
 }
 
 async fn serve(registry: Registry, mut feeds: Feeds, shutdown: CancellationToken) {
-    let mut workers = registry.watch(subjects::WORKERS);
     let mut core = Core::default();
+    let mut workers = begin_watch(&registry, &mut core);
     loop {
         tokio::select! {
             // Facts before questions: a question is answered by all that is known.
@@ -29,13 +29,29 @@ async fn serve(registry: Registry, mut feeds: Feeds, shutdown: CancellationToken
             change = workers.next() => match change {
                 Some(change) => apply_change(&mut core, change),
                 // The watch lagged too far behind: begin anew from what is there.
-                None => workers = registry.watch(subjects::WORKERS),
+                None => workers = begin_watch(&registry, &mut core),
             },
             Some(message) = feeds.load.next() => apply_load(&mut core, &message),
             Some(message) = feeds.kv_events.next() => apply_kv_events(&mut core, &message),
             Some(request) = feeds.requests.next() => answer(&mut core, request),
         }
     }
+}
+
+/// Watches from the present state on: what is not there any more is forgotten.
+fn begin_watch(registry: &Registry, core: &mut Core) -> Watch {
+    let (present, watch) = registry.watch(subjects::WORKERS);
+    let keys: HashSet<&str> = present.iter().map(|(key, _)| key.as_str()).collect();
+    let known: Vec<WorkerLife> = core.workers().cloned().collect();
+    for worker in known {
+        if !keys.contains(subjects::worker_key(&worker).as_str()) {
+            core.remove(&worker);
+        }
+    }
+    for (key, value) in present {
+        apply_change(core, Change::Put(key, value));
+    }
+    watch
 }
 
 struct Feeds {
@@ -61,10 +77,8 @@ fn apply_change(core: &mut Core, change: Change) {
             Err(error) => tracing::warn!(key, %error, "unreadable registration"),
         },
         Change::Deleted(key) => {
-            let mut parts = key.trim_start_matches(subjects::WORKERS).rsplitn(2, '/');
-            let incarnation = parts.next().and_then(|text| text.parse().ok());
-            if let (Some(incarnation), Some(worker_id)) = (incarnation, parts.next()) {
-                core.remove(&life_of(worker_id, incarnation));
+            if let Some(worker) = subjects::life_of_worker_key(&key) {
+                core.remove(&worker);
             }
         }
     }

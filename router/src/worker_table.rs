@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use protocol::{Incarnation, WorkerLife, v1};
+use protocol::v1;
 
 /// A worker that missed three reports is passed over, unless all have.
 const REPORT_AGE_MAX: Duration = Duration::from_millis(350);
@@ -60,21 +60,18 @@ impl WorkerEntry {
     /// Prompt tokens that will be computed before a new one's.
     pub fn queued_tokens(&self) -> u64 {
         let dispatched: u64 = self.dispatched.iter().map(|dispatch| dispatch.prompt_tokens).sum();
-        self.load.waiting_prompt_tokens + dispatched
+        self.load.waiting_prompt_tokens.saturating_add(dispatched)
     }
 
     /// Streams that share its steps.
     pub fn streams(&self) -> usize {
-        (self.load.running_sequences + self.load.waiting_sequences) as usize + self.dispatched.len()
+        self.load.running_sequences as usize
+            + self.load.waiting_sequences as usize
+            + self.dispatched.len()
     }
 
     /// Blocks that could be given to a new sequence.
     pub fn available_blocks(&self) -> usize {
-        (self.load.free_blocks + self.load.cached_blocks) as usize
+        self.load.free_blocks as usize + self.load.cached_blocks as usize
     }
-}
-
-/// Which life of which worker a message is about.
-pub fn life_of(worker_id: &str, incarnation: u64) -> WorkerLife {
-    WorkerLife { id: worker_id.into(), incarnation: Incarnation(incarnation) }
 }

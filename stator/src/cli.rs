@@ -68,12 +68,3 @@ pub struct ServeArgs {
     #[arg(long, env = "STATOR_GRACE_PERIOD_S", default_value_t = 10)]
     pub grace_period_s: u64,
 }
-
-impl ServeArgs {
-    /// The defaults, for a model.
-    pub fn for_model(model: &str) -> Self {
-        let cli = Cli::parse_from(["stator", "serve", model]);
-        let Command::Serve(arguments) = cli.command;
-        arguments
-    }
-}

@@ -21,7 +21,10 @@ fn main() -> ExitCode {
             return Exit::Unavailable.with(&format!("cannot start threads: {error}"));
         }
     };
-    match runtime.block_on(serve::command(arguments)) {
+    let ended = runtime.block_on(serve::command(arguments));
+    // What is still under way (a cut stream, a copy) ends with the process.
+    runtime.shutdown_background();
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => error.exit().with(&error.to_string()),
     }

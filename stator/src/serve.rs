@@ -29,6 +29,9 @@ const KV_POOL_BYTES: usize = 1 << 30;
 /// Sequences that wait in one worker; more are refused with 503.
 const WAITING_SEQUENCES_MAX: usize = 1024;
 
+/// One of each role.
+const WORKERS: usize = 2;
+
 /// Why serving did not begin, or ended by itself. `Display` is a sentence for the user.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
@@ -100,7 +103,7 @@ pub async fn command(arguments: ServeArgs) -> Result<(), ServeError> {
     };
     let gateway = serving.gateway.clone();
     tokio::select! {
-        () = gateway.ready() => print_welcome(&serving, shown_model.as_deref()),
+        () = gateway.has_workers(WORKERS) => print_welcome(&serving, shown_model.as_deref()),
         failed = serving.failed() => return Err(failed),
         () = signals.next() => return serving.stop().await,
     }
@@ -226,7 +229,7 @@ fn engine_config(arguments: &ServeArgs, model: &Model) -> EngineConfig {
 impl Serving {
     /// Waits until the model can be asked.
     pub async fn ready(&self) {
-        self.gateway.ready().await;
+        self.gateway.has_workers(WORKERS).await;
     }
 
     /// Waits until a component ends by itself, which none should.
@@ -250,13 +253,16 @@ impl Serving {
     }
 }
 
-fn component_failed<E: std::fmt::Display>(
+fn component_failed<E: std::error::Error>(
     name: &str,
     ended: Result<Result<(), E>, tokio::task::JoinError>,
 ) -> ServeError {
     ServeError::Component(match ended {
         Ok(Ok(())) => format!("{name} ended"),
-        Ok(Err(error)) => format!("{name}: {error}"),
+        Ok(Err(error)) => match error.source() {
+            Some(source) => format!("{name}: {error} ({source})"),
+            None => format!("{name}: {error}"),
+        },
         Err(error) => format!("{name}: {error}"),
     })
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use engine::KvEvent;
 use messaging::Network;
 use prost::Message;
-use protocol::{BlockHash, Incarnation, WorkerLife, hashes_to_bytes, subjects, v1};
+use protocol::{BlockHash, WorkerLife, hashes_to_bytes, subjects, v1};
 
 use crate::host::{EngineHost, KvEventBatch};
 
@@ -18,13 +18,11 @@ pub async fn run(host: &EngineHost, registration: &v1::WorkerRegistration, netwo
     let _entry = RegistryEntry::put(registration, network);
     let Some(mut kv_events) = host.take_kv_events() else { return };
     let mut interval = tokio::time::interval(LOAD_REPORT_INTERVAL);
-    let mut sequence = 0;
     loop {
         tokio::select! {
             _ = interval.tick() => {
-                let report = load_report(host, registration, sequence);
+                let report = load_report(host, registration);
                 network.bus.publish(subjects::LOAD, report.encode_to_vec().into());
-                sequence += 1;
             }
             Some(batch) = kv_events.recv() => {
                 let events = kv_event_message(registration, &batch);
@@ -42,10 +40,7 @@ struct RegistryEntry {
 
 impl RegistryEntry {
     fn put(registration: &v1::WorkerRegistration, network: &Network) -> Self {
-        let life = WorkerLife {
-            id: registration.worker_id.as_str().into(),
-            incarnation: Incarnation(registration.incarnation),
-        };
+        let life = WorkerLife::new(&registration.worker_id, registration.incarnation);
         let key = subjects::worker_key(&life);
         network.registry.put(&key, registration.encode_to_vec().into());
         Self { key, network: network.clone() }
@@ -58,16 +53,11 @@ impl Drop for RegistryEntry {
     }
 }
 
-fn load_report(
-    host: &EngineHost,
-    registration: &v1::WorkerRegistration,
-    sequence: u64,
-) -> v1::LoadReport {
+fn load_report(host: &EngineHost, registration: &v1::WorkerRegistration) -> v1::LoadReport {
     let (load, speed) = host.load();
     v1::LoadReport {
         worker_id: registration.worker_id.clone(),
         incarnation: registration.incarnation,
-        sequence,
         running_sequences: load.running as u32,
         waiting_sequences: load.waiting as u32,
         waiting_prompt_tokens: load.waiting_prompt_tokens as u64,

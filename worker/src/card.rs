@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use engine::{LoadError, ModelConfig};
+use engine::{LoadError, ModelConfig, read_optional};
 use protocol::v1;
 use serde_json::Value;
 use tonic::{Request, Response, Status};
@@ -24,7 +24,7 @@ pub fn load_card(
         advice: ADVICE,
     })?;
     let settings = read_json(&directory.join("tokenizer_config.json"))?;
-    let template_file = std::fs::read_to_string(directory.join("chat_template.jinja")).ok();
+    let template_file = read_optional(&directory.join("chat_template.jinja"))?;
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Ok(v1::ModelCard {
         name: name.to_string(),
@@ -39,7 +39,7 @@ pub fn load_card(
 }
 
 fn read_json(path: &Path) -> Result<Value, LoadError> {
-    let Ok(text) = std::fs::read_to_string(path) else { return Ok(Value::Null) };
+    let Some(text) = read_optional(path)? else { return Ok(Value::Null) };
     serde_json::from_str(&text)
         .map_err(|error| LoadError::Corrupt { path: path.into(), problem: error.to_string() })
 }

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
 
 use engine::{
     Engine, KvEvent, Load, RefusedSequence, Reserved, SequenceId, SequenceOutput, SequenceRequest,
@@ -12,6 +11,7 @@ use kv_transfer::{BlockWriter, HostMemory, KvLayout};
 use parking_lot::Mutex;
 use protocol::WorkerLife;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use crate::measure::Speed;
 
@@ -22,9 +22,49 @@ const COMMAND_QUEUE: usize = 1024;
 /// as a gap in its sequence number.
 const KV_EVENT_QUEUE: usize = 1024;
 
-/// Where a sequence's news goes. Sequences with the same channel share one message per step. A
-/// recipient that is gone, or whose channel is full, loses its sequences.
-pub type Outputs = mpsc::Sender<Vec<SequenceOutput>>;
+/// Where sequences' news goes. Sequences with the same channel share one message per step. When its
+/// taker is gone or its queue full, its sequences are given up, and the taker is told.
+#[derive(Clone)]
+pub struct Outputs {
+    sender: mpsc::Sender<Vec<SequenceOutput>>,
+    overrun: CancellationToken,
+}
+
+/// The taker's end of `Outputs`.
+pub struct News {
+    receiver: mpsc::Receiver<Vec<SequenceOutput>>,
+    overrun: CancellationToken,
+}
+
+/// A channel for news that may lag `steps_max` steps behind the engine.
+pub fn outputs(steps_max: usize) -> (Outputs, News) {
+    let (sender, receiver) = mpsc::channel(steps_max);
+    let overrun = CancellationToken::new();
+    (Outputs { sender, overrun: overrun.clone() }, News { receiver, overrun })
+}
+
+impl Outputs {
+    fn is(&self, other: &Self) -> bool {
+        self.sender.same_channel(&other.sender)
+    }
+}
+
+impl News {
+    /// The next step's news; none once the engine has given these sequences up, because the queue
+    /// was full, or has stopped.
+    pub async fn next(&mut self) -> Option<Vec<SequenceOutput>> {
+        tokio::select! {
+            biased;
+            () = self.overrun.cancelled() => None,
+            news = self.receiver.recv() => news,
+        }
+    }
+
+    /// Steps that wait to be taken.
+    pub fn waiting_steps(&self) -> usize {
+        self.receiver.len()
+    }
+}
 
 /// Changes of the prefix cache in one step, numbered without gaps at their source.
 pub struct KvEventBatch {
@@ -70,9 +110,10 @@ pub struct EngineHost {
     commands: mpsc::Sender<Command>,
     shared: Arc<Shared>,
     kv_events: Mutex<Option<mpsc::Receiver<KvEventBatch>>>,
-    stopped: tokio_util::sync::CancellationToken,
+    stopped: CancellationToken,
     layout: KvLayout,
     memory: Arc<HostMemory>,
+    vocabulary_size: usize,
     next_sequence: AtomicU64,
 }
 
@@ -130,7 +171,7 @@ impl EngineHost {
         let (kv_events, kv_event_receiver) = mpsc::channel(KV_EVENT_QUEUE);
         let shared = Arc::new(Shared::default());
         shared.load.lock().0 = engine.load();
-        let stopped = tokio_util::sync::CancellationToken::new();
+        let stopped = CancellationToken::new();
         let host = Self {
             commands,
             shared: shared.clone(),
@@ -138,6 +179,7 @@ impl EngineHost {
             stopped: stopped.clone(),
             layout: engine.layout().clone(),
             memory: engine.memory().clone(),
+            vocabulary_size: engine.vocabulary_size(),
             next_sequence: AtomicU64::new(0),
         };
         let thread =
@@ -157,6 +199,11 @@ impl EngineHost {
     /// Where they lie.
     pub fn memory(&self) -> &Arc<HostMemory> {
         &self.memory
+    }
+
+    /// Token ids are below this.
+    pub fn vocabulary_size(&self) -> usize {
+        self.vocabulary_size
     }
 
     /// How busy the engine is and how fast, as of its last step.
@@ -217,12 +264,7 @@ impl EngineHost {
         reservation: Reservation,
         first_token: u32,
     ) -> Result<bool, HostError> {
-        let Reservation { writer, handle, .. } = reservation;
-        drop(writer);
-        let id = handle.id();
-        let (ended, answer) = oneshot::channel();
-        self.send(Command::Activate { id, first_token, ended }).await?;
-        answer.await.map_err(|_| HostError::Stopped)
+        self.resume(reservation, |id, ended| Command::Activate { id, first_token, ended }).await
     }
 
     /// A reservation whose transfer failed computes its prompt here. True: `first_token` was its
@@ -232,11 +274,19 @@ impl EngineHost {
         reservation: Reservation,
         first_token: Option<u32>,
     ) -> Result<bool, HostError> {
+        let command = |id, ended| Command::ComputeReserved { id, first_token, ended };
+        self.resume(reservation, command).await
+    }
+
+    async fn resume(
+        &self,
+        reservation: Reservation,
+        command: impl FnOnce(SequenceId, oneshot::Sender<bool>) -> Command,
+    ) -> Result<bool, HostError> {
         let Reservation { writer, handle, .. } = reservation;
         drop(writer);
-        let id = handle.id();
         let (ended, answer) = oneshot::channel();
-        self.send(Command::ComputeReserved { id, first_token, ended }).await?;
+        self.send(command(handle.id(), ended)).await?;
         answer.await.map_err(|_| HostError::Stopped)
     }
 
@@ -263,11 +313,15 @@ struct Thread {
 
 impl Thread {
     fn run(mut self) {
-        while self.obey() {
-            let began = Instant::now();
+        while self.take_commands() {
             let output = self.engine.step();
-            self.report(&output, began);
+            self.report(&output);
             if output.is_idle() {
+                // A release that came after the last look has its wake-up taken already; one that
+                // comes after this look has it waiting below.
+                if !self.shared.releases.lock().is_empty() {
+                    continue;
+                }
                 // Nothing can be computed until someone says something.
                 let Some(command) = self.inbox.blocking_recv() else { return };
                 self.apply(command);
@@ -278,7 +332,7 @@ impl Thread {
     }
 
     /// Takes in all commands and releases. False once every handle to the host is gone.
-    fn obey(&mut self) -> bool {
+    fn take_commands(&mut self) -> bool {
         // A release was pushed after its sequence's commands were sent. Taking the releases first
         // and applying them last therefore never applies one before its commands.
         let releases = std::mem::take(&mut *self.shared.releases.lock());
@@ -333,7 +387,7 @@ impl Thread {
         let _gone = reply.send(accepted);
     }
 
-    fn report(&mut self, output: &engine::StepOutput, began: Instant) {
+    fn report(&mut self, output: &engine::StepOutput) {
         let events = self.engine.take_kv_events();
         if !events.is_empty() {
             let batch = KvEventBatch { sequence: self.kv_sequence, events };
@@ -343,7 +397,7 @@ impl Thread {
         let mut load = self.shared.load.lock();
         load.0 = self.engine.load();
         if !output.is_idle() {
-            load.1.record(output, began.elapsed());
+            load.1.record(output);
         }
     }
 
@@ -353,7 +407,7 @@ impl Thread {
         for output in news {
             let recipient = self.recipients.iter().find(|(id, _)| *id == output.id);
             let Some((_, outputs)) = recipient else { continue };
-            match messages.iter_mut().find(|(other, _)| other.same_channel(outputs)) {
+            match messages.iter_mut().find(|(other, _)| other.is(outputs)) {
                 Some((_, message)) => message.push(output),
                 None => messages.push((outputs.clone(), vec![output])),
             }
@@ -361,7 +415,7 @@ impl Thread {
         for (outputs, message) in messages {
             let finished: Vec<SequenceId> =
                 message.iter().filter(|news| news.finish.is_some()).map(|news| news.id).collect();
-            if outputs.try_send(message).is_err() {
+            if outputs.sender.try_send(message).is_err() {
                 self.abandon(&outputs);
             } else {
                 self.recipients.retain(|(id, _)| !finished.contains(id));
@@ -369,11 +423,12 @@ impl Thread {
         }
     }
 
-    /// Nobody reads these sequences' tokens.
+    /// Nobody takes these sequences' news.
     fn abandon(&mut self, outputs: &Outputs) {
-        let abandoned = |(_, other): &mut (SequenceId, Outputs)| other.same_channel(outputs);
+        outputs.overrun.cancel();
+        let abandoned = |(_, other): &mut (SequenceId, Outputs)| other.is(outputs);
         for (id, _) in self.recipients.extract_if(.., abandoned) {
-            self.engine.release(id);
+            self.engine.abandon(id);
         }
     }
 }

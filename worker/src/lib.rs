@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Router;
 
 pub use card::load_card;
-pub use host::{EngineHost, HostError, Outputs, Reservation, SequenceHandle};
+pub use host::{EngineHost, HostError, News, Outputs, Reservation, SequenceHandle, outputs};
 pub use measure::Speed;
 
 /// What a worker is made of.
@@ -71,7 +71,7 @@ impl Worker {
     }
 
     /// Serves `services` (the role's own, and the model card) and announces the worker until
-    /// `shutdown`. Errors: the engine or the server ended by itself.
+    /// `shutdown`, which cuts what is under way: whoever drains has let it end before. Errors: the engine or the server ended by itself.
     pub async fn serve(
         &self,
         services: Router,
@@ -80,8 +80,7 @@ impl Worker {
     ) -> Result<(), WorkerError> {
         let card = v1::worker_server::WorkerServer::new(card::CardService::new(self.card.clone()));
         let incoming = network.data_plane.listen(&self.registration.data_endpoint);
-        let stop = shutdown.clone().cancelled_owned();
-        let server = services.add_service(card).serve_with_incoming_shutdown(incoming, stop);
+        let server = services.add_service(card).serve_with_incoming(incoming);
         tokio::select! {
             served = server => served.map_err(WorkerError::Server),
             () = announce::run(&self.host, &self.registration, network) => {

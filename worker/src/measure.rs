@@ -1,7 +1,5 @@
 //! How fast this worker computes, learned from its own steps.
 
-use std::time::Duration;
-
 use engine::StepOutput;
 
 /// Weight of a new measurement in the running mean.
@@ -18,8 +16,8 @@ pub struct Speed {
 
 impl Speed {
     /// Takes one step into account. In a mixed step, what exceeds a pure decode step is prefill's.
-    pub fn record(&mut self, output: &StepOutput, took: Duration) {
-        let took_us = took.as_secs_f32() * 1e6;
+    pub fn record(&mut self, output: &StepOutput) {
+        let took_us = output.took.as_secs_f32() * 1e6;
         if output.prefill_tokens == 0 {
             smooth(&mut self.decode_step_us, took_us);
             return;

@@ -9,8 +9,7 @@ use std::sync::Arc;
 use engine::{Compute, Engine, EngineConfig, KernelPath, Model, SequenceRequest};
 use protocol::v1::{Sampling, Stopping};
 use protocol::{Incarnation, WorkerLife};
-use tokio::sync::mpsc;
-use worker::{EngineHost, SequenceHandle};
+use worker::{EngineHost, SequenceHandle, outputs};
 
 fn host() -> EngineHost {
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/fixtures/qwen3-tied");
@@ -51,26 +50,31 @@ async fn at_rest(host: &EngineHost) {
 async fn a_dropped_handle_ends_its_sequence_within_one_step() {
     let host = host();
     let handle = host.new_sequence();
-    let (outputs, mut news) = mpsc::channel(1000);
-    host.generate(request(&handle, 20, 900), outputs).await.unwrap();
+    let (sink, mut news) = outputs(1000);
+    host.generate(request(&handle, 20, 900), sink).await.unwrap();
     for _ in 0..5 {
-        news.recv().await.unwrap();
+        news.next().await.unwrap();
     }
     drop(handle);
     // The release is seen between two steps: at most the step under way still reports. All its
     // news is there once the engine is at rest.
-    let queued_before = news.len();
+    let queued_before = news.waiting_steps();
     at_rest(&host).await;
-    assert!(news.len() <= queued_before + 1, "{} then {}", queued_before, news.len());
-    assert!(news.len() < 800, "it did not run to its end");
+    assert!(
+        news.waiting_steps() <= queued_before + 1,
+        "{} then {}",
+        queued_before,
+        news.waiting_steps()
+    );
+    assert!(news.waiting_steps() < 800, "it did not run to its end");
 }
 
 #[tokio::test]
 async fn a_full_recipient_loses_its_sequences() {
     let host = host();
     let handle = host.new_sequence();
-    let (outputs, _unread) = mpsc::channel(3);
-    host.generate(request(&handle, 20, 900), outputs).await.unwrap();
+    let (sink, mut news) = outputs(3);
+    host.generate(request(&handle, 20, 900), sink).await.unwrap();
     loop {
         tokio::task::yield_now().await;
         let (load, _) = host.load();
@@ -78,6 +82,7 @@ async fn a_full_recipient_loses_its_sequences() {
             break;
         }
     }
+    assert!(news.next().await.is_none(), "and is told");
     at_rest(&host).await;
 }
 
@@ -86,8 +91,8 @@ async fn a_caller_that_gives_up_leaves_nothing_behind() {
     let host = host();
     for _ in 0..50 {
         let handle = host.new_sequence();
-        let (outputs, _news) = mpsc::channel(1000);
-        let submitted = host.generate(request(&handle, 20, 900), outputs);
+        let (sink, _news) = outputs(1000);
+        let submitted = host.generate(request(&handle, 20, 900), sink);
         let gone = tokio::select! {
             biased;
             () = tokio::task::yield_now() => true,
@@ -102,16 +107,15 @@ async fn a_caller_that_gives_up_leaves_nothing_behind() {
 async fn a_reservation_holds_its_blocks_until_it_is_dropped() {
     let host = host();
     let handle = host.new_sequence();
-    let (outputs, _news) = mpsc::channel(10);
-    let reservation =
-        host.reserve(request(&handle, 40, 10), outputs, handle.clone()).await.unwrap();
+    let (sink, _news) = outputs(10);
+    let reservation = host.reserve(request(&handle, 40, 10), sink, handle.clone()).await.unwrap();
     drop(handle);
     assert_eq!((reservation.cached_blocks, reservation.writer.len()), (0, 3));
     // A second command is answered after the first one's effects are visible.
     let other = host.new_sequence();
-    let (outputs, mut news) = mpsc::channel(10);
-    host.generate(request(&other, 1, 1), outputs).await.unwrap();
-    news.recv().await.unwrap();
+    let (sink, mut news) = outputs(10);
+    host.generate(request(&other, 1, 1), sink).await.unwrap();
+    news.next().await.unwrap();
     assert_eq!(host.load().0.blocks.used, 3);
     drop(reservation);
     at_rest(&host).await;
@@ -120,11 +124,42 @@ async fn a_reservation_holds_its_blocks_until_it_is_dropped() {
 #[tokio::test]
 async fn what_cannot_be_computed_is_refused() {
     let host = host();
-    let (outputs, _news) = mpsc::channel(10);
+    let (sink, _news) = outputs(10);
     for (prompt_tokens, max_tokens) in [(0, 1), (5000, 1), (400, 1), (5, 0)] {
         let handle = host.new_sequence();
-        let refused = host.generate(request(&handle, prompt_tokens, max_tokens), outputs.clone());
+        let refused = host.generate(request(&handle, prompt_tokens, max_tokens), sink.clone());
         assert!(refused.await.is_err(), "{prompt_tokens} and {max_tokens}");
     }
     at_rest(&host).await;
+}
+
+#[tokio::test]
+async fn a_recipient_that_is_lost_does_not_free_blocks_that_are_being_filled() {
+    let host = host();
+    let (sink, news) = outputs(10);
+    let reserved = host.new_sequence();
+    let reservation =
+        host.reserve(request(&reserved, 40, 10), sink.clone(), reserved.clone()).await.unwrap();
+    let running = host.new_sequence();
+    host.generate(request(&running, 20, 900), sink).await.unwrap();
+    drop(news);
+    while host.load().0.running > 1 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(host.load().0.blocks.used, 3, "the reservation's");
+    drop((reservation, reserved, running));
+    at_rest(&host).await;
+}
+
+#[tokio::test]
+async fn releases_are_never_slept_over() {
+    let host = host();
+    for _ in 0..2_000 {
+        let handle = host.new_sequence();
+        let (sink, _news) = outputs(10);
+        let reservation = host.reserve(request(&handle, 40, 10), sink, handle.clone());
+        drop(reservation.await.unwrap());
+        drop(handle);
+        at_rest(&host).await;
+    }
 }

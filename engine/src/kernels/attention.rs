@@ -8,6 +8,7 @@
 use kv_transfer::{HostMemory, KvLayout};
 use multiversion::multiversion;
 
+use super::compute::PARALLEL_WORK_MIN;
 use super::math::{LANES, exp, sum_of};
 use super::{Compute, Element};
 
@@ -29,9 +30,6 @@ pub struct QueryRow<'a> {
     /// It sees positions `0..context_tokens`, itself included.
     pub context_tokens: usize,
 }
-
-/// Work below this many multiply-adds stays on one thread.
-const PARALLEL_WORK_MIN: usize = 1 << 19;
 
 /// Attends with each row of `queries` (`[rows, heads, head_dim]`) into `out` (same shape). Keys
 /// and values of all positions in each row's context must already be in the pool.
@@ -189,8 +187,8 @@ fn head_plane<'a, E: Element>(
     // SAFETY: the engine writes KV before it attends and never at the same time, and a block that
     // is being filled by a transfer belongs to no sequence that attends.
     let plane = unsafe { memory.read(block, offset + kv_head * bytes, bytes) };
-    // SAFETY: blocks are page-aligned multiples of planes of E, every bit pattern of which is a
-    // number.
+    // SAFETY: the pool begins on a page and consists of whole planes of E, so this one is aligned;
+    // every bit pattern is a number.
     unsafe { std::slice::from_raw_parts(plane.as_ptr().cast(), elements) }
 }
 

@@ -35,6 +35,13 @@ impl fmt::Display for KernelPath {
     }
 }
 
+impl KernelPath {
+    /// Whether this CPU can run it.
+    pub fn is_available(self) -> bool {
+        self == Self::Portable || self == Self::detect()
+    }
+}
+
 /// A pool of threads that engines of one process share. Steps take turns: on few cores,
 /// overlapping steps would only make each slower and its duration noise.
 pub struct Compute {
@@ -44,11 +51,12 @@ pub struct Compute {
 }
 
 /// Work below this many multiply-adds stays on one thread: waking another costs as much.
-const PARALLEL_WORK_MIN: usize = 1 << 19;
+pub const PARALLEL_WORK_MIN: usize = 1 << 19;
 
 impl Compute {
-    /// Starts `threads` threads. Errors: the system refuses them.
+    /// Starts `threads` threads. `path` must be available. Errors: the system refuses threads.
     pub fn new(threads: usize, path: KernelPath) -> Result<Self, rayon::ThreadPoolBuildError> {
+        assert!(path.is_available(), "this CPU has no {path} kernels");
         let threads = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|index| format!("compute-{index}"))

@@ -7,7 +7,8 @@ use serde::Deserialize;
 use crate::LoadError;
 use crate::kernels::RopeScaling;
 
-const SUPPORTED: &str = "LlamaForCausalLM and Qwen3ForCausalLM";
+const SUPPORTED: &str =
+    "LlamaForCausalLM and Qwen3ForCausalLM with silu, without biases, windows or quantization";
 
 /// The shape of a decoder and how it computes.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,6 +66,7 @@ struct RawConfig {
     mlp_bias: bool,
     #[serde(default)]
     use_sliding_window: bool,
+    quantization_config: Option<serde_json::Value>,
     hidden_act: Option<String>,
     eos_token_id: Option<TokenIds>,
 }
@@ -173,9 +175,10 @@ impl RawConfig {
             ("attention_bias", self.attention_bias),
             ("mlp_bias", self.mlp_bias),
             ("use_sliding_window", self.use_sliding_window),
+            ("quantization_config", self.quantization_config.is_some()),
         ];
         match refused.iter().find(|(_, on)| *on) {
-            Some((name, _)) => Err(unsupported(path, format!("{name} = true"))),
+            Some((name, _)) => Err(unsupported(path, (*name).to_string())),
             None => Ok(()),
         }
     }
@@ -232,10 +235,22 @@ impl RawRope {
 
 fn eos_of_generation_config(directory: &Path) -> Result<Option<Vec<u32>>, LoadError> {
     let path: PathBuf = directory.join("generation_config.json");
-    let Ok(text) = std::fs::read_to_string(&path) else { return Ok(None) };
+    let Some(text) = read_optional(&path)? else { return Ok(None) };
     let parsed: GenerationConfig = serde_json::from_str(&text)
         .map_err(|error| LoadError::Corrupt { path, problem: error.to_string() })?;
     Ok(parsed.eos_token_id.map(TokenIds::into_vec))
+}
+
+/// The text of a file that need not be there. Errors: it is there and cannot be read.
+pub fn read_optional(path: &Path) -> Result<Option<String>, LoadError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => {
+            let advice = "make the file readable, or remove it";
+            Err(LoadError::Unreadable { path: path.into(), source, advice })
+        }
+    }
 }
 
 fn unsupported(path: &Path, what: String) -> LoadError {
@@ -282,7 +297,7 @@ mod tests {
         check("\"num_key_value_heads\": 2", "\"num_key_value_heads\": 3", "do not divide");
         check("\"vocab_size\": 100", "\"vocab_size\": 0", "vocab_size is 0");
         check("\"hidden_size\": 64,", "", "missing field `hidden_size`");
-        check("{", "{\"attention_bias\": true,", "attention_bias = true");
+        check("{", "{\"attention_bias\": true,", "asks for attention_bias");
         check("{", "{\"rope_scaling\": {\"rope_type\": \"yarn\"},", "rope scaling of type yarn");
         check("{", "{\"rope_scaling\": {\"type\": \"llama3\"},", "lacks factor");
         check("LlamaForCausalLM\"]", "", "config.json is not usable");

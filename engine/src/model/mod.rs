@@ -7,7 +7,7 @@ mod weights;
 
 use std::path::Path;
 
-pub use config::ModelConfig;
+pub use config::{ModelConfig, read_optional};
 pub use decoder::{Decoder, Span};
 
 use crate::{KernelPath, LoadError};

@@ -72,13 +72,20 @@ impl Scheduler {
         self.waiting.remove(index)
     }
 
-    /// Chooses this step's tokens and gives their sequences blocks. Running sequences come first,
-    /// in order; the last one makes room where blocks run out.
-    pub fn schedule(&mut self, pool: &mut BlockPool) -> Vec<Scheduled> {
+    /// Whether another sequence may begin, beside `reserved` ones that will run later.
+    pub fn has_room(&self, reserved: usize) -> bool {
+        self.running.len() + reserved < self.limits.max_num_seqs
+    }
+
+    /// Chooses this step's tokens and gives their sequences blocks. Sequences that decode come
+    /// first, so that no prompt holds up a stream, then those that compute their prompts, then
+    /// waiting ones; each in order. The last one running makes room where blocks run out.
+    pub fn schedule(&mut self, reserved: usize, pool: &mut BlockPool) -> Vec<Scheduled> {
         let mut budget = self.limits.max_num_batched_tokens;
+        self.running.sort_by_key(|sequence| sequence.uncomputed() > 1);
         let (mut scheduled, preempted) = self.schedule_running(&mut budget, pool);
         if !preempted {
-            self.admit_waiting(&mut scheduled, &mut budget, pool);
+            self.admit_waiting(reserved, &mut scheduled, &mut budget, pool);
         }
         scheduled
     }
@@ -119,14 +126,16 @@ impl Scheduler {
 
     fn admit_waiting(
         &mut self,
+        reserved: usize,
         scheduled: &mut Vec<Scheduled>,
         budget: &mut usize,
         pool: &mut BlockPool,
     ) {
-        while *budget > 0 && self.running.len() < self.limits.max_num_seqs {
+        while *budget > 0 && self.has_room(reserved) {
             let Some(mut sequence) = self.waiting.pop_front() else { break };
             sequence.take_cached_prefix(pool);
-            let count = sequence.uncomputed().min(*budget);
+            let uncomputed = sequence.uncomputed();
+            let count = uncomputed.min(*budget);
             // What a reader will pull is never half there: all blocks or none.
             let tokens = match sequence.purpose {
                 Purpose::Prefill => sequence.tokens.len(),
@@ -137,6 +146,8 @@ impl Scheduler {
                 self.waiting.push_front(sequence);
                 break;
             }
+            let cached = sequence.tokens.len() - uncomputed;
+            sequence.cached_tokens.get_or_insert(cached);
             scheduled.push(Scheduled { index: self.running.len(), count });
             *budget -= count;
             self.running.push(sequence);
@@ -168,7 +179,7 @@ mod tests {
 
     /// Runs one step, in which each sequence that catches up gains a token. Returns (id, count).
     fn step(scheduler: &mut Scheduler, pool: &mut BlockPool) -> Vec<(u64, usize)> {
-        let scheduled = scheduler.schedule(pool);
+        let scheduled = scheduler.schedule(0, pool);
         pool.assert_consistent();
         let mut counts = Vec::new();
         for Scheduled { index, count } in scheduled {
@@ -203,6 +214,20 @@ mod tests {
         assert_eq!(step(&mut scheduler, &mut pool), [(1, 4), (2, 4)]);
         scheduler.remove(SequenceId(1)).unwrap().release(&mut pool);
         assert_eq!(step(&mut scheduler, &mut pool), [(2, 1), (3, 4)]);
+    }
+
+    #[test]
+    fn streams_come_before_prompts_and_reserved_sequences_count() {
+        let (mut scheduler, mut pool) = (scheduler(3, 10), BlockPool::new(100));
+        scheduler.add(sequence(1, 30));
+        assert_eq!(step(&mut scheduler, &mut pool), [(1, 10)]);
+        let mut resumed = sequence(2, 4);
+        assert!(resumed.grow(4, &mut pool));
+        resumed.advance(4, &mut pool);
+        resumed.tokens.push(7);
+        scheduler.resume(resumed);
+        assert_eq!(step(&mut scheduler, &mut pool), [(2, 1), (1, 9)]);
+        assert!(scheduler.has_room(0) && !scheduler.has_room(1));
     }
 
     #[test]

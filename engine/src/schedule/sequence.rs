@@ -111,7 +111,6 @@ impl Sequence {
         self.blocks = pool.share_prefix(&self.hashes[..useful]);
         self.computed = self.blocks.len() * block_size;
         self.registered_blocks = self.blocks.len();
-        self.cached_tokens.get_or_insert(self.computed);
     }
 
     /// Takes blocks for the first `tokens` tokens. False, and nothing changed, if there are none.

@@ -2,17 +2,12 @@
 
 use std::sync::Arc;
 
-use axum::Extension;
-use axum::body::Body;
-use axum::extract::State;
-use axum::http::HeaderMap;
+use axum::extract::{Request, State};
 use axum::response::Response;
 use serde_json::Value;
 
 use super::Shared;
-use super::body::read_json;
-use super::generate::{Endpoint, Tokenized, encode, find_model, respond};
-use super::identify::RequestId;
+use super::generate::{Endpoint, Tokenized, encode, find_model, respond, tokens};
 use crate::models::Model;
 use crate::openai::{ApiError, ChatRequest};
 use crate::text::TemplateError;
@@ -20,18 +15,18 @@ use crate::text::TemplateError;
 /// Answers a conversation.
 pub async fn handle(
     State(shared): State<Arc<Shared>>,
-    Extension(RequestId(request_id)): Extension<RequestId>,
-    headers: HeaderMap,
-    body: Body,
+    request: Request,
 ) -> Result<Response, ApiError> {
-    let json = read_json(&headers, body, shared.config.body_bytes_max).await?;
-    let ChatRequest { parameters, messages } = ChatRequest::parse(&json)?;
+    let (admitted, chat) = shared.admission.admit(request, ChatRequest::parse).await?;
+    let ChatRequest { parameters, messages } = chat;
     let model = find_model(&shared, &parameters.model)?;
-    let prompt = render(&model, &messages)?;
-    // The template writes the special tokens itself.
-    let prompt = encode(&model, prompt, false).await?;
+    let prepare = move |model: &Model| {
+        // The template writes the special tokens itself.
+        encode(model, &render(model, &messages)?, false)
+    };
+    let prompt = tokens(&admitted, &model, prepare).await?;
     let tokenized = Tokenized { endpoint: Endpoint::Chat, model, parameters, prompt };
-    respond(&shared, request_id, tokenized).await
+    respond(&shared, admitted, tokenized).await
 }
 
 fn render(model: &Model, messages: &[Value]) -> Result<String, ApiError> {

@@ -2,35 +2,29 @@
 
 use std::sync::Arc;
 
-use axum::Extension;
-use axum::body::Body;
-use axum::extract::State;
-use axum::http::HeaderMap;
+use axum::extract::{Request, State};
 use axum::response::Response;
 
 use super::Shared;
-use super::body::read_json;
-use super::generate::{Endpoint, Tokenized, encode, find_model, respond};
-use super::identify::RequestId;
+use super::generate::{Endpoint, Tokenized, encode, find_model, respond, tokens};
 use crate::models::Model;
 use crate::openai::{ApiError, CompletionRequest, Prompt};
 
 /// Continues a text, or token ids.
 pub async fn handle(
     State(shared): State<Arc<Shared>>,
-    Extension(RequestId(request_id)): Extension<RequestId>,
-    headers: HeaderMap,
-    body: Body,
+    request: Request,
 ) -> Result<Response, ApiError> {
-    let json = read_json(&headers, body, shared.config.body_bytes_max).await?;
-    let CompletionRequest { parameters, prompt } = CompletionRequest::parse(&json)?;
+    let (admitted, completion) = shared.admission.admit(request, CompletionRequest::parse).await?;
+    let CompletionRequest { parameters, prompt } = completion;
     let model = find_model(&shared, &parameters.model)?;
-    let prompt = match prompt {
-        Prompt::Text(text) => encode(&model, text, true).await?,
-        Prompt::Tokens(tokens) => check_tokens(&model, tokens)?,
+    let prepare = move |model: &Model| match prompt {
+        Prompt::Text(text) => encode(model, &text, true),
+        Prompt::Tokens(tokens) => check_tokens(model, tokens),
     };
+    let prompt = tokens(&admitted, &model, prepare).await?;
     let tokenized = Tokenized { endpoint: Endpoint::Completion, model, parameters, prompt };
-    respond(&shared, request_id, tokenized).await
+    respond(&shared, admitted, tokenized).await
 }
 
 fn check_tokens(model: &Model, tokens: Vec<u32>) -> Result<Vec<u32>, ApiError> {

@@ -9,6 +9,7 @@ use protocol::v1;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::Shared;
+use super::admit::Admitted;
 use super::identify::random_id;
 use super::listing::json;
 use super::sse;
@@ -20,11 +21,11 @@ use crate::openai::{
     chat_completion, text_completion,
 };
 
-/// Texts longer than this are tokenized where they do not hold up other requests.
-const INLINE_TEXT_BYTES_MAX: usize = 16 * 1024;
+/// Larger requests are rendered and tokenized where they do not hold up others.
+const INLINE_BODY_BYTES_MAX: usize = 16 * 1024;
 
-/// When to come back if too many requests are under way.
-const FULL_RETRY_S: u64 = 1;
+/// What OpenAI generates for a completion request that does not say.
+const COMPLETION_MAX_TOKENS: u32 = 16;
 
 /// The dialect of a request.
 #[derive(Clone, Copy, PartialEq)]
@@ -60,20 +61,27 @@ pub fn find_model(shared: &Shared, name: &str) -> Result<Arc<Model>, ApiError> {
     shared.models.get(name).ok_or_else(|| ApiError::model_not_found(name))
 }
 
-/// Text to tokens.
-pub async fn encode(
+/// Turns a request into tokens by `prepare`: at once if it is small, else where it does not hold up
+/// other requests.
+pub async fn tokens<P>(
+    admitted: &Admitted,
     model: &Arc<Model>,
-    text: String,
-    add_special_tokens: bool,
-) -> Result<Vec<u32>, ApiError> {
-    let encoded = if text.len() <= INLINE_TEXT_BYTES_MAX {
-        model.tokenizer.encode(&text, add_special_tokens)
-    } else {
-        let model = model.clone();
-        let encode = move || model.tokenizer.encode(&text, add_special_tokens);
-        tokio::task::spawn_blocking(encode).await.map_err(|_| ApiError::internal())?
-    };
-    encoded.map_err(|error| {
+    prepare: P,
+) -> Result<Vec<u32>, ApiError>
+where
+    P: FnOnce(&Model) -> Result<Vec<u32>, ApiError> + Send + 'static,
+{
+    if admitted.body_bytes <= INLINE_BODY_BYTES_MAX {
+        return prepare(model);
+    }
+    let model = model.clone();
+    let prepared = tokio::task::spawn_blocking(move || prepare(&model)).await;
+    prepared.map_err(|_| ApiError::internal())?
+}
+
+/// Text to tokens.
+pub fn encode(model: &Model, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, ApiError> {
+    model.tokenizer.encode(text, add_special_tokens).map_err(|error| {
         tracing::error!(%error, "cannot tokenize");
         ApiError::internal()
     })
@@ -82,11 +90,11 @@ pub async fn encode(
 /// Generates and answers.
 pub async fn respond(
     shared: &Shared,
-    request_id: String,
+    admitted: Admitted,
     request: Tokenized,
 ) -> Result<Response, ApiError> {
-    let room = shared.room.clone().try_acquire_owned();
-    let room = room.map_err(|_| ApiError::overloaded(FULL_RETRY_S))?;
+    let Admitted { request_id, room, .. } = admitted;
+    request.check_logit_bias()?;
     let max_tokens = request.max_tokens()?;
     if max_tokens == 0 {
         return Ok(request.nothing());
@@ -123,11 +131,29 @@ impl Tokenized {
         }
         let wanted = self.parameters.max_tokens;
         let room = context.saturating_sub(prompt) as u32;
+        let default = match self.endpoint {
+            Endpoint::Chat => room,
+            Endpoint::Completion => COMPLETION_MAX_TOKENS.max(self.parameters.min_tokens),
+        };
         if room == 0 || wanted.is_some_and(|wanted| wanted > room) {
             let wanted = wanted.map(|tokens| tokens as usize);
             return Err(ApiError::context_length_exceeded(param, context, prompt, wanted));
         }
-        Ok(wanted.unwrap_or(room))
+        Ok(wanted.unwrap_or(default.min(room)))
+    }
+
+    fn check_logit_bias(&self) -> Result<(), ApiError> {
+        let size = self.model.vocabulary_size;
+        match self.parameters.logit_bias.iter().find(|(token, _)| *token as usize >= size) {
+            Some((token, _)) => {
+                let message = format!(
+                    "Invalid key in 'logit_bias': {token}. \
+                     Expected a token id below the vocabulary's size of {size}."
+                );
+                Err(ApiError::invalid_value("logit_bias", message))
+            }
+            None => Ok(()),
+        }
     }
 
     fn to_dispatch(&self, max_tokens: u32, request_id: String) -> Prompt {

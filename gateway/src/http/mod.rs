@@ -1,6 +1,6 @@
 //! The HTTP server: routes, what every response carries, and the two generating endpoints.
 
-mod body;
+mod admit;
 mod chat;
 mod completions;
 mod generate;
@@ -17,8 +17,9 @@ use axum::middleware;
 use axum::routing::{get, post};
 use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+
+use admit::Admission;
 
 use crate::GatewayConfig;
 use crate::dispatch::Dispatcher;
@@ -27,17 +28,15 @@ use crate::openai::ApiError;
 
 /// What handlers share.
 pub struct Shared {
-    config: GatewayConfig,
     models: Arc<Models>,
     dispatcher: Arc<Dispatcher>,
-    /// One permit per request under way.
-    room: Arc<Semaphore>,
+    admission: Admission,
 }
 
 /// All routes.
 pub fn app(config: GatewayConfig, models: Arc<Models>, dispatcher: Arc<Dispatcher>) -> Router {
-    let room = Arc::new(Semaphore::new(config.requests_max));
-    let shared = Arc::new(Shared { config, models, dispatcher, room });
+    let admission = Admission::new(&config);
+    let shared = Arc::new(Shared { models, dispatcher, admission });
     Router::new()
         .route("/v1/chat/completions", post(chat::handle))
         .route("/v1/completions", post(completions::handle))

@@ -138,6 +138,7 @@ mod tests {
         let tokens = [TokenText {
             text: "é".into(),
             bytes: vec![0xC3, 0xA9],
+            offset_characters: 0,
             logprob: -0.5,
             top: vec![
                 ("é".into(), vec![0xC3, 0xA9], -0.5),

@@ -24,7 +24,7 @@ pub fn text_completion(
     finish_reason: &str,
     usage: Usage,
 ) -> String {
-    let logprobs = logprobs.map(|tokens| CompletionLogprobs::new(tokens, &mut 0));
+    let logprobs = logprobs.map(CompletionLogprobs::new);
     let choice = Choice { index: 0, text, logprobs, finish_reason: Some(finish_reason) };
     Envelope::new(head, OBJECT, &[choice], Some(Some(usage))).to_json()
 }
@@ -35,19 +35,16 @@ pub fn text_completion(
 pub struct CompletionStream {
     head: Head,
     options: StreamOptions,
-    /// Where the next token begins in the text, for `text_offset`.
-    offset_characters: usize,
 }
 
 impl CompletionStream {
     pub fn new(head: Head, options: StreamOptions) -> CompletionStream {
-        CompletionStream { head, options, offset_characters: 0 }
+        CompletionStream { head, options }
     }
 
     /// A piece of the answer, and the logprobs of its tokens if the client asked for them.
-    pub fn text(&mut self, text: &str, logprobs: Option<&[TokenText]>, usage: Usage) -> String {
-        let offset_characters = &mut self.offset_characters;
-        let logprobs = logprobs.map(|tokens| CompletionLogprobs::new(tokens, offset_characters));
+    pub fn text(&self, text: &str, logprobs: Option<&[TokenText]>, usage: Usage) -> String {
+        let logprobs = logprobs.map(CompletionLogprobs::new);
         self.chunk(&[Choice { index: 0, text, logprobs, finish_reason: None }], usage)
     }
 
@@ -84,12 +81,13 @@ mod tests {
         }
     }
 
-    fn token(text: &str, top: &[(&str, f32)]) -> TokenText {
+    fn token(offset_characters: usize, text: &str, top: &[(&str, f32)]) -> TokenText {
         let alternative =
             |(text, logprob): &(&str, f32)| (text.to_string(), text.as_bytes().to_vec(), *logprob);
         TokenText {
             text: text.into(),
             bytes: text.as_bytes().to_vec(),
+            offset_characters,
             logprob: -0.5,
             top: top.iter().map(alternative).collect(),
         }
@@ -101,7 +99,10 @@ mod tests {
 
     #[test]
     fn whole() {
-        let tokens = [token("é", &[("é", -0.5), ("b", -1.5), ("b", -2.5)]), token("x", &[])];
+        let tokens = [
+            token(0, "é", &[("é", -0.5), ("b", -1.5), ("b", -2.5)]),
+            token(1, "x", &[("y", -0.25)]),
+        ];
         let got = text_completion(&head(), "éx", Some(&tokens), "length", Usage::default());
         let got = parse(&got);
         assert_eq!(got["object"], "text_completion");
@@ -110,7 +111,7 @@ mod tests {
             json!([{ "index": 0, "text": "éx", "finish_reason": "length", "logprobs": {
                 "tokens": ["é", "x"],
                 "token_logprobs": [-0.5, -0.5],
-                "top_logprobs": [{ "é": -0.5, "b": -1.5 }, {}],
+                "top_logprobs": [{ "é": -0.5, "b": -1.5 }, { "y": -0.25, "x": -0.5 }],
                 "text_offset": [0, 1],
             } }])
         );
@@ -118,11 +119,12 @@ mod tests {
     }
 
     #[test]
-    fn chunks_continue_the_offsets() {
+    fn chunks() {
         let options = StreamOptions { include_usage: true, continuous_usage_stats: false };
-        let mut stream = CompletionStream::new(head(), options);
+        let stream = CompletionStream::new(head(), options);
         for (text, offset) in [("né", 0), ("x", 2), ("y", 3)] {
-            let chunk = parse(&stream.text(text, Some(&[token(text, &[])]), Usage::default()));
+            let chunk =
+                parse(&stream.text(text, Some(&[token(offset, text, &[])]), Usage::default()));
             let choice = &chunk["choices"][0];
             assert_eq!(choice["text"], text);
             assert_eq!(choice["finish_reason"], Value::Null);

@@ -12,6 +12,8 @@ pub struct TokenText {
     pub text: String,
     /// The true bytes, which `text` cannot show where a character is split over tokens.
     pub bytes: Vec<u8>,
+    /// Where it begins in the answer, in characters.
+    pub offset_characters: usize,
     /// Natural logarithm.
     pub logprob: f32,
     /// The most likely tokens of this position: text, bytes, logprob.
@@ -75,35 +77,32 @@ pub struct CompletionLogprobs<'a> {
 }
 
 impl<'a> CompletionLogprobs<'a> {
-    /// `offset_characters` is where the first token begins in the text; it is moved past the last.
-    pub fn new(tokens: &'a [TokenText], offset_characters: &mut usize) -> CompletionLogprobs<'a> {
-        let mut offset_of = |token: &TokenText| {
-            let offset = *offset_characters;
-            *offset_characters += token.text.chars().count();
-            offset
-        };
+    pub fn new(tokens: &'a [TokenText]) -> CompletionLogprobs<'a> {
         let any_alternatives = tokens.iter().any(|token| !token.top.is_empty());
         CompletionLogprobs {
             tokens: tokens.iter().map(|token| token.text.as_str()).collect(),
             token_logprobs: tokens.iter().map(|token| finite(token.logprob)).collect(),
-            top_logprobs: any_alternatives
-                .then(|| tokens.iter().map(|token| Alternatives(&token.top)).collect()),
-            text_offset: tokens.iter().map(&mut offset_of).collect(),
+            top_logprobs: any_alternatives.then(|| tokens.iter().map(Alternatives).collect()),
+            text_offset: tokens.iter().map(|token| token.offset_characters).collect(),
         }
     }
 }
 
-/// A map from text to logprob.
-struct Alternatives<'a>(&'a [(String, Vec<u8>, f32)]);
+/// A map from text to logprob: the likeliest tokens, and the chosen one where it is not of them.
+struct Alternatives<'a>(&'a TokenText);
 
 impl Serialize for Alternatives<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
-        for (index, (text, _, logprob)) in self.0.iter().enumerate() {
+        let TokenText { text, logprob, top, .. } = self.0;
+        for (index, (text, _, logprob)) in top.iter().enumerate() {
             // Different tokens can read the same; the likelier one comes first and stays.
-            if !self.0[..index].iter().any(|(earlier, ..)| earlier == text) {
+            if !top[..index].iter().any(|(earlier, ..)| earlier == text) {
                 map.serialize_entry(text, &finite(*logprob))?;
             }
+        }
+        if !top.is_empty() && !top.iter().any(|(other, ..)| other == text) {
+            map.serialize_entry(text, &finite(*logprob))?;
         }
         map.end()
     }

@@ -10,14 +10,13 @@ const STOP_TOKEN_IDS_MAX: usize = 256;
 const LOGIT_BIAS_MAX: usize = 1024;
 const CHAT_LOGPROBS_MAX: i64 = 20;
 const COMPLETION_LOGPROBS_MAX: i64 = 5;
-/// What OpenAI generates for a completion request that does not say.
-const COMPLETION_MAX_TOKENS: u32 = 16;
+const CACHE_SALT_BYTES_MAX: usize = 256;
 
 /// A validated request, apart from its prompt. Absent fields have OpenAI's defaults.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Parameters {
     pub model: String,
-    /// `None` means as many as the context has room for.
+    /// `None`: the endpoint's default.
     pub max_tokens: Option<u32>,
     pub min_tokens: u32,
     pub temperature: f32,
@@ -62,9 +61,9 @@ impl Parameters {
     }
 
     pub(super) fn of_completion(fields: &Fields) -> Result<Parameters, ApiError> {
-        let max_tokens = fields.count("max_tokens", 0)?.unwrap_or(COMPLETION_MAX_TOKENS);
+        let max_tokens = fields.count("max_tokens", 0)?;
         let logprobs = fields.integer("logprobs", 0..=COMPLETION_LOGPROBS_MAX)?;
-        Parameters::parse(fields, Some(max_tokens), logprobs.map(|count| count as u32))
+        Parameters::parse(fields, max_tokens, logprobs.map(|count| count as u32))
     }
 
     fn parse(
@@ -204,6 +203,13 @@ fn cache_salt(fields: &Fields) -> Result<Option<String>, ApiError> {
             let message = "Invalid 'cache_salt': it cannot be an empty string.";
             Err(ApiError::invalid_value("cache_salt", message))
         }
+        Some(salt) if salt.len() > CACHE_SALT_BYTES_MAX => {
+            let (bytes, message) = (salt.len(), "Invalid 'cache_salt': string too long.");
+            let message = format!(
+                "{message} Expected at most {CACHE_SALT_BYTES_MAX} bytes, but got {bytes} instead."
+            );
+            Err(ApiError::invalid_value("cache_salt", message))
+        }
         salt => Ok(salt.map(str::to_owned)),
     }
 }
@@ -260,10 +266,7 @@ mod tests {
             "stream": null, "stream_options": null, "logprobs": null, "top_logprobs": null,
         });
         assert_eq!(parse(true, &nulls).unwrap(), expected);
-        assert_eq!(
-            parse(false, &json!({})).unwrap(),
-            Parameters { max_tokens: Some(16), ..expected }
-        );
+        assert_eq!(parse(false, &json!({})).unwrap(), expected);
     }
 
     #[test]
@@ -314,7 +317,6 @@ mod tests {
         check(true, json!({ "max_tokens": 0 }), "max_tokens", "integer_below_min_value");
         check(true, json!({ "max_tokens": "5" }), "max_tokens", "invalid_type");
         check(false, json!({ "max_tokens": -1 }), "max_tokens", "integer_below_min_value");
-        check(false, json!({ "min_tokens": 17 }), "min_tokens", "integer_above_max_value");
         check(true, json!({ "temperature": 2.1 }), "temperature", "decimal_above_max_value");
         check(true, json!({ "top_p": -0.1 }), "top_p", "decimal_below_min_value");
         check(true, json!({ "top_k": -2 }), "top_k", "integer_below_min_value");

@@ -7,6 +7,11 @@ use serde_json::Value;
 /// Why a tokenizer cannot be loaded or a text not be encoded.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenizerError {
+    /// Its token ids would be out of the model's vocabulary.
+    #[error(
+        "it has {tokens} tokens, and config.json {vocabulary_size_max}: they belong to different models"
+    )]
+    OtherModel { tokens: usize, vocabulary_size_max: usize },
     #[error("the tokenizer file cannot be used")]
     Load(#[source] tokenizers::Error),
     #[error("the tokenizer's decoder {0} is not supported")]
@@ -25,8 +30,11 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads the contents of a `tokenizer.json`.
-    pub fn from_bytes(tokenizer_json: &[u8]) -> Result<Tokenizer, TokenizerError> {
+    /// Reads the contents of a `tokenizer.json` for a model with so many tokens.
+    pub fn from_bytes(
+        tokenizer_json: &[u8],
+        vocabulary_size_max: usize,
+    ) -> Result<Tokenizer, TokenizerError> {
         let mut inner =
             tokenizers::Tokenizer::from_bytes(tokenizer_json).map_err(TokenizerError::Load)?;
         inner.with_truncation(None).map_err(TokenizerError::Load)?;
@@ -34,6 +42,9 @@ impl Tokenizer {
         let spelling = Spelling::of(&inner)?;
         let added = inner.get_added_tokens_decoder();
         let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+        if vocab_size > vocabulary_size_max {
+            return Err(TokenizerError::OtherModel { tokens: vocab_size, vocabulary_size_max });
+        }
         let (mut bytes, mut ends) = (Vec::new(), Vec::with_capacity(vocab_size));
         for id in 0..vocab_size as u32 {
             match added.get(&id) {
@@ -54,11 +65,6 @@ impl Tokenizer {
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TokenizerError> {
         let encoding = self.inner.encode_fast(text, add_special_tokens);
         Ok(encoding.map_err(TokenizerError::Encode)?.get_ids().to_vec())
-    }
-
-    /// One more than the highest id.
-    pub fn vocabulary_size(&self) -> usize {
-        self.ends.len()
     }
 
     /// What a token stands for, which may be a part of a character. Special tokens are their text,
@@ -223,7 +229,7 @@ pub(super) mod tests {
     }
 
     fn from_json(value: &Value) -> Tokenizer {
-        Tokenizer::from_bytes(value.to_string().as_bytes()).unwrap()
+        Tokenizer::from_bytes(value.to_string().as_bytes(), 1 << 20).unwrap()
     }
 
     #[test]
@@ -261,7 +267,7 @@ pub(super) mod tests {
 
     #[test]
     fn refuses_files_it_cannot_use() {
-        assert!(matches!(Tokenizer::from_bytes(b"{}"), Err(TokenizerError::Load(_))));
+        assert!(matches!(Tokenizer::from_bytes(b"{}", 1 << 20), Err(TokenizerError::Load(_))));
         let word_piece = json!({
             "version": "1.0", "added_tokens": [],
             "decoder": { "type": "WordPiece", "prefix": "##", "cleanup": true },
@@ -269,7 +275,7 @@ pub(super) mod tests {
                 "max_input_chars_per_word": 9, "vocab": { "?": 0 } },
         });
         assert!(matches!(
-            Tokenizer::from_bytes(word_piece.to_string().as_bytes()),
+            Tokenizer::from_bytes(word_piece.to_string().as_bytes(), 1 << 20),
             Err(TokenizerError::UnsupportedDecoder(name)) if name == "WordPiece"
         ));
     }
