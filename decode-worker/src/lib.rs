@@ -4,6 +4,7 @@
 mod peers;
 mod remote_prefill;
 mod request;
+mod request_context;
 mod service;
 mod session;
 

@@ -15,8 +15,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 use worker::{HostError, Reservation};
 
-use crate::request::RequestContext;
-use crate::session::news_of;
+use crate::request_context::{RequestContext, news_of};
 
 /// A prefill worker that says nothing for this long counts as failed. Long, because one chunk of
 /// a large model may take that long on a CPU.

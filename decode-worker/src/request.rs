@@ -1,28 +1,12 @@
 //! One request's way into the engine: by a prefill worker where the router named one, by computing
 //! the prompt here otherwise, and whenever the other way fails.
 
-use std::sync::Arc;
-
-use engine::{RefusedSequence, SequenceRequest};
+use engine::RefusedSequence;
 use protocol::v1::{self, RequestUpdate};
-use tokio::sync::mpsc;
-use worker::{HostError, Outputs, SequenceHandle};
+use worker::HostError;
 
-use crate::Context;
 use crate::remote_prefill::{self, Failed};
-use crate::session::news_of;
-
-/// What a request's task works with.
-pub struct RequestContext {
-    /// The worker.
-    pub shared: Arc<Context>,
-    /// The request's sequence.
-    pub sequence: SequenceHandle,
-    /// Where the engine sends the sequence's tokens.
-    pub outputs: Outputs,
-    /// Where this task sends the request's news.
-    pub updates: mpsc::Sender<RequestUpdate>,
-}
+use crate::request_context::{RequestContext, failure, news_of};
 
 /// Brings a request to where the engine decodes it, or reports why that cannot be.
 pub async fn run(context: RequestContext, mut request: v1::GenerateRequest) {
@@ -70,38 +54,6 @@ async fn compute_here(
 ) -> Result<(), HostError> {
     let sequence = context.sequence_request(request);
     context.shared.host.generate(sequence, context.outputs.clone()).await
-}
-
-impl RequestContext {
-    /// What the engine is asked.
-    pub fn sequence_request(&self, request: &v1::GenerateRequest) -> SequenceRequest {
-        SequenceRequest {
-            id: self.sequence.id(),
-            prompt: request.prompt_tokens.clone(),
-            sampling: request.sampling.clone().unwrap_or_default(),
-            stopping: request.stopping.clone().unwrap_or_default(),
-            cache_salt: request.cache_salt.clone(),
-        }
-    }
-
-    /// Sends news to the gateway. A session that ended takes this task with it.
-    pub async fn report(&self, update: RequestUpdate) {
-        let _session_ended = self.updates.send(update).await;
-    }
-
-    /// Where the engine found that the first token, given out without a finish, was the last: it
-    /// has room for no more.
-    pub async fn report_end(&self, ended: bool, request: u64) {
-        if ended {
-            let finish = v1::FinishReason::Length.into();
-            self.report(RequestUpdate { finish, ..news_of(request) }).await;
-        }
-    }
-}
-
-/// A failure as it is told to the gateway.
-pub fn failure(kind: v1::failure::Kind, message: String) -> Option<v1::Failure> {
-    Some(v1::Failure { kind: kind.into(), message })
 }
 
 fn failure_of(error: &HostError) -> Option<v1::Failure> {

@@ -12,7 +12,8 @@ use tonic::{Status, Streaming};
 use worker::{Outputs, SequenceHandle, outputs};
 
 use crate::Context;
-use crate::request::{self, RequestContext};
+use crate::request;
+use crate::request_context::{RequestContext, failure, news_of};
 
 /// Steps that a session may lag behind the engine; beyond, it ends, and its requests with it.
 const OUTPUT_QUEUE: usize = 1024;
@@ -89,7 +90,7 @@ impl Session {
             }
             Some(Kind::Generate(request)) if self.requests.len() >= REQUESTS_MAX => {
                 let message = "too many requests in one session".to_string();
-                let failure = request::failure(v1::failure::Kind::Overloaded, message);
+                let failure = failure(v1::failure::Kind::Overloaded, message);
                 let update = RequestUpdate { failure, ..news_of(request.request) };
                 return self.send(vec![update]).await;
             }
@@ -153,9 +154,4 @@ impl Session {
         }
         self.frames.send(Ok(v1::StepFrame { updates })).await.map_err(|_| Gone)
     }
-}
-
-/// An update without news.
-pub fn news_of(request: u64) -> RequestUpdate {
-    RequestUpdate { request, ..Default::default() }
 }

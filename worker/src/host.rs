@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::measure::Speed;
+use crate::news::Outputs;
 
 /// Commands that wait for the end of a step. A full queue makes callers wait: back-pressure.
 const COMMAND_QUEUE: usize = 1024;
@@ -21,50 +22,6 @@ const COMMAND_QUEUE: usize = 1024;
 /// Batches of KV events that wait to be published. At the limit one is dropped, which readers see
 /// as a gap in its sequence number.
 const KV_EVENT_QUEUE: usize = 1024;
-
-/// Where sequences' news goes. Sequences with the same channel share one message per step. When its
-/// taker is gone or its queue full, its sequences are given up, and the taker is told.
-#[derive(Clone)]
-pub struct Outputs {
-    sender: mpsc::Sender<Vec<SequenceOutput>>,
-    overrun: CancellationToken,
-}
-
-/// The taker's end of `Outputs`.
-pub struct News {
-    receiver: mpsc::Receiver<Vec<SequenceOutput>>,
-    overrun: CancellationToken,
-}
-
-/// A channel for news that may lag `steps_max` steps behind the engine.
-pub fn outputs(steps_max: usize) -> (Outputs, News) {
-    let (sender, receiver) = mpsc::channel(steps_max);
-    let overrun = CancellationToken::new();
-    (Outputs { sender, overrun: overrun.clone() }, News { receiver, overrun })
-}
-
-impl Outputs {
-    fn is(&self, other: &Self) -> bool {
-        self.sender.same_channel(&other.sender)
-    }
-}
-
-impl News {
-    /// The next step's news; none once the engine has given these sequences up, because the queue
-    /// was full, or has stopped.
-    pub async fn next(&mut self) -> Option<Vec<SequenceOutput>> {
-        tokio::select! {
-            biased;
-            () = self.overrun.cancelled() => None,
-            news = self.receiver.recv() => news,
-        }
-    }
-
-    /// Steps that wait to be taken.
-    pub fn waiting_steps(&self) -> usize {
-        self.receiver.len()
-    }
-}
 
 /// Changes of the prefix cache in one step, numbered without gaps at their source.
 pub struct KvEventBatch {
@@ -415,7 +372,7 @@ impl Thread {
         for (outputs, message) in messages {
             let finished: Vec<SequenceId> =
                 message.iter().filter(|news| news.finish.is_some()).map(|news| news.id).collect();
-            if outputs.sender.try_send(message).is_err() {
+            if !outputs.send(message) {
                 self.abandon(&outputs);
             } else {
                 self.recipients.retain(|(id, _)| !finished.contains(id));
@@ -425,7 +382,6 @@ impl Thread {
 
     /// Nobody takes these sequences' news.
     fn abandon(&mut self, outputs: &Outputs) {
-        outputs.overrun.cancel();
         let abandoned = |(_, other): &mut (SequenceId, Outputs)| other.is(outputs);
         for (id, _) in self.recipients.extract_if(.., abandoned) {
             self.engine.abandon(id);

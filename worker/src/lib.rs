@@ -5,6 +5,7 @@ mod announce;
 mod card;
 mod host;
 mod measure;
+mod news;
 
 use std::sync::Arc;
 
@@ -15,8 +16,9 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Router;
 
 pub use card::load_card;
-pub use host::{EngineHost, HostError, News, Outputs, Reservation, SequenceHandle, outputs};
+pub use host::{EngineHost, HostError, Reservation, SequenceHandle};
 pub use measure::Speed;
+pub use news::{News, Outputs, outputs};
 
 /// What a worker is made of.
 pub struct WorkerConfig {

@@ -12,7 +12,7 @@ use std::arch::x86_64::{
 use half::bf16;
 
 use super::math::{LANES, sum_lanes};
-use super::matmul::{Output, Tile};
+use super::tile::{Output, Tile};
 
 const STEP: usize = 32;
 const TILE_ROWS: usize = 4;

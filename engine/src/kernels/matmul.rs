@@ -1,9 +1,8 @@
 //! Products of activations with weights stored row by row: `y[m, n] = sum over k of x[m, k] w[n, k]`.
 
-use std::marker::PhantomData;
-
 use half::{bf16, f16};
 
+use super::tile::{Output, Tile};
 use super::{Compute, Element, KernelPath, bf16_from_f32, portable};
 
 /// Stored weights, borrowed.
@@ -69,37 +68,6 @@ pub fn matmul(compute: &Compute, x: &[f32], weight: &Matrix<'_>, y: &mut [f32]) 
     }
 }
 
-/// All rows of x against some rows of the weights.
-#[derive(Clone)]
-pub struct Tile {
-    /// Rows of x.
-    pub rows: usize,
-    /// Which outputs.
-    pub outputs: std::ops::Range<usize>,
-    /// Elements of the reduction.
-    pub inputs: usize,
-}
-
-/// Where tiles write. Threads have disjoint columns of the same rows, which slices cannot say.
-pub struct Output<'a> {
-    base: *mut f32,
-    outputs: usize,
-    _y: PhantomData<&'a mut [f32]>,
-}
-
-// SAFETY: threads write disjoint elements (see `set`).
-unsafe impl Sync for Output<'_> {}
-
-impl Output<'_> {
-    /// # Safety
-    /// `row` and `output` are in bounds, and no other thread has this output column.
-    #[inline(always)]
-    pub unsafe fn set(&self, row: usize, output: usize, value: f32) {
-        // SAFETY: in bounds and exclusive by the caller's promise.
-        unsafe { *self.base.add(row * self.outputs + output) = value }
-    }
-}
-
 fn tiles(
     compute: &Compute,
     rows: usize,
@@ -108,7 +76,7 @@ fn tiles(
     tile: impl Fn(Tile, &Output<'_>) + Sync,
 ) {
     let (outputs, inputs) = (weight.outputs, weight.inputs);
-    let output = Output { base: y.as_mut_ptr(), outputs, _y: PhantomData };
+    let output = Output::new(y, outputs);
     compute.split(outputs, 16, rows * outputs * inputs, |outputs| {
         tile(Tile { rows, outputs, inputs }, &output);
     });

@@ -12,6 +12,7 @@ mod math;
 mod matmul;
 mod portable;
 mod rope;
+mod tile;
 
 pub use activation::{add_assign, rms_norm, silu_multiply};
 pub use attention::{AttentionShape, QueryRow, attend};

@@ -8,7 +8,7 @@ use multiversion::multiversion;
 
 use super::Element;
 use super::math::{LANES, sum_lanes};
-use super::matmul::{Output, Tile};
+use super::tile::{Output, Tile};
 
 const TILE_ROWS: usize = 4;
 const TILE_OUTPUTS: usize = 4;

@@ -10,6 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::Shared;
 use super::admit::Admitted;
+use super::chunks::Chunks;
 use super::identify::random_id;
 use super::listing::json;
 use super::sse;
@@ -17,7 +18,7 @@ use crate::dispatch::{Dispatched, Prompt};
 use crate::generation::{Generation, Piece};
 use crate::models::Model;
 use crate::openai::{
-    ApiError, ChatStream, CompletionStream, Head, Parameters, StreamOptions, TokenText, Usage,
+    ApiError, ChatStream, CompletionStream, Head, Parameters, StreamOptions, Usage,
     chat_completion, text_completion,
 };
 
@@ -46,14 +47,6 @@ pub struct Tokenized {
     pub parameters: Parameters,
     /// What to continue.
     pub prompt: Vec<u32>,
-}
-
-/// A stream's chunks in the request's dialect.
-pub enum Chunks {
-    /// Chat completion chunks.
-    Chat(ChatStream),
-    /// Text completion chunks.
-    Completion(CompletionStream),
 }
 
 /// The model that a request names.
@@ -236,40 +229,6 @@ impl Tokenized {
         match self.parameters.stream {
             Some(options) => sse::finished(self.chunks(head, options), nothing),
             None => self.whole(&head, &nothing),
-        }
-    }
-}
-
-impl Chunks {
-    /// What opens a stream, if anything does.
-    pub fn first(&self, usage: Usage) -> Option<String> {
-        match self {
-            Self::Chat(stream) => Some(stream.first(usage)),
-            Self::Completion(_) => None,
-        }
-    }
-
-    /// More text.
-    pub fn text(&mut self, text: &str, logprobs: Option<&[TokenText]>, usage: Usage) -> String {
-        match self {
-            Self::Chat(stream) => stream.text(text, logprobs, usage),
-            Self::Completion(stream) => stream.text(text, logprobs, usage),
-        }
-    }
-
-    /// The end of the choice.
-    pub fn finish(&self, reason: &str, usage: Usage) -> String {
-        match self {
-            Self::Chat(stream) => stream.finish(reason, usage),
-            Self::Completion(stream) => stream.finish(reason, usage),
-        }
-    }
-
-    /// The usage chunk, where it was asked for.
-    pub fn usage(&self, usage: Usage) -> Option<String> {
-        match self {
-            Self::Chat(stream) => stream.usage(usage),
-            Self::Completion(stream) => stream.usage(usage),
         }
     }
 }

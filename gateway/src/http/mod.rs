@@ -2,6 +2,7 @@
 
 mod admit;
 mod chat;
+mod chunks;
 mod completions;
 mod generate;
 mod identify;

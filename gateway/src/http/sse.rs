@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures::stream;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::generate::Chunks;
+use super::chunks::Chunks;
 use crate::generation::{Generation, Piece};
 use crate::openai::ApiError;
 

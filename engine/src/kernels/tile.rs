@@ -1,0 +1,39 @@
+//! What a matrix product is cut into for threads, and where the pieces write.
+
+use std::marker::PhantomData;
+
+/// All rows of x against some rows of the weights.
+#[derive(Clone)]
+pub struct Tile {
+    /// Rows of x.
+    pub rows: usize,
+    /// Which outputs.
+    pub outputs: std::ops::Range<usize>,
+    /// Elements of the reduction.
+    pub inputs: usize,
+}
+
+/// Where tiles write. Threads have disjoint columns of the same rows, which slices cannot say.
+pub struct Output<'a> {
+    base: *mut f32,
+    outputs: usize,
+    _y: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: threads write disjoint elements (see `set`).
+unsafe impl Sync for Output<'_> {}
+
+impl<'a> Output<'a> {
+    /// Over `y` (`[rows, outputs]`).
+    pub fn new(y: &'a mut [f32], outputs: usize) -> Self {
+        Self { base: y.as_mut_ptr(), outputs, _y: PhantomData }
+    }
+
+    /// # Safety
+    /// `row` and `output` are in bounds, and no other thread has this output column.
+    #[inline(always)]
+    pub unsafe fn set(&self, row: usize, output: usize, value: f32) {
+        // SAFETY: in bounds and exclusive by the caller's promise.
+        unsafe { *self.base.add(row * self.outputs + output) = value }
+    }
+}
