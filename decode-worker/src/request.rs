@@ -38,13 +38,15 @@ async fn via_prefill_worker(
     } else {
         tracing::warn!(request_id, prefill_worker, %error, "prefill failed, computing here");
     }
-    match reservation {
-        Some(reservation) => {
+    match (reservation, first_token) {
+        (Some(reservation), first_token) => {
             let ended = context.shared.host.compute_reserved(reservation, first_token).await?;
             context.report_end(ended, request.request).await;
             Ok(())
         }
-        None => compute_here(context, request).await,
+        (None, None) => compute_here(context, request).await,
+        // From the start, the client would get its first token twice.
+        (None, Some(_)) => Err(HostError::ReservationLost),
     }
 }
 
@@ -61,7 +63,7 @@ fn failure_of(error: &HostError) -> Option<v1::Failure> {
     let kind = match error {
         HostError::Refused(RefusedSequence::Invalid(_)) => Kind::Invalid,
         HostError::Refused(RefusedSequence::Overloaded(_)) => Kind::Overloaded,
-        HostError::Stopped => Kind::Internal,
+        HostError::Stopped | HostError::ReservationLost => Kind::Internal,
     };
     failure(kind, error.to_string())
 }

@@ -173,6 +173,6 @@ fn refusal(error: HostError) -> Status {
     match error {
         HostError::Refused(RefusedSequence::Invalid(_)) => Status::invalid_argument(message),
         HostError::Refused(RefusedSequence::Overloaded(_)) => Status::resource_exhausted(message),
-        HostError::Stopped => Status::unavailable(message),
+        HostError::Stopped | HostError::ReservationLost => Status::unavailable(message),
     }
 }

@@ -37,6 +37,9 @@ pub enum HostError {
     /// The engine refuses the sequence.
     #[error(transparent)]
     Refused(#[from] RefusedSequence),
+    /// A copy into reserved blocks was cut short by a defect.
+    #[error("the reserved blocks were lost")]
+    ReservationLost,
     /// The engine's thread has ended.
     #[error("the engine has stopped")]
     Stopped,
