@@ -1,5 +1,6 @@
 """What a wrong request is told: a status, and OpenAI's envelope."""
 
+import contextlib
 import json
 
 import openai
@@ -215,6 +216,38 @@ def test_body_over_the_limit(server):
         response = connection.getresponse()
         assert response.status == 413
         assert json.loads(response.read())["error"]["code"] == "request_too_large"
+
+
+def test_compressed_body(server):
+    answer = post(server, CHAT, b"\x1f\x8b", {"content-encoding": "gzip"})
+    check(answer, 415, None, "unsupported_content_encoding", "gzip")
+
+
+@pytest.mark.parametrize(
+    "header", [("content-length", str(BODY_BYTES_MAX)), ("transfer-encoding", "chunked")]
+)
+def test_bodies_that_never_come_hold_nobody_up(server, header):
+    with contextlib.ExitStack() as silent:
+        for _ in range(3):
+            connection = silent.enter_context(connected(server))
+            connection.putrequest("POST", CHAT)
+            for name, value in [*JSON.items(), header]:
+                connection.putheader(name, value)
+            connection.endheaders()
+        answer = post(server, CHAT, hello(model=server.model, max_tokens=1))
+        assert answer.status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "param", "body"),
+    [
+        (CHAT, "messages", lambda text: message(content=text)),
+        (COMPLETIONS, "prompt", lambda text: prompt(text)),
+    ],
+)
+def test_text_far_beyond_the_context(server, path, param, body):
+    answer = post(server, path, {"model": server.model, **body("word " * (2 << 20))})
+    check(answer, 400, param, "context_length_exceeded", "bytes, which is more")
 
 
 def test_body_of_some_mebibytes_is_read(server):

@@ -41,6 +41,9 @@ impl Default for GatewayConfig {
     }
 }
 
+/// How long clients have to take the error that ends their answers.
+const FAREWELL: Duration = Duration::from_millis(500);
+
 /// A gateway: its models, and its ways to workers.
 pub struct Gateway {
     config: GatewayConfig,
@@ -62,25 +65,23 @@ impl Gateway {
         self.models.has_workers(workers).await;
     }
 
-    /// Serves HTTP until `shutdown`, then lets requests end within the grace period. What is left
-    /// of them then goes with the process. Errors: the listener failed.
-    pub async fn serve(
-        &self,
-        listener: TcpListener,
-        shutdown: CancellationToken,
-    ) -> std::io::Result<()> {
-        let app = http::app(self.config, self.models.clone(), self.dispatcher.clone());
+    /// Serves HTTP until `shutdown`, then lets requests end within the grace period. Answers that
+    /// are left then end with an error.
+    pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) {
+        let cut = CancellationToken::new();
+        let (models, dispatcher) = (self.models.clone(), self.dispatcher.clone());
+        let app = http::app(self.config, models, dispatcher, cut.clone());
         let grace_over = async {
             shutdown.cancelled().await;
             tokio::time::sleep(self.config.grace).await;
+            tracing::warn!("the grace period is over, answers that are left end with an error");
+            cut.cancel();
+            tokio::time::sleep(FAREWELL).await;
         };
         tokio::select! {
-            served = http::serve(listener, app, shutdown.clone()) => served,
-            () = self.models.watch(&self.network) => Ok(()),
-            () = grace_over => {
-                tracing::warn!("the grace period is over; requests that are left end here");
-                Ok(())
-            }
+            () = http::serve(listener, app, shutdown.clone()) => {}
+            () = self.models.watch(&self.network) => {}
+            () = grace_over => {}
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The decision.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use protocol::v1::{self, Role};
 use protocol::{BlockHash, WorkerLife, hashes_from_bytes};
@@ -97,12 +97,13 @@ impl Core {
         let route = best.ok_or(NoRoute::NoWorker)?;
         let block_size = self.workers[&route.decode].registration.block_size as usize;
         let computed = question.prompt_tokens.saturating_sub(route.cached_blocks * block_size);
+        let ttft = Duration::from_micros(route.cost.ttft_us as u64);
         let computing = route.prefill.as_ref().unwrap_or(&route.decode);
         if let Some(entry) = self.workers.get_mut(computing) {
-            entry.dispatch(computed as u64, now);
+            entry.dispatch(computed as u64, ttft, now);
         }
         if let (Some(_), Some(entry)) = (&route.prefill, self.workers.get_mut(&route.decode)) {
-            entry.dispatch(0, now);
+            entry.dispatch(0, ttft, now);
         }
         Ok(route)
     }
@@ -124,7 +125,7 @@ impl Core {
                 let tokens_of = |blocks: usize| blocks * entry.registration.block_size as usize;
                 let cached_here = cached(decode);
                 let tokens = question.prompt_tokens;
-                let cost = cost::local(entry, tokens, tokens_of(cached_here));
+                let cost = cost::local(entry, tokens, tokens_of(cached_here), now);
                 keep_better(
                     &mut best,
                     Route {
@@ -145,6 +146,7 @@ impl Core {
                         tokens,
                         tokens_of(there),
                         tokens_of(cached_here),
+                        now,
                     );
                     keep_better(
                         &mut best,
@@ -172,7 +174,6 @@ fn keep_better(best: &mut Option<Route>, candidate: Route) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     /// A worker as the tables below describe it.
     #[derive(Clone, Default)]
@@ -329,10 +330,12 @@ mod tests {
         let chosen = |core: &mut Core| core.route(&question(), now).unwrap().prefill.unwrap();
         let (first, second) = (chosen(&mut core), chosen(&mut core));
         assert_eq!((first.id.as_str(), second.id.as_str()), ("p", "q"));
-        assert_eq!(core.workers[&first].queued_tokens(), PROMPT_TOKENS as u64);
+        assert_eq!(core.workers[&first].queued_tokens(now), PROMPT_TOKENS as u64);
+        let later = now + Duration::from_millis(17);
+        assert_eq!(core.workers[&first].queued_tokens(later), 0, "16 ms were predicted");
         let report = v1::LoadReport { worker_id: "p".into(), ..Default::default() };
         core.report(report, now + Duration::from_secs(1));
-        assert_eq!(core.workers[&first].queued_tokens(), 0);
+        assert_eq!(core.workers[&first].queued_tokens(now), 0);
     }
 
     #[test]

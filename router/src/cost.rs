@@ -1,6 +1,8 @@
 //! What a choice of workers is predicted to cost, in microseconds: the time to the first token,
 //! and by how much streams are slowed down.
 
+use std::time::Instant;
+
 use crate::worker_table::WorkerEntry;
 
 /// Assumed until a worker has measured itself.
@@ -34,11 +36,16 @@ impl Cost {
 
 /// The decode worker computes the prompt itself: all its streams wait for that, and at least one
 /// is assumed to, because a decode worker is there to decode.
-pub fn local(decode: &WorkerEntry, prompt_tokens: usize, cached_tokens: usize) -> Cost {
+pub fn local(
+    decode: &WorkerEntry,
+    prompt_tokens: usize,
+    cached_tokens: usize,
+    now: Instant,
+) -> Cost {
     let prefill_us = prefill_us(decode, prompt_tokens, cached_tokens);
     let streams = decode.streams().max(1) as f32;
     Cost {
-        ttft_us: queue_us(decode) + prefill_us,
+        ttft_us: queue_us(decode, now) + prefill_us,
         slowdown_us: prefill_us * streams + decode_us(decode, prompt_tokens),
     }
 }
@@ -50,19 +57,20 @@ pub fn remote(
     prompt_tokens: usize,
     cached_at_prefill: usize,
     cached_at_decode: usize,
+    now: Instant,
 ) -> Cost {
     let block_size = decode.registration.block_size.max(1) as usize;
     let missing_blocks = prompt_tokens.saturating_sub(cached_at_decode).div_ceil(block_size);
     let missing_bytes = missing_blocks as f32 * decode.registration.block_bytes as f32;
     let transfer_us = missing_bytes / TRANSFER_BYTES_PER_US;
     Cost {
-        ttft_us: queue_us(prefill) + prefill_us(prefill, prompt_tokens, cached_at_prefill),
+        ttft_us: queue_us(prefill, now) + prefill_us(prefill, prompt_tokens, cached_at_prefill),
         slowdown_us: HANDOFF_US + transfer_us + decode_us(decode, prompt_tokens),
     }
 }
 
-fn queue_us(worker: &WorkerEntry) -> f32 {
-    worker.queued_tokens() as f32 * us_per_token(worker)
+fn queue_us(worker: &WorkerEntry, now: Instant) -> f32 {
+    worker.queued_tokens(now) as f32 * us_per_token(worker)
 }
 
 fn prefill_us(worker: &WorkerEntry, prompt_tokens: usize, cached_tokens: usize) -> f32 {

@@ -27,6 +27,8 @@ pub struct WorkerEntry {
 
 struct Dispatch {
     at: Instant,
+    /// When its prompt is predicted to be computed.
+    computed: Instant,
     prompt_tokens: u64,
 }
 
@@ -44,12 +46,12 @@ impl WorkerEntry {
         self.dispatched.retain(|dispatch| now < dispatch.at + REPORT_DELAY);
     }
 
-    /// Counts a request sent here, in prompt tokens it will compute.
-    pub fn dispatch(&mut self, prompt_tokens: u64, now: Instant) {
+    /// Counts a request sent here, in prompt tokens it will have computed `ttft` from now.
+    pub fn dispatch(&mut self, prompt_tokens: u64, ttft: Duration, now: Instant) {
         if self.dispatched.len() >= DISPATCHES_MAX {
             self.dispatched.pop_front();
         }
-        self.dispatched.push_back(Dispatch { at: now, prompt_tokens });
+        self.dispatched.push_back(Dispatch { at: now, computed: now + ttft, prompt_tokens });
     }
 
     /// Whether it was heard of lately.
@@ -58,8 +60,9 @@ impl WorkerEntry {
     }
 
     /// Prompt tokens that will be computed before a new one's.
-    pub fn queued_tokens(&self) -> u64 {
-        let dispatched: u64 = self.dispatched.iter().map(|dispatch| dispatch.prompt_tokens).sum();
+    pub fn queued_tokens(&self, now: Instant) -> u64 {
+        let waiting = self.dispatched.iter().filter(|dispatch| now < dispatch.computed);
+        let dispatched: u64 = waiting.map(|dispatch| dispatch.prompt_tokens).sum();
         self.load.waiting_prompt_tokens.saturating_add(dispatched)
     }
 

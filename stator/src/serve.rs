@@ -89,7 +89,7 @@ pub struct Serving {
     gateway: Arc<Gateway>,
     stop_gateway: CancellationToken,
     stop_rest: CancellationToken,
-    gateway_task: tokio::task::JoinHandle<std::io::Result<()>>,
+    gateway_task: tokio::task::JoinHandle<()>,
     rest: JoinSet<Result<(), WorkerError>>,
 }
 
@@ -125,6 +125,11 @@ pub async fn start(arguments: ServeArgs) -> Result<Serving, ServeError> {
     let ModelDirectory { path, name } =
         model_directory::find(arguments.model.as_deref()).map_err(ServeError::Arguments)?;
     let name = arguments.model_name.clone().unwrap_or(name);
+    if name.is_empty() {
+        return Err(ServeError::Arguments(
+            "--model-name is empty; give the name clients use".into(),
+        ));
+    }
     let kernel_path = KernelPath::detect();
     let loaded = tokio::task::spawn_blocking(move || load(&path, &name, kernel_path)).await;
     let (model, card) = loaded.map_err(|error| ServeError::Component(error.to_string()))??;
@@ -235,7 +240,7 @@ impl Serving {
     /// Waits until a component ends by itself, which none should.
     pub async fn failed(&mut self) -> ServeError {
         tokio::select! {
-            ended = &mut self.gateway_task => component_failed("the gateway", ended),
+            ended = &mut self.gateway_task => gateway_failed(ended),
             Some(ended) = self.rest.join_next() => component_failed("a worker or the router", ended),
         }
     }
@@ -246,11 +251,12 @@ impl Serving {
         let served = self.gateway_task.await;
         self.stop_rest.cancel();
         while self.rest.join_next().await.is_some() {}
-        match served {
-            Ok(Ok(())) => Ok(()),
-            ended => Err(component_failed("the gateway", ended)),
-        }
+        served.map_err(|error| gateway_failed(Err(error)))
     }
+}
+
+fn gateway_failed(ended: Result<(), tokio::task::JoinError>) -> ServeError {
+    component_failed("the gateway", ended.map(Ok::<(), std::convert::Infallible>))
 }
 
 fn component_failed<E: std::error::Error>(

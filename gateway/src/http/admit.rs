@@ -1,32 +1,37 @@
 //! Admission: a place among the requests under way, then the request's body, both before any work.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::Request;
 use axum::http::HeaderMap;
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use http_body_util::LengthLimitError;
+use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
+use http_body_util::BodyExt;
 use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::identify::RequestId;
 use crate::GatewayConfig;
+use crate::models::Model;
 use crate::openai::ApiError;
 
 /// When to come back if too many requests are under way.
 const FULL_RETRY_S: u64 = 1;
 
-/// Bodies are counted in units of this size.
-const BODY_UNIT_BYTES: usize = 1024;
+/// A body of which nothing comes for this long is given up.
+const BODY_SILENCE_MAX: Duration = Duration::from_secs(30);
+
+/// Larger bodies are parsed, rendered and tokenized where they do not hold up other requests.
+const INLINE_BODY_BYTES_MAX: usize = 16 * 1024;
 
 /// The places there are.
 pub struct Admission {
     /// One permit per request under way.
     requests: Arc<Semaphore>,
-    /// One permit per unit of the bodies being read and parsed: together no more than one largest
-    /// body, since JSON takes far more room once it is parsed.
-    body_units: Semaphore,
+    /// One permit per byte of body that has come and is not tokens yet: all requests together may
+    /// hold as much as the largest one may, because text takes far more room while it is worked on.
+    bytes: Arc<Semaphore>,
     body_bytes_max: usize,
 }
 
@@ -36,8 +41,13 @@ pub struct Admitted {
     pub request_id: String,
     /// Its place.
     pub room: OwnedSemaphorePermit,
-    /// Size of its body.
-    pub body_bytes: usize,
+    body: BodyRoom,
+}
+
+/// The room that a body takes.
+struct BodyRoom {
+    bytes: usize,
+    _permits: Option<OwnedSemaphorePermit>,
 }
 
 impl Admission {
@@ -45,59 +55,110 @@ impl Admission {
     pub fn new(config: &GatewayConfig) -> Self {
         Self {
             requests: Arc::new(Semaphore::new(config.requests_max)),
-            body_units: Semaphore::new(units(config.body_bytes_max) as usize),
+            bytes: Arc::new(Semaphore::new(config.body_bytes_max)),
             body_bytes_max: config.body_bytes_max,
         }
     }
 
-    /// Takes a place and parses the body by `parse`, which is given JSON. Errors: no place is
-    /// free, or the body is not acceptable.
-    pub async fn admit<T>(
+    /// Takes a place, reads the body and parses it. Errors: no place is free, or the body is not
+    /// acceptable.
+    pub async fn admit<T: Send + 'static>(
         &self,
         request: Request,
-        parse: impl FnOnce(&Value) -> Result<T, ApiError>,
+        parse: fn(&Value) -> Result<T, ApiError>,
     ) -> Result<(Admitted, T), ApiError> {
         let room = self.requests.clone().try_acquire_owned();
         let room = room.map_err(|_| ApiError::overloaded(FULL_RETRY_S))?;
         let (parts, body) = request.into_parts();
-        check_content_type(&parts.headers)?;
-        let bytes_max = self.declared_bytes(&parts.headers)?;
-        let reading = self.body_units.acquire_many(units(bytes_max)).await;
-        let _reading = reading.map_err(|_| ApiError::internal())?;
-        let bytes = self.read(body, bytes_max).await?;
-        let json = serde_json::from_slice(&bytes).map_err(|e| ApiError::malformed_json(&e))?;
-        let request_id = parts.extensions.get::<RequestId>().map(|id| id.0.clone());
-        let request_id = request_id.unwrap_or_default();
-        Ok((Admitted { request_id, room, body_bytes: bytes.len() }, parse(&json)?))
-    }
-
-    /// How large the body says it is; as large as may be where it does not say.
-    fn declared_bytes(&self, headers: &HeaderMap) -> Result<usize, ApiError> {
-        let declared = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-        let declared = declared.and_then(|text| text.parse::<usize>().ok());
-        let bytes = declared.unwrap_or(self.body_bytes_max);
-        if bytes > self.body_bytes_max {
-            return Err(ApiError::body_too_large(self.body_bytes_max));
-        }
-        Ok(bytes)
-    }
-
-    async fn read(&self, body: Body, bytes_max: usize) -> Result<bytes::Bytes, ApiError> {
-        to_bytes(body, bytes_max).await.map_err(|error| {
-            if error.into_inner().is::<LengthLimitError>() {
-                return ApiError::body_too_large(self.body_bytes_max);
-            }
-            ApiError::unreadable_body()
+        check_headers(&parts.headers)?;
+        self.check_declared_bytes(&parts.headers)?;
+        let (bytes, body) = self.read(body).await?;
+        let (body, parsed) = in_place_or_aside(body, move || {
+            let json = serde_json::from_slice(&bytes).map_err(|e| ApiError::malformed_json(&e))?;
+            parse(&json)
         })
+        .await?;
+        let request_id = parts.extensions.get::<RequestId>().map(|id| id.0.clone());
+        Ok((Admitted { request_id: request_id.unwrap_or_default(), room, body }, parsed))
+    }
+
+    fn check_declared_bytes(&self, headers: &HeaderMap) -> Result<(), ApiError> {
+        let declared = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+        match declared.and_then(|text| text.parse::<usize>().ok()) {
+            Some(bytes) if bytes > self.body_bytes_max => {
+                Err(ApiError::body_too_large(self.body_bytes_max))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Reads a body, taking room for what has come: what is only announced takes none.
+    async fn read(&self, mut body: Body) -> Result<(Vec<u8>, BodyRoom), ApiError> {
+        let (mut bytes, mut permits) = (Vec::new(), None::<OwnedSemaphorePermit>);
+        loop {
+            let frame = tokio::time::timeout(BODY_SILENCE_MAX, body.frame()).await;
+            let frame = match frame.map_err(|_| ApiError::body_timed_out())? {
+                None => break,
+                Some(frame) => frame.map_err(|_| ApiError::unreadable_body())?,
+            };
+            let Ok(data) = frame.into_data() else { continue };
+            if bytes.len() + data.len() > self.body_bytes_max {
+                return Err(ApiError::body_too_large(self.body_bytes_max));
+            }
+            let more = self.bytes.clone().try_acquire_many_owned(data.len() as u32);
+            let more = more.map_err(|_| ApiError::overloaded(FULL_RETRY_S))?;
+            match &mut permits {
+                Some(permits) => permits.merge(more),
+                None => permits = Some(more),
+            }
+            bytes.extend_from_slice(&data);
+        }
+        let room = BodyRoom { bytes: bytes.len(), _permits: permits };
+        Ok((bytes, room))
     }
 }
 
-fn units(bytes: usize) -> u32 {
-    u32::try_from(bytes.div_ceil(BODY_UNIT_BYTES)).unwrap_or(u32::MAX)
+impl Admitted {
+    /// Turns the request into tokens by `prepare`, after which its body takes no more room. Its
+    /// place stays taken.
+    pub async fn tokens(
+        self,
+        model: &Arc<Model>,
+        prepare: impl FnOnce(&Model) -> Result<Vec<u32>, ApiError> + Send + 'static,
+    ) -> Result<(Place, Vec<u32>), ApiError> {
+        let Self { request_id, room, body } = self;
+        let model = model.clone();
+        let (_body, tokens) = in_place_or_aside(body, move || prepare(&model)).await?;
+        Ok((Place { request_id, room }, tokens))
+    }
 }
 
-/// JSON, with whatever parameters; or nothing said, as some clients do.
-fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
+/// A request in tokens: its name, and its place until this is dropped.
+pub struct Place {
+    /// Its name.
+    pub request_id: String,
+    /// Its place.
+    pub room: OwnedSemaphorePermit,
+}
+
+/// Runs `work` at once where the body is small, else on a thread where it may take its time. The
+/// body's room stays taken until the work is done, also when nobody waits for it any more.
+async fn in_place_or_aside<T: Send + 'static>(
+    body: BodyRoom,
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<(BodyRoom, T), ApiError> {
+    if body.bytes <= INLINE_BODY_BYTES_MAX {
+        return work().map(|done| (body, done));
+    }
+    let aside = tokio::task::spawn_blocking(move || work().map(|done| (body, done)));
+    aside.await.map_err(|_| ApiError::internal())?
+}
+
+/// JSON, with whatever parameters; or nothing said, as some clients do. Not compressed.
+fn check_headers(headers: &HeaderMap) -> Result<(), ApiError> {
+    if let Some(encoding) = headers.get(CONTENT_ENCODING).filter(|value| *value != "identity") {
+        return Err(ApiError::unsupported_content_encoding(encoding.to_str().unwrap_or_default()));
+    }
     let Some(value) = headers.get(CONTENT_TYPE) else { return Ok(()) };
     let text = value.to_str().unwrap_or_default();
     let essence = text.split(';').next().unwrap_or_default().trim();

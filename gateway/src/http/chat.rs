@@ -7,7 +7,7 @@ use axum::response::Response;
 use serde_json::Value;
 
 use super::Shared;
-use super::generate::{Endpoint, Tokenized, encode, find_model, respond, tokens};
+use super::generate::{Endpoint, Tokenized, encode, find_model, respond};
 use crate::models::Model;
 use crate::openai::{ApiError, ChatRequest};
 use crate::text::TemplateError;
@@ -22,11 +22,11 @@ pub async fn handle(
     let model = find_model(&shared, &parameters.model)?;
     let prepare = move |model: &Model| {
         // The template writes the special tokens itself.
-        encode(model, &render(model, &messages)?, false)
+        encode(model, "messages", &render(model, &messages)?, false)
     };
-    let prompt = tokens(&admitted, &model, prepare).await?;
+    let (place, prompt) = admitted.tokens(&model, prepare).await?;
     let tokenized = Tokenized { endpoint: Endpoint::Chat, model, parameters, prompt };
-    respond(&shared, admitted, tokenized).await
+    respond(&shared, place, tokenized).await
 }
 
 fn render(model: &Model, messages: &[Value]) -> Result<String, ApiError> {

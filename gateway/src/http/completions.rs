@@ -6,7 +6,7 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 
 use super::Shared;
-use super::generate::{Endpoint, Tokenized, encode, find_model, respond, tokens};
+use super::generate::{Endpoint, Tokenized, encode, find_model, respond};
 use crate::models::Model;
 use crate::openai::{ApiError, CompletionRequest, Prompt};
 
@@ -19,12 +19,12 @@ pub async fn handle(
     let CompletionRequest { parameters, prompt } = completion;
     let model = find_model(&shared, &parameters.model)?;
     let prepare = move |model: &Model| match prompt {
-        Prompt::Text(text) => encode(model, &text, true),
+        Prompt::Text(text) => encode(model, "prompt", &text, true),
         Prompt::Tokens(tokens) => check_tokens(model, tokens),
     };
-    let prompt = tokens(&admitted, &model, prepare).await?;
+    let (place, prompt) = admitted.tokens(&model, prepare).await?;
     let tokenized = Tokenized { endpoint: Endpoint::Completion, model, parameters, prompt };
-    respond(&shared, admitted, tokenized).await
+    respond(&shared, place, tokenized).await
 }
 
 fn check_tokens(model: &Model, tokens: Vec<u32>) -> Result<Vec<u32>, ApiError> {

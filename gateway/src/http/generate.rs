@@ -6,10 +6,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::response::Response;
 use protocol::v1;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::Shared;
-use super::admit::Admitted;
+use super::admit::Place;
 use super::chunks::Chunks;
 use super::identify::random_id;
 use super::listing::json;
@@ -22,8 +21,8 @@ use crate::openai::{
     chat_completion, text_completion,
 };
 
-/// Larger requests are rendered and tokenized where they do not hold up others.
-const INLINE_BODY_BYTES_MAX: usize = 16 * 1024;
+/// Unicode normalization leaves at least this part of a text's bytes.
+const NORMALIZATION_SHRINKS_BY: usize = 4;
 
 /// What OpenAI generates for a completion request that does not say.
 const COMPLETION_MAX_TOKENS: u32 = 16;
@@ -54,26 +53,17 @@ pub fn find_model(shared: &Shared, name: &str) -> Result<Arc<Model>, ApiError> {
     shared.models.get(name).ok_or_else(|| ApiError::model_not_found(name))
 }
 
-/// Turns a request into tokens by `prepare`: at once if it is small, else where it does not hold up
-/// other requests.
-pub async fn tokens<P>(
-    admitted: &Admitted,
-    model: &Arc<Model>,
-    prepare: P,
-) -> Result<Vec<u32>, ApiError>
-where
-    P: FnOnce(&Model) -> Result<Vec<u32>, ApiError> + Send + 'static,
-{
-    if admitted.body_bytes <= INLINE_BODY_BYTES_MAX {
-        return prepare(model);
+/// Text to tokens. Texts that cannot fit the context are not looked at.
+pub fn encode(
+    model: &Model,
+    param: &str,
+    text: &str,
+    add_special_tokens: bool,
+) -> Result<Vec<u32>, ApiError> {
+    let fitting = model.context_tokens.saturating_mul(model.tokenizer.token_bytes_max());
+    if text.len() > fitting.saturating_mul(NORMALIZATION_SHRINKS_BY) {
+        return Err(ApiError::text_too_long(param, model.context_tokens, text.len()));
     }
-    let model = model.clone();
-    let prepared = tokio::task::spawn_blocking(move || prepare(&model)).await;
-    prepared.map_err(|_| ApiError::internal())?
-}
-
-/// Text to tokens.
-pub fn encode(model: &Model, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, ApiError> {
     model.tokenizer.encode(text, add_special_tokens).map_err(|error| {
         tracing::error!(%error, "cannot tokenize");
         ApiError::internal()
@@ -83,10 +73,17 @@ pub fn encode(model: &Model, text: &str, add_special_tokens: bool) -> Result<Vec
 /// Generates and answers.
 pub async fn respond(
     shared: &Shared,
-    admitted: Admitted,
+    place: Place,
     request: Tokenized,
 ) -> Result<Response, ApiError> {
-    let Admitted { request_id, room, .. } = admitted;
+    tokio::select! {
+        answer = answer(shared, place, request) => answer,
+        () = shared.cut.cancelled() => Err(ApiError::shutting_down()),
+    }
+}
+
+async fn answer(shared: &Shared, place: Place, request: Tokenized) -> Result<Response, ApiError> {
+    let Place { request_id, room } = place;
     request.check_logit_bias()?;
     let max_tokens = request.max_tokens()?;
     if max_tokens == 0 {
@@ -99,7 +96,10 @@ pub async fn respond(
     let generation = Generation::new(model, stream, stop, prompt_tokens);
     let head = request.head(&numerics_id);
     match request.parameters.stream {
-        Some(options) => stream_answer(request.chunks(head, options), generation, room).await,
+        Some(options) => {
+            let ends = sse::Ends { _room: room, cut: shared.cut.clone() };
+            stream_answer(request.chunks(head, options), generation, ends).await
+        }
         None => request.whole_answer(&head, generation).await,
     }
 }
@@ -108,10 +108,10 @@ pub async fn respond(
 async fn stream_answer(
     chunks: Chunks,
     mut generation: Generation,
-    room: OwnedSemaphorePermit,
+    ends: sse::Ends,
 ) -> Result<Response, ApiError> {
     let first = generation.next().await?.unwrap_or_default();
-    Ok(sse::response(chunks, first, generation, room))
+    Ok(sse::response(chunks, first, generation, ends))
 }
 
 impl Tokenized {

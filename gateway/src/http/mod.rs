@@ -7,6 +7,7 @@ mod completions;
 mod generate;
 mod identify;
 mod listing;
+mod serve;
 mod sse;
 
 use std::sync::Arc;
@@ -16,11 +17,10 @@ use axum::extract::State;
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware;
 use axum::routing::{get, post};
-use axum::serve::ListenerExt;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use admit::Admission;
+pub use serve::serve;
 
 use crate::GatewayConfig;
 use crate::dispatch::Dispatcher;
@@ -32,12 +32,19 @@ pub struct Shared {
     models: Arc<Models>,
     dispatcher: Arc<Dispatcher>,
     admission: Admission,
+    /// Cancelled when the server cannot wait for answers any longer.
+    cut: CancellationToken,
 }
 
-/// All routes.
-pub fn app(config: GatewayConfig, models: Arc<Models>, dispatcher: Arc<Dispatcher>) -> Router {
+/// All routes. Answers under way end with an error when `cut` is cancelled.
+pub fn app(
+    config: GatewayConfig,
+    models: Arc<Models>,
+    dispatcher: Arc<Dispatcher>,
+    cut: CancellationToken,
+) -> Router {
     let admission = Admission::new(&config);
-    let shared = Arc::new(Shared { models, dispatcher, admission });
+    let shared = Arc::new(Shared { models, dispatcher, admission, cut });
     Router::new()
         .route("/v1/chat/completions", post(chat::handle))
         .route("/v1/completions", post(completions::handle))
@@ -49,21 +56,6 @@ pub fn app(config: GatewayConfig, models: Arc<Models>, dispatcher: Arc<Dispatche
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn(identify::layer))
         .with_state(shared)
-}
-
-/// Serves until `shutdown`, then until the last request has ended.
-pub async fn serve(
-    listener: TcpListener,
-    app: Router,
-    shutdown: CancellationToken,
-) -> std::io::Result<()> {
-    // Without it, small writes of a stream wait for the client's acknowledgements.
-    let listener = listener.tap_io(|connection| {
-        if let Err(error) = connection.set_nodelay(true) {
-            tracing::debug!(%error, "cannot set TCP_NODELAY");
-        }
-    });
-    axum::serve(listener, app).with_graceful_shutdown(shutdown.cancelled_owned()).await
 }
 
 async fn ready(State(shared): State<Arc<Shared>>) -> Result<StatusCode, ApiError> {

@@ -11,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use futures::stream;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
 
 use super::chunks::Chunks;
 use crate::generation::{Generation, Piece};
@@ -21,18 +22,21 @@ const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEP_ALIVE: &[u8] = b": keep-alive\n\n";
 const DONE: &str = "data: [DONE]\n\n";
 
+/// What a stream has to do with the rest of the server.
+pub struct Ends {
+    /// Its place among the requests under way, until it ends.
+    pub _room: OwnedSemaphorePermit,
+    /// When the server cannot wait for its end.
+    pub cut: CancellationToken,
+}
+
 /// An answer whose first piece has come already. The client's going drops the generation, which
-/// cancels it; the room is held until then.
-pub fn response(
-    mut chunks: Chunks,
-    first: Piece,
-    generation: Generation,
-    room: OwnedSemaphorePermit,
-) -> Response {
+/// cancels it.
+pub fn response(mut chunks: Chunks, first: Piece, generation: Generation, ends: Ends) -> Response {
     let mut opening = Events::default();
     opening.data(chunks.first(first.usage));
     let ended = opening.piece(&mut chunks, &first);
-    let writer = Writer { chunks, generation, _room: room };
+    let writer = Writer { chunks, generation, ends };
     let rest = (!ended).then_some(writer);
     let events = stream::unfold(Next { opening: Some(opening), rest }, next);
     head(Body::from_stream(events))
@@ -63,7 +67,7 @@ struct Next {
 struct Writer {
     chunks: Chunks,
     generation: Generation,
-    _room: OwnedSemaphorePermit,
+    ends: Ends,
 }
 
 async fn next(mut state: Next) -> Option<(Result<Bytes, std::convert::Infallible>, Next)> {
@@ -82,13 +86,18 @@ impl Writer {
     /// The next events, and whether they are the last.
     async fn next(&mut self) -> (Bytes, bool) {
         loop {
-            let news = tokio::time::timeout(KEEP_ALIVE_INTERVAL, self.generation.next()).await;
+            let news = tokio::select! {
+                news = self.generation.next() => news,
+                () = self.ends.cut.cancelled() => Err(ApiError::shutting_down()),
+                () = tokio::time::sleep(KEEP_ALIVE_INTERVAL) => {
+                    return (Bytes::from_static(KEEP_ALIVE), false);
+                }
+            };
             let mut events = Events::default();
             let ended = match news {
-                Err(_silence) => return (Bytes::from_static(KEEP_ALIVE), false),
-                Ok(Ok(Some(piece))) => events.piece(&mut self.chunks, &piece),
-                Ok(Ok(None)) => true,
-                Ok(Err(error)) => {
+                Ok(Some(piece)) => events.piece(&mut self.chunks, &piece),
+                Ok(None) => true,
+                Err(error) => {
                     events.error(&error);
                     true
                 }

@@ -203,6 +203,37 @@ impl ApiError {
             .code("unsupported_content_type")
     }
 
+    /// The body is compressed; `got` is the header.
+    pub fn unsupported_content_encoding(got: &str) -> ApiError {
+        let message = format!("Content-Encoding {got} is not supported: send the body as it is.");
+        ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID_REQUEST, message)
+            .code("unsupported_content_encoding")
+    }
+
+    /// Nothing more of the body came.
+    pub fn body_timed_out() -> ApiError {
+        let message = "The body of your request did not arrive in time.";
+        ApiError::new(StatusCode::REQUEST_TIMEOUT, INVALID_REQUEST, message).code("body_timeout")
+    }
+
+    /// A text of so many bytes that its tokens need not be counted.
+    pub fn text_too_long(param: &str, context_tokens: usize, bytes: usize) -> ApiError {
+        let message = format!(
+            "This model's maximum context length is {context_tokens} tokens. However, your {param} \
+             has {bytes} bytes, which is more. Please reduce the length of the {param}."
+        );
+        ApiError::bad_request(param, "context_length_exceeded", message)
+    }
+
+    /// The server ends before the answer does.
+    pub fn shutting_down() -> ApiError {
+        let message = "The server is shutting down. Please try again.";
+        let mut error = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, SERVER_ERROR, message)
+            .code("shutting_down");
+        error.retry_after_s = Some(1);
+        error
+    }
+
     /// The body broke off, or its transfer encoding is wrong.
     pub fn unreadable_body() -> ApiError {
         let message = "We could not read the body of your request to its end.";

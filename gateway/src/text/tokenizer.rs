@@ -67,6 +67,12 @@ impl Tokenizer {
         Ok(encoding.map_err(TokenizerError::Encode)?.get_ids().to_vec())
     }
 
+    /// Bytes of the longest token.
+    pub fn token_bytes_max(&self) -> usize {
+        let starts = std::iter::once(&0).chain(&self.ends);
+        starts.zip(&self.ends).map(|(start, end)| end - start).max().unwrap_or(0)
+    }
+
     /// What a token stands for, which may be a part of a character. Special tokens are their text,
     /// unknown ids are empty.
     pub fn token_bytes(&self, id: u32) -> &[u8] {
