@@ -9,8 +9,8 @@ PYTEST := $(VENV)/bin/pytest
 .PHONY: test lint bench
 
 test: $(VENV)/.installed
+	cargo build --workspace --all-targets --locked
 	cargo test --workspace --locked
-	cargo build --locked --package stator
 	STATOR_BINARY=target/debug/stator $(PYTEST) -q e2e/python
 
 lint:

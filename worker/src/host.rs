@@ -59,7 +59,9 @@ enum Command {
         first_token: Option<u32>,
         ended: oneshot::Sender<bool>,
     },
-    /// Look at the releases.
+    /// The last handle of a sequence is gone.
+    Release(SequenceId),
+    /// Look at the overflow of releases.
     Wake,
 }
 
@@ -80,7 +82,8 @@ pub struct EngineHost {
 #[derive(Default)]
 struct Shared {
     load: Mutex<(Load, Speed)>,
-    /// Sequences whose handles are gone. One entry per living sequence at most.
+    /// Sequences whose handles are gone and whose release found the queue full. One entry per
+    /// living sequence at most.
     releases: Mutex<Vec<SequenceId>>,
 }
 
@@ -118,9 +121,12 @@ impl SequenceHandle {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.shared.releases.lock().push(self.id);
-        // A full queue means that the engine is awake and will look.
-        let _awake = self.commands.try_send(Command::Wake);
+        // Behind the sequence's own commands, or into the overflow where the queue is full. Should
+        // the engine have emptied the queue meanwhile, the wake-up has it look there.
+        if self.commands.try_send(Command::Release(self.id)).is_err() {
+            self.shared.releases.lock().push(self.id);
+            let _full_again = self.commands.try_send(Command::Wake);
+        }
     }
 }
 
@@ -277,8 +283,6 @@ impl Thread {
             let output = self.engine.step();
             self.report(&output);
             if output.is_idle() {
-                // A release that came after the last look has its wake-up taken already; one that
-                // comes after this look has it waiting below.
                 if !self.shared.releases.lock().is_empty() {
                     continue;
                 }
@@ -293,8 +297,8 @@ impl Thread {
 
     /// Takes in all commands and releases. False once every handle to the host is gone.
     fn take_commands(&mut self) -> bool {
-        // A release was pushed after its sequence's commands were sent. Taking the releases first
-        // and applying them last therefore never applies one before its commands.
+        // An overflowing release was pushed after its sequence's commands were sent. Taking these
+        // releases first and applying them last never applies one before its commands.
         let releases = std::mem::take(&mut *self.shared.releases.lock());
         let open = loop {
             match self.inbox.try_recv() {
@@ -303,11 +307,13 @@ impl Thread {
                 Err(mpsc::error::TryRecvError::Disconnected) => break false,
             }
         };
-        for id in releases {
-            self.engine.release(id);
-            self.recipients.retain(|(other, _)| *other != id);
-        }
+        releases.into_iter().for_each(|id| self.release(id));
         open
+    }
+
+    fn release(&mut self, id: SequenceId) {
+        self.engine.release(id);
+        self.recipients.retain(|(other, _)| *other != id);
     }
 
     fn apply(&mut self, command: Command) {
@@ -327,6 +333,7 @@ impl Thread {
             Command::ComputeReserved { id, first_token, ended } => {
                 let _gone = ended.send(self.engine.compute_reserved(id, first_token));
             }
+            Command::Release(id) => self.release(id),
             Command::Wake => {}
         }
     }

@@ -220,7 +220,7 @@ impl ApiError {
     pub fn text_too_long(param: &str, context_tokens: usize, bytes: usize) -> ApiError {
         let message = format!(
             "This model's maximum context length is {context_tokens} tokens. However, your {param} \
-             has {bytes} bytes, which is more. Please reduce the length of the {param}."
+             came to {bytes} bytes, which is more. Please reduce the length of the {param}."
         );
         ApiError::bad_request(param, "context_length_exceeded", message)
     }
