@@ -169,7 +169,7 @@ def test_no_grace_ends_the_stream_with_an_error():
             response.readline()
             server.interrupt()
             *_, error, done, _ = response.read().split(b"\n\n")
-            assert json.loads(error.removeprefix(b"data: "))["error"]["code"] == "shutting_down"
+            assert json.loads(error.strip().removeprefix(b"data: "))["error"]["code"] == "shutting_down"
             assert done == b"data: [DONE]"
             assert server.exit_code() == 0
         assert "panicked" not in "".join(server.stderr.to_end())
