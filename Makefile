@@ -18,7 +18,7 @@ lint:
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 
 bench:
-	cargo build --release --locked --package stator
+	cargo build --release --locked
 	$(PYTHON) bench/serve.py target/release/stator
 
 $(VENV)/.installed: e2e/python/requirements.txt
