@@ -127,3 +127,23 @@ async fn salts_keep_caches_apart() {
     assert_eq!(cached(&ask("b").await), 0);
     assert_ne!(cached(&ask("a").await), 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn second_turns_find_what_the_first_left_behind() {
+    let system = System::start(|_| {}).await;
+    let topics = ["prefill", "decode", "TTFT", "a KV block", "chunked prefill", "a lease"];
+    for topic in topics {
+        let first = json!({"role": "user", "content": format!("What is {topic}?")});
+        let answer = system.chat(json!({"messages": [first], "temperature": 0})).await;
+        system.at_rest().await;
+        let second = json!([
+            first,
+            {"role": "assistant", "content": answer.text},
+            {"role": "user", "content": "Tell me more."},
+        ]);
+        let answer = system.chat(json!({"messages": second, "temperature": 0})).await;
+        let cached = &answer.usage["prompt_tokens_details"]["cached_tokens"];
+        assert!(cached.as_u64().unwrap() >= 16, "{topic}: {}", answer.usage);
+        system.at_rest().await;
+    }
+}

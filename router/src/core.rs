@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use protocol::v1::{self, Role};
 use protocol::{BlockHash, WorkerLife, hashes_from_bytes};
 
-use crate::cost::{self, Cost};
+use crate::cost::{self, Assumed, Cost};
 use crate::prefix_index::PrefixIndex;
 use crate::worker_table::WorkerEntry;
 
@@ -118,6 +118,11 @@ impl Core {
                     && entry.registration.numerics_id == *numerics_id
                     && (!only_fresh || entry.is_fresh(now))
             };
+            let measured =
+                self.workers.iter().filter(able).map(|(_, entry)| entry.load.prefill_us_per_token);
+            let us_per_token = measured.filter(|us| *us > 0.0).reduce(f32::min);
+            let us_per_token = us_per_token.unwrap_or(cost::PREFILL_US_PER_TOKEN);
+            let assumed = Assumed { now, us_per_token };
             for (decode, entry) in self.workers.iter().filter(able) {
                 if entry.registration.role() != Role::Decode {
                     continue;
@@ -125,7 +130,7 @@ impl Core {
                 let tokens_of = |blocks: usize| blocks * entry.registration.block_size as usize;
                 let cached_here = cached(decode);
                 let tokens = question.prompt_tokens;
-                let cost = cost::local(entry, tokens, tokens_of(cached_here), now);
+                let cost = cost::local(entry, tokens, tokens_of(cached_here), assumed);
                 keep_better(
                     &mut best,
                     Route {
@@ -146,7 +151,7 @@ impl Core {
                         tokens,
                         tokens_of(there),
                         tokens_of(cached_here),
-                        now,
+                        assumed,
                     );
                     keep_better(
                         &mut best,

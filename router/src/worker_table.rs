@@ -10,7 +10,7 @@ use protocol::v1;
 const REPORT_AGE_MAX: Duration = Duration::from_millis(350);
 
 /// A report contains what was dispatched at least this long before it came.
-const REPORT_DELAY: Duration = Duration::from_millis(100);
+const REPORT_DELAY: Duration = Duration::from_millis(10);
 
 /// Dispatches remembered per worker; at the limit the oldest are taken as reported.
 const DISPATCHES_MAX: usize = 1024;

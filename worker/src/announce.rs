@@ -20,10 +20,9 @@ pub async fn run(host: &EngineHost, registration: &v1::WorkerRegistration, netwo
     let mut interval = tokio::time::interval(LOAD_REPORT_INTERVAL);
     loop {
         tokio::select! {
-            _ = interval.tick() => {
-                let report = load_report(host, registration);
-                network.bus.publish(subjects::LOAD, report.encode_to_vec().into());
-            }
+            _ = interval.tick() => publish_load(host, registration, network),
+            // Not left to the interval: a worker that only seems busy costs its prefix cache.
+            () = host.became_idle() => publish_load(host, registration, network),
             Some(batch) = kv_events.recv() => {
                 let events = kv_event_message(registration, &batch);
                 network.bus.publish(subjects::KV_EVENTS, events.encode_to_vec().into());
@@ -51,6 +50,11 @@ impl Drop for RegistryEntry {
     fn drop(&mut self) {
         self.network.registry.delete(&self.key);
     }
+}
+
+fn publish_load(host: &EngineHost, registration: &v1::WorkerRegistration, network: &Network) {
+    let report = load_report(host, registration);
+    network.bus.publish(subjects::LOAD, report.encode_to_vec().into());
 }
 
 fn load_report(host: &EngineHost, registration: &v1::WorkerRegistration) -> v1::LoadReport {

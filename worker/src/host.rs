@@ -10,7 +10,7 @@ use engine::{
 use kv_transfer::{BlockWriter, HostMemory, KvLayout};
 use parking_lot::Mutex;
 use protocol::WorkerLife;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::measure::Speed;
@@ -82,6 +82,7 @@ pub struct EngineHost {
 #[derive(Default)]
 struct Shared {
     load: Mutex<(Load, Speed)>,
+    became_idle: Notify,
     /// Sequences whose handles are gone and whose release found the queue full. One entry per
     /// living sequence at most.
     releases: Mutex<Vec<SequenceId>>,
@@ -175,6 +176,11 @@ impl EngineHost {
     /// How busy the engine is and how fast, as of its last step.
     pub fn load(&self) -> (Load, Speed) {
         *self.shared.load.lock()
+    }
+
+    /// Waits until the engine has nothing to compute, again since the last call; for one waiter.
+    pub async fn became_idle(&self) {
+        self.shared.became_idle.notified().await;
     }
 
     /// Waits until the engine's thread has ended.
@@ -283,6 +289,7 @@ impl Thread {
             let output = self.engine.step();
             self.report(&output);
             if output.is_idle() {
+                self.shared.became_idle.notify_one();
                 if !self.shared.releases.lock().is_empty() {
                     continue;
                 }
