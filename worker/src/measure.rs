@@ -5,6 +5,9 @@ use engine::StepOutput;
 /// Weight of a new measurement in the running mean.
 const WEIGHT: f32 = 0.2;
 
+/// Fewer prompt tokens in a step say little about the time per token: the step's own cost prevails.
+const PREFILL_TOKENS_MIN: usize = 32;
+
 /// Smoothed measurements; 0 until there is one.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Speed {
@@ -20,6 +23,9 @@ impl Speed {
         let took_us = output.took.as_secs_f32() * 1e6;
         if output.prefill_tokens == 0 {
             smooth(&mut self.decode_step_us, took_us);
+            return;
+        }
+        if output.prefill_tokens < PREFILL_TOKENS_MIN {
             return;
         }
         let decode_us = if output.decode_sequences > 0 { self.decode_step_us } else { 0.0 };
