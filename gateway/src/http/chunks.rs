@@ -20,7 +20,7 @@ impl Chunks {
     }
 
     /// More text.
-    pub fn text(&mut self, text: &str, logprobs: Option<&[TokenText]>, usage: Usage) -> String {
+    pub fn text(&self, text: &str, logprobs: Option<&[TokenText]>, usage: Usage) -> String {
         match self {
             Self::Chat(stream) => stream.text(text, logprobs, usage),
             Self::Completion(stream) => stream.text(text, logprobs, usage),

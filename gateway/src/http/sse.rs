@@ -32,10 +32,10 @@ pub struct Ends {
 
 /// An answer whose first piece has come already. The client's going drops the generation, which
 /// cancels it.
-pub fn response(mut chunks: Chunks, first: Piece, generation: Generation, ends: Ends) -> Response {
+pub fn response(chunks: Chunks, first: Piece, generation: Generation, ends: Ends) -> Response {
     let mut opening = Events::default();
     opening.data(chunks.first(first.usage));
-    let ended = opening.piece(&mut chunks, &first);
+    let ended = opening.piece(&chunks, &first);
     let writer = Writer { chunks, generation, ends };
     let rest = (!ended).then_some(writer);
     let events = stream::unfold(Next { opening: Some(opening), rest }, next);
@@ -43,10 +43,10 @@ pub fn response(mut chunks: Chunks, first: Piece, generation: Generation, ends: 
 }
 
 /// An answer that is complete.
-pub fn finished(mut chunks: Chunks, piece: Piece) -> Response {
+pub fn finished(chunks: Chunks, piece: Piece) -> Response {
     let mut events = Events::default();
     events.data(chunks.first(piece.usage));
-    events.piece(&mut chunks, &piece);
+    events.piece(&chunks, &piece);
     head(Body::from(events.text))
 }
 
@@ -95,7 +95,7 @@ impl Writer {
             };
             let mut events = Events::default();
             let ended = match news {
-                Ok(Some(piece)) => events.piece(&mut self.chunks, &piece),
+                Ok(Some(piece)) => events.piece(&self.chunks, &piece),
                 Ok(None) => true,
                 Err(error) => {
                     events.error(&error);
@@ -126,7 +126,7 @@ impl Events {
     }
 
     /// Writes a piece; true if it is the last.
-    fn piece(&mut self, chunks: &mut Chunks, piece: &Piece) -> bool {
+    fn piece(&mut self, chunks: &Chunks, piece: &Piece) -> bool {
         let logprobs = (!piece.logprobs.is_empty()).then_some(piece.logprobs.as_slice());
         if !piece.text.is_empty() || logprobs.is_some() {
             self.data(Some(chunks.text(&piece.text, logprobs, piece.usage)));
