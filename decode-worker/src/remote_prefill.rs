@@ -10,6 +10,7 @@ use protocol::WorkerLife;
 use protocol::v1::prefill_client::PrefillClient;
 use protocol::v1::{self, RequestUpdate, prefill_event::Kind};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
@@ -20,6 +21,9 @@ use crate::request_context::{RequestContext, news_of};
 /// A prefill worker that says nothing for this long counts as failed. Long, because one chunk of
 /// a large model may take that long on a CPU.
 const SILENCE_MAX: Duration = Duration::from_secs(60);
+
+/// A copy of fewer bytes is sooner done than handed to another thread.
+const INLINE_COPY_BYTES: usize = 128 * 1024;
 
 /// Why the prompt has to be computed here after all.
 #[derive(Debug, thiserror::Error)]
@@ -171,9 +175,13 @@ impl<'a> Handoff<'a> {
         source: &Source,
         events: &mut Streaming<v1::PrefillEvent>,
     ) -> Result<(), PrefillError> {
-        while !self.is_complete() {
-            self.copy_announced(source);
+        loop {
+            self.copy_announced(source)?;
+            if self.is_complete() {
+                return Ok(());
+            }
             tokio::select! {
+                biased;
                 copied = joined(&mut self.copying), if self.copying.is_some() => {
                     self.copying = None;
                     let (reservation, copied) = copied.map_err(|_| PrefillError::Copy)?;
@@ -186,7 +194,6 @@ impl<'a> Handoff<'a> {
                 }
             }
         }
-        Ok(())
     }
 
     fn is_complete(&self) -> bool {
@@ -234,22 +241,29 @@ impl<'a> Handoff<'a> {
         Ok(())
     }
 
-    /// Begins to copy what is announced and not read yet. One copy at a time, on a thread where it
-    /// may take as long as it takes. The copy owns the reservation: should this task be cancelled,
-    /// the blocks stay reserved until the copy is done.
-    fn copy_announced(&mut self, source: &Source) {
+    /// Copies what is announced and not read yet: a little at once, more on a thread where it may
+    /// take as long as it takes, one copy at a time. That copy owns the reservation: should this
+    /// task be cancelled, the blocks stay reserved until the copy is done.
+    fn copy_announced(&mut self, source: &Source) -> Result<(), PrefillError> {
         let wanted = self.pulled..self.announced.len();
         if self.copying.is_some() || self.ended || wanted.is_empty() {
-            return;
+            return Ok(());
         }
-        let Some(mut reservation) = self.reservation.take() else { return };
+        let Some(mut reservation) = self.reservation.take() else { return Ok(()) };
         let copies = self.copies(wanted);
         self.pulled = self.announced.len();
-        let (source, pools) = (source.clone(), self.context.shared.pools.clone());
+        let pools = self.context.shared.pools.clone();
+        if copies.len() * reservation.writer.layout().block_bytes() <= INLINE_COPY_BYTES {
+            let copied = source.pull(&pools, &copies, &mut reservation);
+            self.reservation = Some(reservation);
+            return Ok(copied?);
+        }
+        let source = source.clone();
         self.copying = Some(tokio::task::spawn_blocking(move || {
             let copied = source.pull(&pools, &copies, &mut reservation);
             (reservation, copied)
         }));
+        Ok(())
     }
 
     fn copies(&self, blocks: Range<usize>) -> Vec<BlockCopy> {
@@ -328,7 +342,8 @@ impl Source {
         copies: &[BlockCopy],
         reservation: &mut Reservation,
     ) -> Result<(), TransferError> {
-        pools.pull(&self.worker, self.lease, copies, &mut reservation.writer)
+        let now = Instant::now().into_std();
+        pools.pull(now, &self.worker, self.lease, copies, &mut reservation.writer)
     }
 
     /// Renews the lease beside the transfer until the handle is dropped. A renewal that fails

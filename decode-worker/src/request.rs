@@ -1,20 +1,32 @@
 //! One request's way into the engine: by a prefill worker where the router named one, by computing
 //! the prompt here otherwise, and whenever the other way fails.
 
+use std::panic::AssertUnwindSafe;
+
 use engine::RefusedSequence;
+use futures::FutureExt;
 use protocol::v1::{self, RequestUpdate};
 use worker::HostError;
 
 use crate::remote_prefill::{self, Failed};
 use crate::request_context::{RequestContext, failure, news_of};
 
-/// Brings a request to where the engine decodes it, or reports why that cannot be.
-pub async fn run(context: RequestContext, mut request: v1::GenerateRequest) {
+/// Brings a request to where the engine decodes it, or reports why that cannot be; also after a
+/// panic, which is a defect and must not leave a client without an end.
+pub async fn run(context: RequestContext, request: v1::GenerateRequest) {
+    let number = request.request;
+    if AssertUnwindSafe(submit(&context, request)).catch_unwind().await.is_err() {
+        let failure = failure(v1::failure::Kind::Internal, "the request's task panicked".into());
+        context.report(RequestUpdate { failure, ..news_of(number) }).await;
+    }
+}
+
+async fn submit(context: &RequestContext, mut request: v1::GenerateRequest) {
     let number = request.request;
     let prefill = request.prefill.take();
     let submitted = match prefill {
-        Some(worker) => via_prefill_worker(&context, &request, &worker).await,
-        None => compute_here(&context, &request).await,
+        Some(worker) => via_prefill_worker(context, &request, &worker).await,
+        None => compute_here(context, &request).await,
     };
     if let Err(error) = submitted {
         tracing::debug!(request_id = request.request_id, %error, "request refused");

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::{Compute, EngineConfig, KernelPath, Model};
+use engine::{Compute, CpuRunner, EngineConfig, KernelPath, Model};
 use kv_transfer::LocalPools;
 use messaging::Network;
 use protocol::v1::generation_client::GenerationClient;
@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Request, Response, Status};
-use worker::{EngineHost, Worker, WorkerConfig};
+use worker::{EngineHost, EnginePlace, Worker, WorkerConfig};
 
 const KV_BLOCKS: usize = 64;
 
@@ -43,7 +43,9 @@ fn start_worker(name: &str, role: Role, model: &Arc<Model>) -> Worker {
     };
     let compute = Arc::new(Compute::new(1, KernelPath::detect()).unwrap());
     let card = v1::ModelCard { name: "m".into(), ..Default::default() };
-    Worker::start(WorkerConfig { life, role, model: model.clone(), compute, engine, card }).unwrap()
+    let runner = Box::new(CpuRunner::new(model.clone(), compute));
+    let place = EnginePlace::Thread;
+    Worker::start(WorkerConfig { life, role, runner, place, engine, card }).unwrap()
 }
 
 impl Pair {
@@ -96,15 +98,15 @@ impl Pair {
     async fn at_rest(&self) {
         let rest = async {
             for host in [&self.prefill, &self.decode] {
-                while host.load().0.blocks.used > 0 {
+                while host.load().blocks.used > 0 {
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
-                let blocks = host.load().0.blocks;
+                let blocks = host.load().blocks;
                 assert_eq!(blocks.free + blocks.cached, KV_BLOCKS);
             }
         };
         let in_time = tokio::time::timeout(Duration::from_secs(5), rest).await;
-        let load = || (self.prefill.load().0, self.decode.load().0);
+        let load = || (self.prefill.load(), self.decode.load());
         assert!(in_time.is_ok(), "blocks are left: {:?}", load());
     }
 }
@@ -152,7 +154,7 @@ async fn remote_prefill_gives_the_tokens_of_a_worker_alone() {
             pair.at_rest().await;
         }
         if tokens >= 16 {
-            assert!(pair.prefill.load().0.blocks.cached > 0, "the prefill worker computed");
+            assert!(pair.prefill.load().blocks.cached > 0, "the prefill worker computed");
         }
     }
 }
@@ -165,7 +167,7 @@ async fn a_wrong_address_or_life_is_survived() {
         assert_eq!(pair.generate(&prompt(100), prefill).await, expected);
         pair.at_rest().await;
     }
-    assert_eq!(pair.prefill.load().0.blocks.cached, 0, "the prefill worker was not used");
+    assert_eq!(pair.prefill.load().blocks.cached, 0, "the prefill worker was not used");
 }
 
 /// A prefill worker that says what it is told to, then breaks off.

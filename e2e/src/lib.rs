@@ -87,10 +87,10 @@ impl System {
     pub async fn at_rest(&self) {
         let rest = async {
             for host in [&self.serving.prefill, &self.serving.decode] {
-                while host.load().0.blocks.used > 0 {
+                while host.load().blocks.used > 0 {
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
-                let blocks = host.load().0.blocks;
+                let blocks = host.load().blocks;
                 assert_eq!(blocks.free + blocks.cached, host.memory().blocks());
             }
         };

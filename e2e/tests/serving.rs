@@ -64,9 +64,9 @@ async fn sixteen_streams_have_the_texts_they_have_alone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn tiny_steps_and_a_tiny_pool_change_nothing() {
     check_company(|arguments| {
-        arguments.max_num_batched_tokens = 48;
-        arguments.kv_blocks = Some(60);
-        arguments.max_num_seqs = 8;
+        arguments.engine.max_num_batched_tokens = 48;
+        arguments.engine.kv_blocks = Some(60);
+        arguments.engine.max_num_seqs = 8;
     })
     .await;
 }
@@ -84,10 +84,10 @@ async fn a_client_that_goes_leaves_no_block_behind() {
         for _ in 0..chunks_read {
             events.next().await.unwrap().unwrap();
         }
-        assert!(system.serving.decode.load().0.blocks.used > 0);
+        assert!(system.serving.decode.load().blocks.used > 0);
         drop(events);
         system.at_rest().await;
-        assert_eq!(system.serving.decode.load().0.running, 0);
+        assert_eq!(system.serving.decode.load().running, 0);
     }
 }
 
@@ -99,7 +99,7 @@ async fn prompts_are_computed_by_the_prefill_worker_and_found_again() {
         system.chat(json!({"messages": [first], "temperature": 0, "max_tokens": 40})).await;
     assert_eq!(answer.usage["prompt_tokens_details"]["cached_tokens"], 0);
     system.at_rest().await;
-    let cached = |host: &worker::EngineHost| host.load().0.blocks.cached as u64;
+    let cached = |host: &worker::EngineHost| host.load().blocks.cached as u64;
     let prompt_blocks = answer.usage["prompt_tokens"].as_u64().unwrap() / 16;
     assert_eq!(cached(&system.serving.prefill), prompt_blocks, "computed there");
     assert!(cached(&system.serving.decode) >= prompt_blocks, "and moved here");
@@ -147,7 +147,5 @@ async fn second_turns_find_what_the_first_left_behind() {
         found += usize::from(cached.as_u64().unwrap() >= 16);
         system.at_rest().await;
     }
-    // On a busy machine a load report may come too late for one of these quick turns: the router
-    // then takes the worker that has the prefix for busy.
-    assert!(found + 1 >= topics.len(), "{found} of {}", topics.len());
+    assert_eq!(found, topics.len());
 }

@@ -2,15 +2,14 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kv_transfer::{BlockWriter, HostMemory, KvLayout};
+use protocol::BlockHash;
 use protocol::v1::{FinishReason, Token};
 
-use crate::kernels::Compute;
 use crate::kv::{BlockCounts, BlockPool, KvEvent, Reserved};
-use crate::model::{Model, Span};
-use crate::sampler::{self, Context};
+use crate::runner::{Choice, Computed, Context, Facts, Runner, Span};
 use crate::schedule::{
     Limits, Purpose, Scheduled, Scheduler, Sequence, SequenceId, SequenceRequest,
 };
@@ -50,14 +49,33 @@ pub struct StepOutput {
     pub prefill_tokens: usize,
     /// Sequences that were decoding.
     pub decode_sequences: usize,
+    /// Tokens that the computed ones had before them, summed over computed tokens of prompts.
+    pub prefill_attended: usize,
+    /// The same, over sequences that were decoding.
+    pub decode_attended: usize,
     /// How long the arithmetic took, without the wait for a turn.
     pub took: Duration,
+    /// The part of `took` that has yet to pass before the news may go out: a mock's.
+    pub unspent: Duration,
 }
 
 impl StepOutput {
     /// Whether there was nothing to compute.
     pub fn is_idle(&self) -> bool {
         self.prefill_tokens + self.decode_sequences == 0
+    }
+
+    /// Counts `count` tokens of a sequence, before it advances by them. Computing again after
+    /// preemption is prefill too.
+    fn count(&mut self, sequence: &Sequence, count: usize) {
+        let attended = count * sequence.computed + count * (count + 1) / 2;
+        if sequence.in_prefill() || count > 1 {
+            self.prefill_tokens += count;
+            self.prefill_attended += attended;
+        } else {
+            self.decode_sequences += 1;
+            self.decode_attended += attended;
+        }
     }
 }
 
@@ -85,14 +103,16 @@ pub struct Load {
     pub waiting: usize,
     /// Prompt tokens that wait to be computed.
     pub waiting_prompt_tokens: usize,
+    /// Tokens present in the sequences that compute.
+    pub running_tokens: usize,
     /// The pool.
     pub blocks: BlockCounts,
 }
 
 /// See the module's description.
 pub struct Engine {
-    model: Arc<Model>,
-    compute: Arc<Compute>,
+    runner: Box<dyn Runner>,
+    facts: Facts,
     config: EngineConfig,
     context_tokens: usize,
     layout: KvLayout,
@@ -107,12 +127,8 @@ pub struct Engine {
 
 impl Engine {
     /// An idle engine. Errors: the system refuses the pool's memory.
-    pub fn new(
-        model: Arc<Model>,
-        compute: Arc<Compute>,
-        config: EngineConfig,
-    ) -> std::io::Result<Self> {
-        let layout = model.decoder.kv_layout(&model.numerics_id, config.block_size);
+    pub fn new(runner: Box<dyn Runner>, config: EngineConfig) -> std::io::Result<Self> {
+        let (facts, layout) = (runner.facts().clone(), runner.kv_layout(config.block_size));
         let memory = Arc::new(HostMemory::new(config.kv_blocks, layout.block_bytes())?);
         let limits = Limits {
             max_num_seqs: config.max_num_seqs,
@@ -120,9 +136,9 @@ impl Engine {
         };
         let pool_tokens = config.kv_blocks * config.block_size;
         Ok(Self {
-            context_tokens: model.config.context_tokens.min(pool_tokens),
-            model,
-            compute,
+            context_tokens: facts.context_tokens.min(pool_tokens),
+            runner,
+            facts,
             config,
             layout,
             memory,
@@ -140,7 +156,12 @@ impl Engine {
 
     /// Token ids are below this.
     pub fn vocabulary_size(&self) -> usize {
-        self.model.config.vocabulary_size
+        self.facts.vocabulary_size
+    }
+
+    /// Tokens and KV are equal within one id.
+    pub fn numerics_id(&self) -> &str {
+        &self.facts.numerics_id
     }
 
     /// Where its KV blocks lie.
@@ -206,7 +227,7 @@ impl Engine {
     }
 
     fn resume(&mut self, mut sequence: Sequence, first_token: Option<u32>) -> bool {
-        let eos = &self.model.config.eos_token_ids;
+        let eos = &self.facts.eos_token_ids;
         let finish = first_token.and_then(|token| sequence.push(token, eos, self.context_tokens));
         if finish.is_some() {
             sequence.release(&mut self.pool);
@@ -240,6 +261,7 @@ impl Engine {
             sequences.map(|sequence| sequence.prompt_tokens.saturating_sub(sequence.computed));
         Load {
             waiting_prompt_tokens: waiting_tokens.sum(),
+            running_tokens: running.iter().map(|sequence| sequence.tokens.len()).sum(),
             running: running.len() + self.reserved.len(),
             waiting: self.scheduler.waiting().len(),
             blocks: self.pool.counts(),
@@ -251,6 +273,11 @@ impl Engine {
         self.pool.take_events()
     }
 
+    /// What the prefix cache holds, in no order.
+    pub fn cached_hashes(&self) -> Vec<BlockHash> {
+        self.pool.hashes().collect()
+    }
+
     /// Computes one batch.
     pub fn step(&mut self) -> StepOutput {
         let scheduled = self.scheduler.schedule(self.reserved.len(), &mut self.pool);
@@ -258,26 +285,20 @@ impl Engine {
         if scheduled.is_empty() {
             return output;
         }
-        let (mut logits, took) = self.forward(&scheduled);
-        output.took = took;
-        let mut rows = logits.chunks_exact_mut(self.model.config.vocabulary_size);
+        let Computed { tokens, took, unspent } = self.compute(&scheduled);
+        (output.took, output.unspent) = (took, unspent);
+        let mut tokens = tokens.into_iter();
         let mut ended = Vec::new();
         for Scheduled { index, count } in scheduled {
             let sequence = &mut self.scheduler.running_mut()[index];
-            // Computing again after preemption is prefill too.
-            if sequence.in_prefill() || count > 1 {
-                output.prefill_tokens += count;
-            } else {
-                output.decode_sequences += 1;
-            }
+            output.count(sequence, count);
             let first_time = sequence.output_tokens() == 0;
             let catches_up = sequence.uncomputed() == count;
             sequence.advance(count, &mut self.pool);
             let mut news = SequenceOutput::nothing(sequence.id);
             if catches_up {
-                let row = rows.next().expect("one row per sequence that catches up");
-                let eos = &self.model.config.eos_token_ids;
-                let token = choose(sequence, row, eos);
+                let token = tokens.next().expect("one token per sequence that catches up");
+                let eos = &self.facts.eos_token_ids;
                 news.cached_tokens = sequence.cached_tokens.filter(|_| first_time);
                 news.finish = sequence.push(token.id, eos, self.context_tokens);
                 news.token = Some(token);
@@ -297,21 +318,19 @@ impl Engine {
         output
     }
 
-    fn forward(&self, scheduled: &[Scheduled]) -> (Vec<f32>, Duration) {
-        let running = self.scheduler.running();
+    fn compute(&mut self, scheduled: &[Scheduled]) -> Computed {
+        let Self { runner, scheduler, facts, layout, memory, .. } = self;
+        let running = scheduler.running();
         let span = |scheduled: &Scheduled| {
             let sequence = &running[scheduled.index];
             let (start, end) = (sequence.computed, sequence.computed + scheduled.count);
-            let wants_logits = end == sequence.tokens.len();
+            let catches_up = end == sequence.tokens.len();
+            let choice = catches_up.then(|| choice_after(sequence, &facts.eos_token_ids));
             let tokens = &sequence.tokens[start..end];
-            Span { tokens, start, blocks: &sequence.blocks, wants_logits }
+            Span { tokens, start, blocks: &sequence.blocks, choice }
         };
         let spans: Vec<Span<'_>> = scheduled.iter().map(span).collect();
-        let _turn = self.compute.take_turn();
-        let began = Instant::now();
-        let Self { model, compute, layout, memory, .. } = self;
-        let logits = compute.run(|| model.decoder.forward(compute, &spans, layout, memory));
-        (logits, began.elapsed())
+        runner.run(&spans, layout, memory)
     }
 
     /// Takes a sequence out of the schedule. A prefill's blocks are held for their reader.
@@ -341,14 +360,14 @@ impl Engine {
         if request.stopping.max_tokens == 0 {
             return invalid("max_tokens is 0".into());
         }
-        let vocabulary = self.model.config.vocabulary_size;
+        let vocabulary = self.facts.vocabulary_size;
         if let Some(token) = request.prompt.iter().find(|token| **token as usize >= vocabulary) {
             return invalid(format!("token {token} is not in the vocabulary of {vocabulary}"));
         }
         if self.scheduler.waiting().len() >= self.config.waiting_sequences_max {
             return Err(RefusedSequence::Overloaded("too many sequences are waiting"));
         }
-        let numerics_id = &self.model.numerics_id;
+        let numerics_id = &self.facts.numerics_id;
         Ok(Sequence::new(request, purpose, numerics_id, self.config.block_size))
     }
 
@@ -365,16 +384,13 @@ impl SequenceOutput {
     }
 }
 
-fn choose(sequence: &Sequence, logits: &mut [f32], eos: &[u32]) -> Token {
+fn choice_after<'a>(sequence: &'a Sequence, eos: &[u32]) -> Choice<'a> {
     let mut forbidden = Vec::new();
     if sequence.must_go_on() {
         forbidden.extend_from_slice(eos);
         forbidden.extend_from_slice(&sequence.stopping.stop_token_ids);
     }
-    let context = Context {
-        tokens: &sequence.tokens,
-        prompt_tokens: sequence.prompt_tokens,
-        forbidden: &forbidden,
-    };
-    sampler::sample(logits, &sequence.sampling, &context)
+    let context =
+        Context { tokens: &sequence.tokens, prompt_tokens: sequence.prompt_tokens, forbidden };
+    Choice { sampling: &sequence.sampling, context }
 }

@@ -8,6 +8,7 @@ mod kernels;
 mod kv;
 mod load_error;
 mod model;
+mod runner;
 mod sampler;
 mod schedule;
 
@@ -16,4 +17,5 @@ pub use kernels::{Compute, KernelPath};
 pub use kv::{BlockCounts, KvEvent, Reserved};
 pub use load_error::LoadError;
 pub use model::{Model, ModelConfig, read_optional};
+pub use runner::{CpuRunner, Facts, MockRunner, MockTimes, MockVocabulary, Runner};
 pub use schedule::{SequenceId, SequenceRequest};

@@ -14,7 +14,7 @@ pub struct Context<'a> {
     /// How many of them are the prompt.
     pub prompt_tokens: usize,
     /// Tokens that must not be chosen now.
-    pub forbidden: &'a [u32],
+    pub forbidden: Vec<u32>,
 }
 
 /// Chooses a token. `logits` (`[vocabulary_size]`) is used as scratch.
@@ -78,7 +78,7 @@ fn adjust(logits: &mut [f32], sampling: &Sampling, context: &Context<'_>) {
             *logit += bias.bias;
         }
     }
-    for token in context.forbidden {
+    for token in &context.forbidden {
         if let Some(logit) = logits.get_mut(*token as usize) {
             *logit = f32::NEG_INFINITY;
         }
@@ -198,7 +198,7 @@ mod tests {
         let mut counts = vec![0.0; logits.len()];
         for seed in 0..DRAWS {
             let sampling = Sampling { seed, ..sampling.clone() };
-            let context = Context { tokens: &[0], prompt_tokens: 1, forbidden: &[] };
+            let context = Context { tokens: &[0], prompt_tokens: 1, forbidden: Vec::new() };
             let token = sample(&mut logits.to_vec(), &sampling, &context);
             counts[token.id as usize] += 1.0 / DRAWS as f64;
         }
@@ -231,7 +231,7 @@ mod tests {
     #[track_caller]
     fn check_greedy(sampling: Sampling, tokens: &[u32], prompt_tokens: usize, expected: u32) {
         let mut logits = vec![1.0, 1.5, 1.2, -2.0];
-        let context = Context { tokens, prompt_tokens, forbidden: &[] };
+        let context = Context { tokens, prompt_tokens, forbidden: Vec::new() };
         let sampling = Sampling { temperature: 0.0, ..sampling };
         assert_eq!(sample(&mut logits, &sampling, &context).id, expected);
     }
@@ -251,7 +251,7 @@ mod tests {
 
     #[test]
     fn forbidden_tokens_and_nan_are_not_chosen() {
-        let context = Context { tokens: &[0], prompt_tokens: 1, forbidden: &[1] };
+        let context = Context { tokens: &[0], prompt_tokens: 1, forbidden: vec![1] };
         let greedy = Sampling { temperature: 0.0, ..neutral() };
         assert_eq!(sample(&mut [1.0, 9.0, f32::NAN], &greedy, &context).id, 0);
         assert_eq!(sample(&mut [1.0, 9.0, f32::NAN], &neutral(), &context).id, 0);
@@ -262,7 +262,7 @@ mod tests {
         let mut logits = [0.5f32, 0.25, 0.25].map(f32::ln);
         let bias = LogitBias { token: 2, bias: 100.0 };
         let sampling = Sampling { logprobs: Some(2), logit_bias: vec![bias], ..neutral() };
-        let context = Context { tokens: &[0], prompt_tokens: 1, forbidden: &[] };
+        let context = Context { tokens: &[0], prompt_tokens: 1, forbidden: Vec::new() };
         let token = sample(&mut logits, &sampling, &context);
         assert_eq!(token.id, 2);
         assert!((token.logprob.unwrap() - 0.25f32.ln()).abs() < 1e-6);

@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use engine::{Compute, Engine, EngineConfig, KernelPath, Model, SequenceId, SequenceRequest};
+use engine::{
+    Compute, CpuRunner, Engine, EngineConfig, KernelPath, Model, SequenceId, SequenceRequest,
+};
 use protocol::v1::{Sampling, Stopping};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use serde::Deserialize;
@@ -51,7 +53,7 @@ fn engine(directory: &Path, path: KernelPath, sizes: Sizes) -> Engine {
         waiting_sequences_max: 64,
     };
     let compute = Arc::new(Compute::new(sizes.threads, path).unwrap());
-    Engine::new(model, compute, config).unwrap()
+    Engine::new(Box::new(CpuRunner::new(model, compute)), config).unwrap()
 }
 
 /// Greedy, to the length of `greedy`; with as many logprobs as there are tokens.

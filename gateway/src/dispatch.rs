@@ -32,6 +32,8 @@ pub struct Prompt {
     pub stopping: v1::Stopping,
     /// Separates prefix caches.
     pub cache_salt: String,
+    /// Whether the client wants to know why it went where it went.
+    pub explain: bool,
 }
 
 /// Gives requests to workers.
@@ -47,6 +49,8 @@ pub struct Dispatched {
     pub stream: RequestStream,
     /// Under which arithmetic it is computed.
     pub numerics_id: String,
+    /// Why it went there; empty unless asked for.
+    pub explanation: String,
 }
 
 impl Dispatcher {
@@ -87,7 +91,8 @@ impl Dispatcher {
             tracing::warn!(worker = %life.id, %error, "cannot give the worker a request");
             ApiError::overloaded(NO_WORKER_RETRY_S)
         })?;
-        Ok(Dispatched { stream, numerics_id: worker.numerics_id })
+        let explanation = route.explanation;
+        Ok(Dispatched { stream, numerics_id: worker.numerics_id, explanation })
     }
 
     async fn route(&self, prompt: &Prompt) -> Result<v1::Route, ApiError> {
@@ -102,6 +107,8 @@ impl Dispatcher {
             model: prompt.model.clone(),
             prompt_blocks: numerics.iter().map(blocks_under).collect(),
             prompt_tokens: prompt.tokens.len() as u32,
+            max_tokens: prompt.stopping.max_tokens,
+            explain: prompt.explain,
         };
         let payload = request.encode_to_vec().into();
         let reply = self.network.bus.request(subjects::ROUTE, payload, ROUTE_TIMEOUT).await;

@@ -65,12 +65,21 @@ impl Gateway {
         self.models.has_workers(workers).await;
     }
 
+    /// The API without a listener. Answers under way end with an error when `cut` is cancelled.
+    pub fn app(&self, cut: CancellationToken) -> axum::Router {
+        http::app(self.config, self.models.clone(), self.dispatcher.clone(), cut)
+    }
+
+    /// Learns of workers, for as long as it is polled.
+    pub async fn follow_workers(&self) {
+        self.models.watch(&self.network).await;
+    }
+
     /// Serves HTTP until `shutdown`, then lets requests end within the grace period. Answers that
     /// are left then end with an error.
     pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) {
         let cut = CancellationToken::new();
-        let (models, dispatcher) = (self.models.clone(), self.dispatcher.clone());
-        let app = http::app(self.config, models, dispatcher, cut.clone());
+        let app = self.app(cut.clone());
         let grace_over = async {
             shutdown.cancelled().await;
             tokio::time::sleep(self.config.grace).await;
@@ -79,8 +88,9 @@ impl Gateway {
             tokio::time::sleep(FAREWELL).await;
         };
         tokio::select! {
+            biased;
             () = http::serve(listener, app, shutdown.clone()) => {}
-            () = self.models.watch(&self.network) => {}
+            () = self.follow_workers() => {}
             () = grace_over => {}
         }
     }

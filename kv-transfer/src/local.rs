@@ -60,6 +60,7 @@ impl LocalPools {
     /// `finish` on the lease has succeeded.
     pub fn pull(
         &self,
+        now: Instant,
         worker: &WorkerLife,
         lease: Lease,
         copies: &[BlockCopy],
@@ -72,7 +73,7 @@ impl LocalPools {
         }
         let block_bytes = source.layout.block_bytes();
         let blocks: Vec<u32> = copies.iter().map(|copy| copy.source).collect();
-        source.leases.read(Instant::now(), lease, &blocks, || {
+        source.leases.read(now, lease, &blocks, || {
             for copy in copies {
                 // SAFETY: announced blocks are complete, and the lease pins them unchanged while
                 // this closure runs.
@@ -128,7 +129,7 @@ mod tests {
         let mut writer = unsafe { BlockWriter::new(memory.clone(), layout(), vec![2, 0]) };
         let copies =
             [BlockCopy { source: 3, destination: 0 }, BlockCopy { source: 1, destination: 1 }];
-        pools.pull(&life(1), lease, &copies, &mut writer).unwrap();
+        pools.pull(Instant::now(), &life(1), lease, &copies, &mut writer).unwrap();
         assert_eq!(source.leases.finish(Instant::now(), lease), Ok(()));
 
         // SAFETY: the writer is idle.
@@ -146,15 +147,15 @@ mod tests {
         let mut writer = unsafe { BlockWriter::new(memory, layout(), vec![0]) };
         let copies = [BlockCopy { source: 0, destination: 0 }];
 
-        let other_life = pools.pull(&life(2), lease, &copies, &mut writer);
+        let other_life = pools.pull(Instant::now(), &life(2), lease, &copies, &mut writer);
         assert!(matches!(other_life, Err(TransferError::SourceGone(_))));
         let other_layout = KvLayout { numerics_id: "other".into(), ..layout() };
         let other_memory = Arc::new(HostMemory::new(1, layout().block_bytes()).unwrap());
         // SAFETY: this test alone uses the memory.
         let mut other = unsafe { BlockWriter::new(other_memory, other_layout, vec![0]) };
-        let mismatch = pools.pull(&life(1), lease, &copies, &mut other);
+        let mismatch = pools.pull(Instant::now(), &life(1), lease, &copies, &mut other);
         assert!(matches!(mismatch, Err(TransferError::LayoutMismatch)));
-        let unannounced = pools.pull(&life(1), lease, &copies, &mut writer);
+        let unannounced = pools.pull(Instant::now(), &life(1), lease, &copies, &mut writer);
         assert!(matches!(unannounced, Err(TransferError::Lease(LeaseError::NotAnnounced))));
     }
 
@@ -168,7 +169,7 @@ mod tests {
         let memory = Arc::new(HostMemory::new(1, layout().block_bytes()).unwrap());
         // SAFETY: this test alone uses the memory.
         let mut writer = unsafe { BlockWriter::new(memory, layout(), vec![0]) };
-        let pulled = pools.pull(&life(1), lease, &[], &mut writer);
+        let pulled = pools.pull(Instant::now(), &life(1), lease, &[], &mut writer);
         assert!(matches!(pulled, Err(TransferError::SourceGone(_))));
     }
 }

@@ -4,11 +4,12 @@
 mod service;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kv_transfer::{LeaseLimits, LeaseTable, LocalPools, LocalSource};
 use messaging::Network;
 use protocol::v1::prefill_server::PrefillServer;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use worker::{Worker, WorkerError};
@@ -38,6 +39,7 @@ pub async fn run(
         PrefillServer::new(service).max_decoding_message_size(protocol::MESSAGE_BYTES_MAX),
     );
     tokio::select! {
+        biased;
         ended = worker.serve(services, &network, shutdown) => ended,
         () = collect_leases(&leases) => Ok(()),
     }
@@ -47,7 +49,7 @@ async fn collect_leases(leases: &LeaseTable) {
     let mut interval = tokio::time::interval(COLLECT_INTERVAL);
     loop {
         interval.tick().await;
-        let ended = leases.collect(Instant::now());
+        let ended = leases.collect(Instant::now().into_std());
         if ended > 0 {
             tracing::debug!(leases = ended, "freed the blocks of ended leases");
         }

@@ -1,13 +1,13 @@
 //! The `Prefill` service.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use engine::{RefusedSequence, SequenceRequest};
 use kv_transfer::{Capability, Lease, LeaseId, LeaseTable};
 use protocol::v1::{self, prefill_event::Kind, prefill_server::Prefill};
 use protocol::{Incarnation, WorkerLife};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use worker::{EngineHost, HostError, News, SequenceHandle, Worker, outputs};
@@ -45,7 +45,7 @@ impl PrefillService {
     }
 
     fn grant(&self, handle: &SequenceHandle) -> Result<(Lease, v1::KvDescriptor), Status> {
-        let granted = self.leases.grant(Instant::now(), handle.as_holder());
+        let granted = self.leases.grant(Instant::now().into_std(), handle.as_holder());
         let lease = granted.map_err(|error| Status::resource_exhausted(error.to_string()))?;
         let descriptor = v1::KvDescriptor {
             worker_id: self.life.id.to_string(),
@@ -91,7 +91,7 @@ impl Prefill for PrefillService {
         request: Request<v1::LeaseRef>,
     ) -> Result<Response<v1::LeaseState>, Status> {
         let lease = lease_of(&request.into_inner())?;
-        let renewed = self.leases.renew(Instant::now(), lease);
+        let renewed = self.leases.renew(Instant::now().into_std(), lease);
         Ok(Response::new(v1::LeaseState { valid: renewed.is_ok() }))
     }
 
@@ -100,7 +100,7 @@ impl Prefill for PrefillService {
         request: Request<v1::LeaseRef>,
     ) -> Result<Response<v1::LeaseState>, Status> {
         let lease = lease_of(&request.into_inner())?;
-        let finished = self.leases.finish(Instant::now(), lease);
+        let finished = self.leases.finish(Instant::now().into_std(), lease);
         Ok(Response::new(v1::LeaseState { valid: finished.is_ok() }))
     }
 }
@@ -117,11 +117,12 @@ impl Forward {
     /// left of the lease is not wanted; on a finished lease this changes nothing.
     async fn run(self, granted: v1::KvDescriptor, mut news: News) {
         tokio::select! {
+            biased;
             Ok(()) = self.forward(granted, &mut news) => self.events.closed().await,
             () = self.events.closed() => {}
         }
         self.leases.revoke(self.lease);
-        self.leases.collect(Instant::now());
+        self.leases.collect(Instant::now().into_std());
     }
 
     async fn forward(&self, granted: v1::KvDescriptor, news: &mut News) -> Result<(), ReaderGone> {

@@ -1,12 +1,14 @@
 //! What crosses a process: the protobuf messages and gRPC services of `proto/`, the hashes that
-//! name KV blocks, and the identities of workers.
+//! name KV blocks, the identities of workers, and the model of how long their steps take.
 
 mod block_hash;
 mod identity;
+mod latency;
 pub mod subjects;
 
 pub use block_hash::{BlockHash, BlockHasher, hashes_from_bytes, hashes_to_bytes};
 pub use identity::{Incarnation, WorkerId, WorkerLife};
+pub use latency::StepShape;
 
 /// Largest message of the data plane: a prompt of a million tokens fits.
 pub const MESSAGE_BYTES_MAX: usize = 16 << 20;

@@ -1,13 +1,14 @@
 //! The decision.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
 use std::time::{Duration, Instant};
 
-use protocol::v1::{self, Role};
+use protocol::v1::{self, LatencyModel, Role};
 use protocol::{BlockHash, WorkerLife, hashes_from_bytes};
 
-use crate::cost::{self, Assumed, Cost};
-use crate::prefix_index::PrefixIndex;
+use crate::cost::{self, Cost, Sizes};
+use crate::prefix_index::{Events, PrefixIndex, Slot, Sync};
 use crate::worker_table::WorkerEntry;
 
 /// A request, as far as routing is concerned.
@@ -19,6 +20,8 @@ pub struct Question {
     pub prompt_blocks: Vec<(String, Vec<BlockHash>)>,
     /// Length of the prompt.
     pub prompt_tokens: usize,
+    /// Length of the answer at most.
+    pub max_tokens: usize,
 }
 
 /// Where a request goes.
@@ -32,6 +35,8 @@ pub struct Route {
     pub cached_blocks: usize,
     /// The prediction that won.
     pub cost: Cost,
+    /// The best choice of the other kind: with a prefill worker or without.
+    pub otherwise: Option<Box<Route>>,
 }
 
 /// No worker can take the request.
@@ -44,49 +49,122 @@ pub enum NoRoute {
 /// All that routers know. Synchronous; the time is passed in.
 #[derive(Default)]
 pub struct Core {
-    workers: BTreeMap<WorkerLife, WorkerEntry>,
+    slots: Vec<Option<(WorkerLife, WorkerEntry)>>,
+    lives: BTreeMap<WorkerLife, Slot>,
+    /// By model and numerics id: the workers that may pair.
+    pools: HashMap<String, BTreeMap<String, Pool>>,
     index: PrefixIndex,
+}
+
+/// Workers that compute the same bits.
+#[derive(Default)]
+struct Pool {
+    /// In the order of their names: of equal costs the first wins.
+    decode: Vec<Slot>,
+    prefill: Vec<Slot>,
+    /// What one of them measured last, for those that have not.
+    latency: Option<LatencyModel>,
 }
 
 impl Core {
     /// A worker is there.
     pub fn register(&mut self, registration: v1::WorkerRegistration, now: Instant) {
         let life = WorkerLife::new(&registration.worker_id, registration.incarnation);
-        match self.workers.get_mut(&life) {
-            Some(entry) => entry.registration = registration,
-            None => {
-                self.workers.insert(life, WorkerEntry::new(registration, now));
-            }
+        if self.lives.contains_key(&life) {
+            // A life's registration does not change.
+            return;
         }
+        let free = self.slots.iter().position(Option::is_none);
+        let slot = free.unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() - 1
+        });
+        self.index.follow(slot as Slot, registration.kv_blocks as usize);
+        self.lives.insert(life.clone(), slot as Slot);
+        let of_model = self.pools.entry(registration.model.clone()).or_default();
+        let pool = of_model.entry(registration.numerics_id.clone()).or_default();
+        let (role, equals) = (registration.role(), pool.latency);
+        self.slots[slot] = Some((life.clone(), WorkerEntry::new(registration, equals, now)));
+        let workers = if role == Role::Prefill { &mut pool.prefill } else { &mut pool.decode };
+        let is_before = |other: &Slot| {
+            self.slots[*other as usize].as_ref().is_some_and(|(other, _)| *other < life)
+        };
+        workers.insert(workers.partition_point(is_before), slot as Slot);
     }
 
     /// All workers known.
     pub fn workers(&self) -> impl Iterator<Item = &WorkerLife> {
-        self.workers.keys()
+        self.lives.keys()
     }
 
     /// A worker is gone.
     pub fn remove(&mut self, worker: &WorkerLife) {
-        self.workers.remove(worker);
-        self.index.forget(worker);
-    }
-
-    /// A worker says how busy it is. Reports of unknown lives are late ones and left out.
-    pub fn report(&mut self, load: v1::LoadReport, now: Instant) {
-        let life = WorkerLife::new(&load.worker_id, load.incarnation);
-        if let Some(entry) = self.workers.get_mut(&life) {
-            entry.report(load, now);
+        let Some(slot) = self.lives.remove(worker) else { return };
+        self.index.forget(slot);
+        let Some((_, entry)) = self.slots[slot as usize].take() else { return };
+        let v1::WorkerRegistration { model, numerics_id, .. } = entry.registration;
+        let Some(of_model) = self.pools.get_mut(&model) else { return };
+        of_model.retain(|id, pool| {
+            if *id == numerics_id {
+                pool.decode.retain(|other| *other != slot);
+                pool.prefill.retain(|other| *other != slot);
+            }
+            !(pool.decode.is_empty() && pool.prefill.is_empty())
+        });
+        if of_model.is_empty() {
+            self.pools.remove(&model);
         }
     }
 
-    /// A worker's prefix cache changed. Returns whether messages were missed.
-    pub fn kv_events(&mut self, events: &v1::KvEvents) -> bool {
+    /// A worker says how busy it is. Reports of unknown lives are late ones and left out.
+    pub fn report(&mut self, load: v1::LoadReport, now: Instant) -> Sync {
+        let life = WorkerLife::new(&load.worker_id, load.incarnation);
+        let Some(slot) = self.lives.get(&life).copied() else { return Sync::Kept };
+        let Some((_, entry)) = &mut self.slots[slot as usize] else { return Sync::Kept };
+        let v1::WorkerRegistration { model, numerics_id, .. } = &entry.registration;
+        let pool = self.pools.get_mut(model).and_then(|of_model| of_model.get_mut(numerics_id));
+        let kv_sequence = load.kv_sequence;
+        let equals = pool.as_ref().and_then(|pool| pool.latency);
+        entry.report(load, equals, now);
+        if let (Some(pool), Some(_)) = (pool, entry.load.latency) {
+            pool.latency = Some(entry.latency);
+        }
+        self.index.expect(slot, kv_sequence, now)
+    }
+
+    /// A worker's prefix cache changed.
+    pub fn kv_events(&mut self, events: &v1::KvEvents) -> Sync {
         let life = WorkerLife::new(&events.worker_id, events.incarnation);
-        let Some(entry) = self.workers.get(&life) else { return false };
-        let blocks_max = entry.registration.kv_blocks as usize;
-        let stored = hashes_from_bytes(&events.stored);
-        let removed = hashes_from_bytes(&events.removed);
-        self.index.apply(&life, events.sequence, stored, removed, blocks_max)
+        let Some(slot) = self.lives.get(&life) else { return Sync::Kept };
+        let events = Events {
+            sequence: events.sequence,
+            stored: hashes_from_bytes(&events.stored).collect(),
+            removed: hashes_from_bytes(&events.removed).collect(),
+        };
+        self.index.apply(*slot, events)
+    }
+
+    /// What a worker's prefix cache held before the events of number `next_sequence`.
+    pub fn kv_snapshot(
+        &mut self,
+        worker: &WorkerLife,
+        next_sequence: u64,
+        hashes: Vec<BlockHash>,
+    ) -> Sync {
+        let Some(slot) = self.lives.get(worker) else { return Sync::Kept };
+        self.index.restore(*slot, next_sequence, hashes)
+    }
+
+    /// Where a worker is to be asked for its snapshot; nothing if it is gone.
+    pub fn endpoint(&self, worker: &WorkerLife) -> Option<&str> {
+        let slot = self.lives.get(worker)?;
+        let (_, entry) = self.slots[*slot as usize].as_ref()?;
+        Some(&entry.registration.data_endpoint)
+    }
+
+    /// What is known of a worker's prefix cache; nothing while a snapshot is awaited.
+    pub fn cached_blocks(&self, worker: &WorkerLife) -> Option<&HashSet<BlockHash>> {
+        self.index.blocks(*self.lives.get(worker)?)
     }
 
     /// Chooses the pair (or the one worker) with the lowest predicted cost, and counts the
@@ -95,84 +173,143 @@ impl Core {
     pub fn route(&mut self, question: &Question, now: Instant) -> Result<Route, NoRoute> {
         let best = self.best(question, now, true).or_else(|| self.best(question, now, false));
         let route = best.ok_or(NoRoute::NoWorker)?;
-        let block_size = self.workers[&route.decode].registration.block_size as usize;
-        let computed = question.prompt_tokens.saturating_sub(route.cached_blocks * block_size);
-        let ttft = Duration::from_micros(route.cost.ttft_us as u64);
-        let computing = route.prefill.as_ref().unwrap_or(&route.decode);
-        if let Some(entry) = self.workers.get_mut(computing) {
-            entry.dispatch(computed as u64, ttft, now);
-        }
-        if let (Some(_), Some(entry)) = (&route.prefill, self.workers.get_mut(&route.decode)) {
-            entry.dispatch(0, ttft, now);
-        }
+        self.count(&route, question, now);
         Ok(route)
     }
 
-    fn best(&self, question: &Question, now: Instant, only_fresh: bool) -> Option<Route> {
-        let mut best: Option<Route> = None;
-        for (numerics_id, hashes) in &question.prompt_blocks {
-            let matched = self.index.matched_blocks(hashes);
-            let cached = |life: &WorkerLife| matched.get(life).copied().unwrap_or(0);
-            let able = |(_, entry): &(&WorkerLife, &WorkerEntry)| {
-                entry.registration.model == question.model
-                    && entry.registration.numerics_id == *numerics_id
-                    && (!only_fresh || entry.is_fresh(now))
-            };
-            let measured =
-                self.workers.iter().filter(able).map(|(_, entry)| entry.load.prefill_us_per_token);
-            let us_per_token = measured.filter(|us| *us > 0.0).reduce(f32::min);
-            let us_per_token = us_per_token.unwrap_or(cost::PREFILL_US_PER_TOKEN);
-            let assumed = Assumed { now, us_per_token };
-            for (decode, entry) in self.workers.iter().filter(able) {
-                if entry.registration.role() != Role::Decode {
-                    continue;
-                }
-                let tokens_of = |blocks: usize| blocks * entry.registration.block_size as usize;
-                let cached_here = cached(decode);
-                let tokens = question.prompt_tokens;
-                let cost = cost::local(entry, tokens, tokens_of(cached_here), assumed);
-                keep_better(
-                    &mut best,
-                    Route {
-                        decode: decode.clone(),
-                        prefill: None,
-                        cached_blocks: cached_here,
-                        cost,
-                    },
-                );
-                for (prefill, other) in self.workers.iter().filter(able) {
-                    if other.registration.role() != Role::Prefill {
-                        continue;
-                    }
-                    let there = cached(prefill);
-                    let cost = cost::remote(
-                        other,
-                        entry,
-                        tokens,
-                        tokens_of(there),
-                        tokens_of(cached_here),
-                        assumed,
-                    );
-                    keep_better(
-                        &mut best,
-                        Route {
-                            decode: decode.clone(),
-                            prefill: Some(prefill.clone()),
-                            cached_blocks: there,
-                            cost,
-                        },
-                    );
-                }
-            }
+    fn count(&mut self, route: &Route, question: &Question, now: Instant) {
+        let (sizes, tokens) = (question.sizes(), question.prompt_tokens as u64);
+        let ttft = Duration::from_micros(route.cost.ttft_us as u64);
+        let computing = route.prefill.as_ref().unwrap_or(&route.decode);
+        if let Some(entry) = self.entry_mut(computing) {
+            let cached_tokens = route.cached_blocks * entry.block_size();
+            let prefill_us = cost::prefill_us(entry, sizes, cached_tokens);
+            entry.dispatch(prefill_us, ttft, tokens, now);
         }
-        best
+        if let (Some(_), Some(entry)) = (&route.prefill, self.entry_mut(&route.decode)) {
+            entry.dispatch(0.0, ttft, tokens, now);
+        }
+    }
+
+    fn entry_mut(&mut self, worker: &WorkerLife) -> Option<&mut WorkerEntry> {
+        let slot = self.lives.get(worker)?;
+        self.slots[*slot as usize].as_mut().map(|(_, entry)| entry)
+    }
+
+    fn best(&self, question: &Question, now: Instant, only_fresh: bool) -> Option<Route> {
+        let of_model = self.pools.get(&question.model)?;
+        let pools = question
+            .prompt_blocks
+            .iter()
+            .filter_map(|(numerics_id, hashes)| Some((of_model.get(numerics_id)?, hashes)));
+        let routes = pools.filter_map(|(pool, hashes)| {
+            let mut cached_blocks = vec![0; self.slots.len()];
+            for (slot, blocks) in self.index.matched_blocks(hashes) {
+                cached_blocks[slot as usize] = blocks;
+            }
+            let sizes = question.sizes();
+            Choice { core: self, cached_blocks, sizes, now, only_fresh }.in_pool(pool)
+        });
+        routes.reduce(cheaper)
     }
 }
 
-/// Of equal costs the first stays: workers are tried in the order of their names.
-fn keep_better(best: &mut Option<Route>, candidate: Route) {
-    if best.as_ref().is_none_or(|best| candidate.cost.total_us() < best.cost.total_us()) {
-        *best = Some(candidate);
+impl Question {
+    fn sizes(&self) -> Sizes {
+        Sizes { prompt: self.prompt_tokens, answer_max: self.max_tokens }
+    }
+}
+
+/// Of equal costs the first stays.
+fn cheaper(a: Route, b: Route) -> Route {
+    if b.cost.total_us() < a.cost.total_us() { b } else { a }
+}
+
+/// The choice among the workers of one pool.
+struct Choice<'a> {
+    core: &'a Core,
+    /// By slot.
+    cached_blocks: Vec<usize>,
+    sizes: Sizes,
+    now: Instant,
+    only_fresh: bool,
+}
+
+impl Choice<'_> {
+    fn in_pool(&self, pool: &Pool) -> Option<Route> {
+        let Self { sizes, now, .. } = *self;
+        let local =
+            self.lowest(&pool.decode, |entry, cached| cost::local(entry, sizes, cached, now));
+        let receive =
+            self.lowest(&pool.decode, |entry, cached| cost::receive(entry, sizes, cached));
+        let prefill = |entry: &WorkerEntry, cached| cost::prefill(entry, sizes, cached, now);
+        let prefill = self.lowest(&pool.prefill, prefill);
+        let remote = receive.zip(prefill).map(|((decode, receiving), (prefill, computing))| {
+            self.route(decode, Some(prefill), receiving + computing)
+        });
+        let local = local.map(|(decode, cost)| self.route(decode, None, cost));
+        match (local, remote) {
+            (Some(local), Some(remote)) if remote.cost.total_us() < local.cost.total_us() => {
+                Some(Route { otherwise: Some(Box::new(local)), ..remote })
+            }
+            (Some(local), remote) => Some(Route { otherwise: remote.map(Box::new), ..local }),
+            (None, remote) => remote,
+        }
+    }
+
+    /// The worker for which `cost`, given its cached tokens, is lowest.
+    fn lowest(
+        &self,
+        workers: &[Slot],
+        cost: impl Fn(&WorkerEntry, usize) -> Cost,
+    ) -> Option<(Slot, Cost)> {
+        let mut lowest: Option<(Slot, Cost)> = None;
+        for slot in workers {
+            let Some((_, entry)) = &self.core.slots[*slot as usize] else { continue };
+            if self.only_fresh && !entry.is_fresh(self.now) {
+                continue;
+            }
+            let cached_tokens = self.cached_blocks[*slot as usize] * entry.block_size();
+            let cost = cost(entry, cached_tokens);
+            if lowest.is_none_or(|(_, lowest)| cost.total_us() < lowest.total_us()) {
+                lowest = Some((*slot, cost));
+            }
+        }
+        lowest
+    }
+
+    fn route(&self, decode: Slot, prefill: Option<Slot>, cost: Cost) -> Route {
+        let life = |slot: Slot| {
+            let (life, _) = self.core.slots[slot as usize].as_ref().expect("a pool's worker");
+            life.clone()
+        };
+        Route {
+            decode: life(decode),
+            prefill: prefill.map(life),
+            cached_blocks: self.cached_blocks[prefill.unwrap_or(decode) as usize],
+            cost,
+            otherwise: None,
+        }
+    }
+}
+
+/// For people: the choice, what was predicted of it, and the best one of the other kind.
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "decode={};", self.decode.id)?;
+        if let Some(prefill) = &self.prefill {
+            write!(f, "prefill={};", prefill.id)?;
+        }
+        let Cost { ttft_us, slowdown_us } = self.cost;
+        let cached_blocks = self.cached_blocks;
+        write!(
+            f,
+            "cached_blocks={cached_blocks};ttft_us={ttft_us:.0};slowdown_us={slowdown_us:.0}"
+        )?;
+        match &self.otherwise {
+            Some(other) => write!(f, ";otherwise=({other})"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -190,6 +327,7 @@ mod tests {
         running: u32,
         waiting_tokens: u64,
         us_per_token: f32,
+        step_us: f32,
         free_blocks: u32,
         cached_blocks: usize,
         silent: bool,
@@ -203,6 +341,7 @@ mod tests {
             model,
             free_blocks: 1000,
             us_per_token: 100.0,
+            step_us: 1000.0,
             ..Default::default()
         }
     }
@@ -223,6 +362,7 @@ mod tests {
             model: "m".into(),
             prompt_blocks: vec![("n".into(), hashes.clone()), ("other".into(), hashes)],
             prompt_tokens: PROMPT_TOKENS,
+            max_tokens: 100,
         }
     }
 
@@ -238,6 +378,7 @@ mod tests {
                 block_size: 16,
                 kv_blocks: 1000,
                 block_bytes: 1 << 16,
+                max_num_batched_tokens: 512,
                 ..Default::default()
             };
             let before = now - Duration::from_secs(10);
@@ -247,17 +388,24 @@ mod tests {
                 running_sequences: worker.running,
                 waiting_prompt_tokens: worker.waiting_tokens,
                 free_blocks: worker.free_blocks,
-                prefill_us_per_token: worker.us_per_token,
-                decode_step_us: 1000.0,
+                running_tokens: u64::from(worker.running) * 100,
+                latency: Some(LatencyModel {
+                    step_us: worker.step_us,
+                    prefill_token_us: worker.us_per_token,
+                    sequence_us: 100.0,
+                    ..Default::default()
+                }),
+                kv_sequence: 1,
                 ..Default::default()
             };
-            core.report(load, if worker.silent { before } else { now });
+            assert_eq!(core.report(load, if worker.silent { before } else { now }), Sync::Kept);
             let held: Vec<BlockHash> = (0..worker.cached_blocks).map(hash).collect();
-            core.kv_events(&v1::KvEvents {
+            let events = v1::KvEvents {
                 worker_id: worker.name.into(),
                 stored: protocol::hashes_to_bytes(&held),
                 ..Default::default()
-            });
+            };
+            assert_eq!(core.kv_events(&events), Sync::Kept);
         }
         core
     }
@@ -335,12 +483,12 @@ mod tests {
         let chosen = |core: &mut Core| core.route(&question(), now).unwrap().prefill.unwrap();
         let (first, second) = (chosen(&mut core), chosen(&mut core));
         assert_eq!((first.id.as_str(), second.id.as_str()), ("p", "q"));
-        assert_eq!(core.workers[&first].queued_tokens(now), PROMPT_TOKENS as u64);
-        let later = now + Duration::from_millis(17);
-        assert_eq!(core.workers[&first].queued_tokens(later), 0, "16 ms were predicted");
+        let queue_us = |core: &mut Core, at| core.entry_mut(&first).unwrap().queue_us(at);
+        assert_eq!(queue_us(&mut core, now), 17_000.0);
+        assert_eq!(queue_us(&mut core, now + Duration::from_millis(18)), 0.0, "17 were predicted");
         let report = v1::LoadReport { worker_id: "p".into(), ..Default::default() };
-        core.report(report, now + Duration::from_secs(1));
-        assert_eq!(core.workers[&first].queued_tokens(now), 0);
+        assert_eq!(core.report(report, now + Duration::from_secs(1)), Sync::Kept);
+        assert_eq!(queue_us(&mut core, now), 0.0);
     }
 
     #[test]

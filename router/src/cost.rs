@@ -1,13 +1,12 @@
 //! What a choice of workers is predicted to cost, in microseconds: the time to the first token,
-//! and by how much streams are slowed down.
+//! and by how much streams are slowed down. Both halves of a pair are predicted alone, so that the
+//! best pair is the best of each.
 
 use std::time::Instant;
 
-use crate::worker_table::WorkerEntry;
+use protocol::StepShape;
 
-/// Assumed until a worker (or one of its numerics id) has measured itself.
-pub const PREFILL_US_PER_TOKEN: f32 = 200.0;
-const DECODE_STEP_US: f32 = 10_000.0;
+use crate::worker_table::WorkerEntry;
 
 /// Asking another worker for a prompt: call, lease, and the last blocks' way after the last chunk.
 const HANDOFF_US: f32 = 1_500.0;
@@ -18,17 +17,24 @@ const TRANSFER_BYTES_PER_US: f32 = 10_000.0;
 /// A choice without room for its blocks waits about this long for some.
 const NO_ROOM_US: f32 = 1_000_000.0;
 
-/// What a prediction takes for granted.
-#[derive(Clone, Copy)]
-pub struct Assumed {
-    /// The present.
-    pub now: Instant,
-    /// The speed of a worker that has not measured itself: that of its equals, where one has.
-    pub us_per_token: f32,
+/// Answers are assumed to have this many tokens, or fewer where the request allows no more.
+const ANSWER_TOKENS: usize = 64;
+
+/// Streams that a decode worker is assumed to get while it computes a prompt, because it is there
+/// to decode.
+const STREAMS_EXPECTED: f32 = 0.5;
+
+/// A request's sizes, in tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Its prompt.
+    pub prompt: usize,
+    /// Its answer at most.
+    pub answer_max: usize,
 }
 
 /// A prediction.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Cost {
     /// Until the first token.
     pub ttft_us: f32,
@@ -43,71 +49,62 @@ impl Cost {
     }
 }
 
-/// Streams that a decode worker is assumed to get while it computes a prompt, because it is there
-/// to decode.
-const STREAMS_EXPECTED: f32 = 0.5;
+impl std::ops::Add for Cost {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            ttft_us: self.ttft_us + other.ttft_us,
+            slowdown_us: self.slowdown_us + other.slowdown_us,
+        }
+    }
+}
+
+/// Computing the rest of a prompt in one worker, alone and without its queue, in microseconds.
+pub fn prefill_us(worker: &WorkerEntry, sizes: Sizes, cached_tokens: usize) -> f32 {
+    // The last token is always computed: its logits are the first output token's.
+    let tokens = sizes.prompt.saturating_sub(cached_tokens).max(1);
+    let cached = sizes.prompt.saturating_sub(tokens);
+    worker.latency.predict_prefill_us(cached as f32, tokens as f32, worker.chunk_tokens())
+}
 
 /// The decode worker computes the prompt itself: all its streams wait for that.
-pub fn local(
-    decode: &WorkerEntry,
-    prompt_tokens: usize,
-    cached_tokens: usize,
-    assumed: Assumed,
-) -> Cost {
-    let prefill_us = prefill_us(decode, prompt_tokens, cached_tokens, assumed);
+pub fn local(decode: &WorkerEntry, sizes: Sizes, cached_tokens: usize, now: Instant) -> Cost {
+    let prefill_us = prefill_us(decode, sizes, cached_tokens);
     let streams = (decode.streams() as f32).max(STREAMS_EXPECTED);
-    Cost {
-        ttft_us: queue_us(decode, assumed) + prefill_us,
-        slowdown_us: prefill_us * streams + decode_us(decode, prompt_tokens),
-    }
+    let prefill =
+        Cost { ttft_us: decode.queue_us(now) + prefill_us, slowdown_us: prefill_us * streams };
+    prefill + stream(decode, sizes)
 }
 
-/// A prefill worker computes the prompt; what the decode worker lacks of it moves.
-pub fn remote(
-    prefill: &WorkerEntry,
-    decode: &WorkerEntry,
-    prompt_tokens: usize,
-    cached_at_prefill: usize,
-    cached_at_decode: usize,
-    assumed: Assumed,
-) -> Cost {
-    let block_size = decode.registration.block_size.max(1) as usize;
-    let missing_blocks = prompt_tokens.saturating_sub(cached_at_decode).div_ceil(block_size);
-    let missing_bytes = missing_blocks as f32 * decode.registration.block_bytes as f32;
-    let transfer_us = missing_bytes / TRANSFER_BYTES_PER_US;
-    Cost {
-        ttft_us: queue_us(prefill, assumed)
-            + prefill_us(prefill, prompt_tokens, cached_at_prefill, assumed),
-        slowdown_us: HANDOFF_US + transfer_us + decode_us(decode, prompt_tokens),
-    }
+/// A prefill worker computes the prompt for someone.
+pub fn prefill(worker: &WorkerEntry, sizes: Sizes, cached_tokens: usize, now: Instant) -> Cost {
+    let ttft_us = worker.queue_us(now) + prefill_us(worker, sizes, cached_tokens);
+    Cost { ttft_us, slowdown_us: 0.0 }
 }
 
-fn queue_us(worker: &WorkerEntry, assumed: Assumed) -> f32 {
-    worker.queued_tokens(assumed.now) as f32 * us_per_token(worker, assumed)
+/// A decode worker takes over a prompt that was computed elsewhere; what it lacks of it moves.
+pub fn receive(decode: &WorkerEntry, sizes: Sizes, cached_tokens: usize) -> Cost {
+    let missing = sizes.prompt.saturating_sub(cached_tokens).div_ceil(decode.block_size());
+    let bytes = missing as f32 * decode.registration.block_bytes as f32;
+    let transfer = Cost { ttft_us: 0.0, slowdown_us: HANDOFF_US + bytes / TRANSFER_BYTES_PER_US };
+    transfer + stream(decode, sizes)
 }
 
-fn prefill_us(
-    worker: &WorkerEntry,
-    prompt_tokens: usize,
-    cached_tokens: usize,
-    assumed: Assumed,
-) -> f32 {
-    // The last token is always computed: its logits are the first output token's.
-    let uncached = prompt_tokens.saturating_sub(cached_tokens).max(1);
-    uncached as f32 * us_per_token(worker, assumed)
-}
-
-/// One more stream among those of a decode worker: a share of a step for each, and a wait where
-/// there is no room.
-fn decode_us(decode: &WorkerEntry, prompt_tokens: usize) -> f32 {
-    let measured = decode.load.decode_step_us;
-    let step_us = if measured > 0.0 { measured } else { DECODE_STEP_US };
-    let block_size = decode.registration.block_size.max(1) as usize;
-    let has_room = decode.available_blocks() > prompt_tokens / block_size;
-    step_us * decode.streams() as f32 + if has_room { 0.0 } else { NO_ROOM_US }
-}
-
-fn us_per_token(worker: &WorkerEntry, assumed: Assumed) -> f32 {
-    let measured = worker.load.prefill_us_per_token;
-    if measured > 0.0 { measured } else { assumed.us_per_token }
+/// One more stream among those of a decode worker: its own steps, what it adds to those of the
+/// others, and a wait where there is no room.
+fn stream(decode: &WorkerEntry, sizes: Sizes) -> Cost {
+    let answer = ANSWER_TOKENS.min(sizes.answer_max) as f32;
+    let streams = decode.streams() as f32;
+    let context = sizes.prompt as f32 + answer / 2.0;
+    let alone = StepShape { sequences: 1.0, attended: context, ..Default::default() };
+    let together = StepShape {
+        sequences: streams + 1.0,
+        attended: decode.stream_tokens() as f32 + context,
+        ..Default::default()
+    };
+    let added_us = decode.latency.predict_step_us(&alone) - decode.latency.step_us;
+    let own_us = decode.latency.predict_step_us(&together);
+    let wait_us = if decode.has_room(sizes.prompt) { 0.0 } else { NO_ROOM_US };
+    Cost { ttft_us: 0.0, slowdown_us: answer * (own_us + streams * added_us) + wait_us }
 }

@@ -7,8 +7,11 @@
 mod core;
 mod cost;
 mod prefix_index;
+mod resync;
 mod run;
 mod worker_table;
 
 pub use crate::core::{Core, NoRoute, Question, Route};
-pub use run::run;
+pub use cost::Cost;
+pub use prefix_index::Sync;
+pub use run::Router;

@@ -1,161 +1,407 @@
-//! Which worker's prefix cache holds which blocks, as told by KV events.
+//! Which worker's prefix cache holds which blocks, as told by KV events and snapshots.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::{Duration, Instant};
 
-use protocol::{BlockHash, WorkerLife};
+use protocol::BlockHash;
+
+/// A worker's place in the router's tables. Small numbers, used again after a worker has gone.
+pub type Slot = u32;
+
+/// Messages that wait for one worker's snapshot; beyond, the oldest is dropped, which makes a gap.
+const PENDING_MAX: usize = 1024;
+
+/// Load reports that speak of unseen events for this long mean that those were lost.
+const EVENTS_DELAY_MAX: Duration = Duration::from_millis(100);
+
+/// Blocks that `matched_blocks` leaps over when all workers hold both ends.
+const LEAP: usize = 64;
 
 /// Blocks by worker, and workers by block.
 #[derive(Default)]
 pub struct PrefixIndex {
-    holders: HashMap<BlockHash, Vec<WorkerLife>>,
-    caches: HashMap<WorkerLife, Cache>,
+    holders: HashMap<BlockHash, Holders>,
+    caches: HashMap<Slot, Cache>,
 }
 
+/// Workers that hold one block; mostly there is one.
+enum Holders {
+    One(Slot),
+    /// In rising order.
+    Many(Vec<Slot>),
+}
+
+/// One worker's prefix cache, as known here.
 #[derive(Default)]
 struct Cache {
+    /// What is remembered at most: a cache has no more blocks than its pool.
+    blocks_max: usize,
     blocks: HashSet<BlockHash>,
     /// The sequence number that the next message must have.
     next_sequence: u64,
+    /// While a snapshot is awaited, what came since it was asked for.
+    awaiting: Option<VecDeque<Events>>,
+    /// Since when load reports speak of events that have not come, and of which number they lack.
+    behind: Option<(Instant, u64)>,
+}
+
+/// One message of changes.
+#[derive(Clone, Debug, Default)]
+pub struct Events {
+    /// Rises by one per message of a worker.
+    pub sequence: u64,
+    /// Blocks that are there now.
+    pub stored: Vec<BlockHash>,
+    /// Blocks that no longer are.
+    pub removed: Vec<BlockHash>,
+}
+
+/// What is known of a worker no longer holds: its snapshot has to be fetched.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sync {
+    /// As far as can be told, the index is the worker's truth.
+    Kept,
+    /// Messages were missed just now.
+    Lost,
 }
 
 impl PrefixIndex {
-    /// Applies one worker's message of changes. `blocks_max` bounds what is remembered of it: a
-    /// cache has no more blocks than its pool. After a gap, what was known of the worker no longer
-    /// holds; it is forgotten rather than guessed over. Returns whether there was one.
-    pub fn apply(
-        &mut self,
-        worker: &WorkerLife,
-        sequence: u64,
-        stored: impl Iterator<Item = BlockHash>,
-        removed: impl Iterator<Item = BlockHash>,
-        blocks_max: usize,
-    ) -> bool {
-        let expected = self.caches.get(worker).map_or(0, |cache| cache.next_sequence);
-        let gap = sequence != expected;
-        if gap {
-            self.forget(worker);
-        }
-        for hash in removed {
-            self.remove(worker, hash);
-        }
-        let cache = self.caches.entry(worker.clone()).or_default();
-        cache.next_sequence = sequence.wrapping_add(1);
-        for hash in stored {
-            if cache.blocks.len() < blocks_max && cache.blocks.insert(hash) {
-                self.holders.entry(hash).or_default().push(worker.clone());
-            }
-        }
-        gap
+    /// Begins to follow a worker with an empty cache of so many blocks at most.
+    pub fn follow(&mut self, worker: Slot, blocks_max: usize) {
+        self.forget(worker);
+        self.caches.insert(worker, Cache { blocks_max, ..Default::default() });
     }
 
     /// Forgets a worker.
-    pub fn forget(&mut self, worker: &WorkerLife) {
-        let Some(cache) = self.caches.remove(worker) else { return };
-        for hash in cache.blocks {
+    pub fn forget(&mut self, worker: Slot) {
+        self.clear(worker);
+        self.caches.remove(&worker);
+    }
+
+    /// Applies one message. After a gap what was known of the worker is forgotten, not guessed
+    /// over, and messages wait for its snapshot.
+    pub fn apply(&mut self, worker: Slot, events: Events) -> Sync {
+        let Some(cache) = self.caches.get_mut(&worker) else { return Sync::Kept };
+        if let Some(pending) = &mut cache.awaiting {
+            if pending.len() >= PENDING_MAX {
+                pending.pop_front();
+            }
+            pending.push_back(events);
+            return Sync::Kept;
+        }
+        if events.sequence < cache.next_sequence {
+            return Sync::Kept;
+        }
+        if events.sequence > cache.next_sequence {
+            self.lose(worker, VecDeque::from([events]));
+            return Sync::Lost;
+        }
+        cache.next_sequence += 1;
+        for hash in events.removed {
+            self.remove(worker, hash);
+        }
+        for hash in events.stored {
+            self.insert(worker, hash);
+        }
+        Sync::Kept
+    }
+
+    /// A worker says which number its next message will have. When this is news for too long, the
+    /// messages before it were lost.
+    pub fn expect(&mut self, worker: Slot, next_sequence: u64, now: Instant) -> Sync {
+        let Some(cache) = self.caches.get_mut(&worker) else { return Sync::Kept };
+        if cache.awaiting.is_some() || next_sequence <= cache.next_sequence {
+            cache.behind = None;
+            return Sync::Kept;
+        }
+        match cache.behind {
+            Some((since, lacking)) if lacking == cache.next_sequence => {
+                if now.saturating_duration_since(since) < EVENTS_DELAY_MAX {
+                    return Sync::Kept;
+                }
+                self.lose(worker, VecDeque::new());
+                Sync::Lost
+            }
+            _ => {
+                cache.behind = Some((now, cache.next_sequence));
+                Sync::Kept
+            }
+        }
+    }
+
+    /// Replaces what is known of a worker, and applies what came since.
+    pub fn restore(&mut self, worker: Slot, next_sequence: u64, hashes: Vec<BlockHash>) -> Sync {
+        let Some(cache) = self.caches.get_mut(&worker) else { return Sync::Kept };
+        let mut pending = cache.awaiting.take().unwrap_or_default();
+        cache.next_sequence = next_sequence;
+        self.clear(worker);
+        for hash in hashes {
+            self.insert(worker, hash);
+        }
+        pending.make_contiguous().sort_by_key(|events| events.sequence);
+        while let Some(events) = pending.pop_front() {
+            if self.apply(worker, events) == Sync::Lost {
+                // The rest waits for another snapshot.
+                if let Some(awaiting) =
+                    self.caches.get_mut(&worker).and_then(|c| c.awaiting.as_mut())
+                {
+                    awaiting.extend(pending);
+                }
+                return Sync::Lost;
+            }
+        }
+        Sync::Kept
+    }
+
+    /// What is known of a worker's cache; nothing while its snapshot is awaited.
+    pub fn blocks(&self, worker: Slot) -> Option<&HashSet<BlockHash>> {
+        self.caches.get(&worker).filter(|cache| cache.awaiting.is_none()).map(|cache| &cache.blocks)
+    }
+
+    /// For each worker that holds any, how many of a prompt's leading blocks it holds. Where all
+    /// workers that hold one block also hold the one `LEAP` further on, those between are taken
+    /// for held: caches evict a prefix after what follows it. A rare hole makes a prediction too
+    /// good, and nothing wrong.
+    pub fn matched_blocks(&self, prompt: &[BlockHash]) -> Vec<(Slot, usize)> {
+        let mut matched = Vec::new();
+        let Some(first) = prompt.first().and_then(|hash| self.holders.get(hash)) else {
+            return matched;
+        };
+        let mut holding = first.slots().to_vec();
+        let mut depth = 0;
+        while !holding.is_empty() && depth + 1 < prompt.len() {
+            let next = (depth + LEAP).min(prompt.len() - 1);
+            let further = self.slots(&prompt[next]);
+            if further != holding {
+                let (on, out) = divide(&holding, further);
+                self.narrow(prompt, depth, next, &out, &mut matched);
+                holding = on;
+            }
+            depth = next;
+        }
+        matched.extend(holding.into_iter().map(|slot| (slot, prompt.len())));
+        matched
+    }
+
+    /// `workers` all hold the block at `held`, and none holds the one at `missing`: finds where
+    /// each of them ends.
+    fn narrow(
+        &self,
+        prompt: &[BlockHash],
+        held: usize,
+        missing: usize,
+        workers: &[Slot],
+        matched: &mut Vec<(Slot, usize)>,
+    ) {
+        if workers.is_empty() {
+            return;
+        }
+        if missing - held == 1 {
+            return matched.extend(workers.iter().map(|slot| (*slot, missing)));
+        }
+        let middle = held.midpoint(missing);
+        let (on, out) = divide(workers, self.slots(&prompt[middle]));
+        self.narrow(prompt, middle, missing, &on, matched);
+        self.narrow(prompt, held, middle, &out, matched);
+    }
+
+    fn slots(&self, hash: &BlockHash) -> &[Slot] {
+        self.holders.get(hash).map_or(&[], Holders::slots)
+    }
+
+    fn lose(&mut self, worker: Slot, pending: VecDeque<Events>) {
+        self.clear(worker);
+        if let Some(cache) = self.caches.get_mut(&worker) {
+            cache.awaiting = Some(pending);
+            cache.behind = None;
+        }
+    }
+
+    fn clear(&mut self, worker: Slot) {
+        let cache = self.caches.get_mut(&worker);
+        let blocks = cache.map(|cache| std::mem::take(&mut cache.blocks)).unwrap_or_default();
+        for hash in blocks {
             self.remove_holder(worker, hash);
         }
     }
 
-    /// For each worker, how many of a prompt's leading blocks it holds; workers with none are left
-    /// out.
-    pub fn matched_blocks(&self, prompt: &[BlockHash]) -> HashMap<WorkerLife, usize> {
-        let mut matched: HashMap<WorkerLife, usize> = HashMap::new();
-        for (depth, hash) in prompt.iter().enumerate() {
-            let holders = self.holders.get(hash).map_or(&[][..], Vec::as_slice);
-            if depth == 0 {
-                matched.extend(holders.iter().map(|holder| (holder.clone(), 1)));
-                continue;
-            }
-            // A worker counts on only while it holds every block so far.
-            let mut counting_on = 0;
-            for holder in holders {
-                if let Some(count) = matched.get_mut(holder).filter(|count| **count == depth) {
-                    *count += 1;
-                    counting_on += 1;
-                }
-            }
-            if counting_on == 0 {
-                break;
-            }
+    fn insert(&mut self, worker: Slot, hash: BlockHash) {
+        let Some(cache) = self.caches.get_mut(&worker) else { return };
+        if cache.blocks.len() < cache.blocks_max && cache.blocks.insert(hash) {
+            self.holders
+                .entry(hash)
+                .and_modify(|holders| holders.add(worker))
+                .or_insert(Holders::One(worker));
         }
-        matched
     }
 
-    fn remove(&mut self, worker: &WorkerLife, hash: BlockHash) {
-        let known = self.caches.get_mut(worker).is_some_and(|cache| cache.blocks.remove(&hash));
+    fn remove(&mut self, worker: Slot, hash: BlockHash) {
+        let known = self.caches.get_mut(&worker).is_some_and(|cache| cache.blocks.remove(&hash));
         if known {
             self.remove_holder(worker, hash);
         }
     }
 
-    fn remove_holder(&mut self, worker: &WorkerLife, hash: BlockHash) {
-        if let Some(holders) = self.holders.get_mut(&hash) {
-            holders.retain(|holder| holder != worker);
-            if holders.is_empty() {
+    fn remove_holder(&mut self, worker: Slot, hash: BlockHash) {
+        let Some(holders) = self.holders.get_mut(&hash) else { return };
+        match holders {
+            Holders::One(_) => {
                 self.holders.remove(&hash);
+            }
+            Holders::Many(slots) => {
+                slots.retain(|slot| *slot != worker);
+                if let [only] = slots[..] {
+                    *holders = Holders::One(only);
+                }
             }
         }
     }
 }
 
+impl Holders {
+    fn slots(&self) -> &[Slot] {
+        match self {
+            Self::One(slot) => std::slice::from_ref(slot),
+            Self::Many(slots) => slots,
+        }
+    }
+
+    /// Adds a worker that is not among them.
+    fn add(&mut self, worker: Slot) {
+        match self {
+            Self::One(slot) => {
+                *self = Self::Many(vec![worker.min(*slot), worker.max(*slot)]);
+            }
+            Self::Many(slots) => {
+                let at = slots.partition_point(|slot| *slot < worker);
+                slots.insert(at, worker);
+            }
+        }
+    }
+}
+
+/// Workers that are among `others` and those that are not; both lists in rising order.
+fn divide(workers: &[Slot], others: &[Slot]) -> (Vec<Slot>, Vec<Slot>) {
+    let mut others = others.iter().peekable();
+    workers.iter().partition(|worker| {
+        while others.next_if(|other| other < worker).is_some() {}
+        others.peek() == Some(worker)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use protocol::Incarnation;
 
-    fn worker(name: &str) -> WorkerLife {
-        WorkerLife { id: name.into(), incarnation: Incarnation(1) }
+    fn hash(number: usize) -> BlockHash {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&(number as u64).to_le_bytes());
+        BlockHash(bytes)
     }
 
-    fn hashes(bytes: &[u8]) -> Vec<BlockHash> {
-        bytes.iter().map(|byte| BlockHash([*byte; 16])).collect()
+    fn hashes(numbers: impl IntoIterator<Item = usize>) -> Vec<BlockHash> {
+        numbers.into_iter().map(hash).collect()
     }
 
-    fn apply(index: &mut PrefixIndex, name: &str, sequence: u64, stored: &[u8], removed: &[u8]) {
-        let (stored, removed) = (hashes(stored), hashes(removed));
-        index.apply(&worker(name), sequence, stored.into_iter(), removed.into_iter(), 8);
+    fn events(sequence: u64, stored: &[usize], removed: &[usize]) -> Events {
+        let hashes = |numbers: &[usize]| hashes(numbers.iter().copied());
+        Events { sequence, stored: hashes(stored), removed: hashes(removed) }
+    }
+
+    fn index(workers: u32, blocks_max: usize) -> PrefixIndex {
+        let mut index = PrefixIndex::default();
+        (0..workers).for_each(|worker| index.follow(worker, blocks_max));
+        index
     }
 
     #[track_caller]
-    fn check(index: &PrefixIndex, prompt: &[u8], expected: &[(&str, usize)]) {
-        let expected = expected.iter().map(|(name, count)| (worker(name), *count)).collect();
-        assert_eq!(index.matched_blocks(&hashes(prompt)), expected);
+    fn check(index: &PrefixIndex, prompt: &[usize], expected: &[(Slot, usize)]) {
+        let mut matched = index.matched_blocks(&hashes(prompt.iter().copied()));
+        matched.sort_unstable();
+        assert_eq!(matched, expected);
     }
 
     #[test]
-    fn leading_blocks_count_and_holes_end_the_match() {
-        let mut index = PrefixIndex::default();
-        apply(&mut index, "a", 0, &[1, 2, 3], &[]);
-        apply(&mut index, "b", 0, &[1, 3], &[]);
-        apply(&mut index, "c", 0, &[2, 3], &[]);
-        check(&index, &[1, 2, 3, 4], &[("a", 3), ("b", 1)]);
+    fn leading_blocks_count() {
+        let mut index = index(3, 8);
+        assert_eq!(index.apply(0, events(0, &[1, 2, 3], &[])), Sync::Kept);
+        assert_eq!(index.apply(1, events(0, &[1], &[])), Sync::Kept);
+        assert_eq!(index.apply(2, events(0, &[2, 3], &[])), Sync::Kept);
+        check(&index, &[1, 2, 3, 4], &[(0, 3), (1, 1)]);
         check(&index, &[9, 1], &[]);
-        apply(&mut index, "a", 1, &[], &[2]);
-        check(&index, &[1, 2, 3], &[("a", 1), ("b", 1)]);
+        check(&index, &[], &[]);
+        assert_eq!(index.apply(0, events(1, &[], &[3])), Sync::Kept);
+        check(&index, &[1, 2, 3], &[(0, 2), (1, 1)]);
     }
 
     #[test]
-    fn a_gap_forgets_what_came_before() {
-        let mut index = PrefixIndex::default();
-        apply(&mut index, "a", 0, &[1, 2], &[]);
-        apply(&mut index, "a", 2, &[3], &[]);
+    fn long_prompts_match_to_the_block() {
+        const BLOCKS: usize = 500;
+        let ends = [0, 1, 2, 63, 64, 65, 66, 127, 128, 129, 300, 499, 500];
+        let mut index = index(ends.len() as u32, BLOCKS);
+        for (worker, end) in ends.iter().enumerate() {
+            let stored: Vec<usize> = (0..*end).collect();
+            assert_eq!(index.apply(worker as u32, events(0, &stored, &[])), Sync::Kept);
+        }
+        let prompt: Vec<usize> = (0..BLOCKS).collect();
+        let held = (0..).zip(ends).filter(|(_, end)| *end > 0);
+        check(&index, &prompt, &held.collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_gap_is_healed_by_a_snapshot_and_what_came_since() {
+        let mut index = index(1, 8);
+        assert_eq!(index.apply(0, events(0, &[1], &[])), Sync::Kept);
+        assert_eq!(index.apply(0, events(2, &[3], &[])), Sync::Lost, "1 is missing");
+        assert_eq!(index.blocks(0), None);
         check(&index, &[1], &[]);
-        check(&index, &[3], &[("a", 1)]);
+        assert_eq!(index.apply(0, events(4, &[5], &[])), Sync::Kept, "it waits");
+        assert_eq!(index.apply(0, events(3, &[], &[2])), Sync::Kept, "in whatever order");
+        assert_eq!(index.restore(0, 2, hashes([1, 2])), Sync::Kept);
+        assert_eq!(index.blocks(0), Some(&hashes([1, 3, 5]).into_iter().collect()));
+        assert_eq!(index.apply(0, events(1, &[7], &[])), Sync::Kept, "an old one changes nothing");
+        check(&index, &[7], &[]);
     }
 
     #[test]
-    fn forgotten_workers_leave_nothing() {
-        let mut index = PrefixIndex::default();
-        apply(&mut index, "a", 0, &[1, 2], &[]);
-        index.forget(&worker("a"));
-        assert!(index.holders.is_empty() && index.caches.is_empty());
+    fn a_gap_behind_the_snapshot_asks_for_another() {
+        let mut index = index(1, 8);
+        assert_eq!(index.apply(0, events(5, &[1], &[])), Sync::Lost);
+        assert_eq!(index.apply(0, events(7, &[2], &[])), Sync::Kept);
+        assert_eq!(index.restore(0, 5, Vec::new()), Sync::Lost, "6 is missing");
+        assert_eq!(index.restore(0, 7, hashes([1, 9])), Sync::Kept);
+        assert_eq!(index.blocks(0), Some(&hashes([1, 9, 2]).into_iter().collect()));
     }
 
     #[test]
-    fn what_is_remembered_of_a_worker_is_bounded() {
-        let mut index = PrefixIndex::default();
-        let many: Vec<u8> = (0..100).collect();
-        apply(&mut index, "a", 0, &many, &[]);
+    fn a_lost_last_message_is_noticed_by_load_reports() {
+        let mut index = index(1, 8);
+        let start = Instant::now();
+        assert_eq!(index.expect(0, 0, start), Sync::Kept);
+        assert_eq!(index.expect(0, 1, start), Sync::Kept, "it may be on its way");
+        assert_eq!(index.apply(0, events(0, &[1], &[])), Sync::Kept);
+        let later = start + EVENTS_DELAY_MAX;
+        assert_eq!(index.expect(0, 2, later), Sync::Kept, "another one is on its way");
+        assert_eq!(index.expect(0, 2, later + EVENTS_DELAY_MAX), Sync::Lost);
+        assert_eq!(index.expect(0, 3, later + 9 * EVENTS_DELAY_MAX), Sync::Kept, "asked already");
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded_and_forgotten_with_its_worker() {
+        let mut index = index(2, 8);
+        let many: Vec<usize> = (0..100).collect();
+        assert_eq!(index.apply(0, events(0, &many, &[])), Sync::Kept);
+        assert_eq!(index.apply(1, events(0, &[0, 1], &[])), Sync::Kept);
         assert_eq!(index.holders.len(), 8);
+        assert_eq!(index.apply(1, events(9, &[], &[])), Sync::Lost);
+        for sequence in 10..5_000 {
+            assert_eq!(index.apply(1, events(sequence, &[], &[])), Sync::Kept);
+        }
+        let waiting = index.caches[&1].awaiting.as_ref().map(VecDeque::len);
+        assert_eq!(waiting, Some(PENDING_MAX));
+        index.forget(0);
+        index.forget(1);
+        assert!(index.holders.is_empty() && index.caches.is_empty());
     }
 }

@@ -1,39 +1,74 @@
 //! The router as a component: feeds the core from the bus and answers routing requests.
 
 use std::collections::HashSet;
-use std::time::Instant;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use messaging::{Bus, Change, Network, Registry, Request, Watch};
+use parking_lot::Mutex;
 use prost::Message;
 use protocol::{WorkerLife, hashes_from_bytes, subjects, v1};
 use tokio_util::sync::CancellationToken;
 
 use crate::core::{Core, NoRoute, Question, Route};
+use crate::prefix_index::Sync;
+use crate::resync::{Resync, Snapshot};
 
-/// Answers routing requests until `shutdown`. Listens from the call on, not only from the first
-/// poll: a worker that starts later says nothing that is missed.
-pub fn run(network: Network, shutdown: CancellationToken) -> impl Future<Output = ()> + Send {
-    let feeds = Feeds::new(&network.bus);
-    serve(network.registry, feeds, shutdown)
+/// A router on the bus.
+pub struct Router {
+    core: Arc<Mutex<Core>>,
+    network: Network,
+    feeds: Feeds,
 }
 
-async fn serve(registry: Registry, mut feeds: Feeds, shutdown: CancellationToken) {
-    let mut core = Core::default();
-    let mut workers = begin_watch(&registry, &mut core);
-    loop {
-        tokio::select! {
-            // Facts before questions: a question is answered by all that is known.
-            biased;
-            () = shutdown.cancelled() => return,
-            change = workers.next() => match change {
-                Some(change) => apply_change(&mut core, change),
-                // The watch lagged too far behind: begin anew from what is there.
-                None => workers = begin_watch(&registry, &mut core),
-            },
-            Some(message) = feeds.load.next() => apply_load(&mut core, &message),
-            Some(message) = feeds.kv_events.next() => apply_kv_events(&mut core, &message),
-            Some(request) = feeds.requests.next() => answer(&mut core, request),
+impl Router {
+    /// A router that knows no workers. Listens from here on, not only once it runs: a worker that
+    /// starts later says nothing that is missed.
+    pub fn new(network: Network) -> Self {
+        let feeds = Feeds::new(&network.bus);
+        Self { core: Arc::default(), network, feeds }
+    }
+
+    /// What it knows, for whoever wants to look at it.
+    pub fn core(&self) -> Arc<Mutex<Core>> {
+        self.core.clone()
+    }
+
+    /// Answers routing requests until `shutdown`.
+    pub async fn run(mut self, shutdown: CancellationToken) {
+        let registry = self.network.registry.clone();
+        let mut resync = Resync::new(self.network.data_plane.clone());
+        let mut workers = begin_watch(&registry, &mut self.core.lock());
+        loop {
+            let lost = tokio::select! {
+                // Facts before questions: a question is answered by all that is known.
+                biased;
+                () = shutdown.cancelled() => return,
+                change = workers.next() => match change {
+                    Some(change) => apply_change(&mut self.core.lock(), change),
+                    // The watch lagged too far behind: begin anew from what is there.
+                    None => {
+                        workers = begin_watch(&registry, &mut self.core.lock());
+                        None
+                    }
+                },
+                Some(message) = self.feeds.load.next() => apply_load(&mut self.core.lock(), &message),
+                Some(message) = self.feeds.kv_events.next() => {
+                    apply_kv_events(&mut self.core.lock(), &message)
+                }
+                (worker, snapshot) = resync.next() => {
+                    apply_snapshot(&mut self.core.lock(), worker, snapshot)
+                }
+                Some(request) = self.feeds.requests.next() => {
+                    answer(&mut self.core.lock(), request);
+                    None
+                }
+            };
+            if let Some(worker) = lost
+                && let Some(endpoint) = self.core.lock().endpoint(&worker)
+            {
+                resync.want(worker, endpoint);
+            }
         }
     }
 }
@@ -70,10 +105,11 @@ impl Feeds {
     }
 }
 
-fn apply_change(core: &mut Core, change: Change) {
+/// Like those below: returns the worker whose snapshot has to be fetched, if any.
+fn apply_change(core: &mut Core, change: Change) -> Option<WorkerLife> {
     match change {
         Change::Put(key, value) => match v1::WorkerRegistration::decode(value) {
-            Ok(registration) => core.register(registration, Instant::now()),
+            Ok(registration) => core.register(registration, now()),
             Err(error) => tracing::warn!(key, %error, "unreadable registration"),
         },
         Change::Deleted(key) => {
@@ -82,29 +118,64 @@ fn apply_change(core: &mut Core, change: Change) {
             }
         }
     }
+    None
 }
 
-fn apply_load(core: &mut Core, message: &Bytes) {
+fn apply_load(core: &mut Core, message: &Bytes) -> Option<WorkerLife> {
     match v1::LoadReport::decode(message.clone()) {
-        Ok(load) => core.report(load, Instant::now()),
-        Err(error) => tracing::warn!(%error, "unreadable load report"),
+        Ok(load) => {
+            let worker = WorkerLife::new(&load.worker_id, load.incarnation);
+            lost(core.report(load, now()), worker)
+        }
+        Err(error) => {
+            tracing::warn!(%error, "unreadable load report");
+            None
+        }
     }
 }
 
-fn apply_kv_events(core: &mut Core, message: &Bytes) {
+fn apply_kv_events(core: &mut Core, message: &Bytes) -> Option<WorkerLife> {
     match v1::KvEvents::decode(message.clone()) {
         Ok(events) => {
-            if core.kv_events(&events) {
-                tracing::warn!(worker = events.worker_id, "missed KV events, its index is anew");
-            }
+            let worker = WorkerLife::new(&events.worker_id, events.incarnation);
+            lost(core.kv_events(&events), worker)
         }
-        Err(error) => tracing::warn!(%error, "unreadable KV events"),
+        Err(error) => {
+            tracing::warn!(%error, "unreadable KV events");
+            None
+        }
     }
+}
+
+fn apply_snapshot(
+    core: &mut Core,
+    worker: WorkerLife,
+    snapshot: Option<Snapshot>,
+) -> Option<WorkerLife> {
+    match snapshot {
+        Some(Snapshot { next_sequence, hashes }) => {
+            lost(core.kv_snapshot(&worker, next_sequence, hashes), worker)
+        }
+        // It is asked again for as long as it is there.
+        None => Some(worker),
+    }
+}
+
+fn lost(sync: Sync, worker: WorkerLife) -> Option<WorkerLife> {
+    (sync == Sync::Lost).then(|| {
+        tracing::info!(worker = %worker.id, "missed KV events, fetching a snapshot");
+        worker
+    })
+}
+
+/// The runtime's clock, which a simulation sets.
+fn now() -> std::time::Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 fn answer(core: &mut Core, request: Request) {
     let outcome = match v1::RouteRequest::decode(request.payload.clone()) {
-        Ok(asked) => match core.route(&question_of(&asked), Instant::now()) {
+        Ok(asked) => match core.route(&question_of(&asked), now()) {
             Ok(route) => {
                 tracing::debug!(
                     request_id = asked.request_id,
@@ -114,7 +185,7 @@ fn answer(core: &mut Core, request: Request) {
                     predicted_ttft_us = route.cost.ttft_us,
                     "routed"
                 );
-                v1::route_reply::Outcome::Route(route_message(&route))
+                v1::route_reply::Outcome::Route(route_message(&route, asked.explain))
             }
             Err(NoRoute::NoWorker) => no_route("no worker serves this model"),
         },
@@ -131,10 +202,11 @@ fn question_of(asked: &v1::RouteRequest) -> Question {
         model: asked.model.clone(),
         prompt_blocks: asked.prompt_blocks.iter().map(blocks).collect(),
         prompt_tokens: asked.prompt_tokens as usize,
+        max_tokens: asked.max_tokens as usize,
     }
 }
 
-fn route_message(route: &Route) -> v1::Route {
+fn route_message(route: &Route, explain: bool) -> v1::Route {
     v1::Route {
         worker_id: route.decode.id.to_string(),
         incarnation: route.decode.incarnation.0,
@@ -142,6 +214,7 @@ fn route_message(route: &Route) -> v1::Route {
         prefill_incarnation: route.prefill.as_ref().map_or(0, |p| p.incarnation.0),
         cached_blocks: route.cached_blocks as u32,
         predicted_ttft_us: route.cost.ttft_us as u32,
+        explanation: if explain { route.to_string() } else { String::new() },
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// OpenAI-compatible LLM inference, from a laptop to a cluster.
 #[derive(Debug, Parser)]
@@ -40,6 +40,35 @@ pub struct ServeArgs {
     #[arg(long, env = "STATOR_INSECURE")]
     pub insecure: bool,
 
+    /// What computes.
+    #[command(flatten)]
+    pub engine: EngineArgs,
+
+    /// Seconds that running requests have after Ctrl-C
+    #[arg(long, env = "STATOR_GRACE_PERIOD_S", default_value_t = 10)]
+    pub grace_period_s: u64,
+}
+
+/// Arguments of every worker's engine.
+#[derive(Clone, Debug, Args)]
+pub struct EngineArgs {
+    /// What computes: this machine's CPU, or a mock that only takes its time and whose next token is
+    /// a function of the KV bytes it reads (MODEL then gives no more than the tokenizer)
+    #[arg(long, env = "STATOR_ENGINE", value_enum, default_value_t = EngineKind::Cpu)]
+    pub engine: EngineKind,
+
+    /// Microseconds that a mock takes per prompt token; 0 if absent
+    #[arg(long, env = "STATOR_MOCK_PREFILL_US_PER_TOKEN", value_parser = microseconds)]
+    pub mock_prefill_us_per_token: Option<f64>,
+
+    /// Microseconds that a mock takes per step; 0 if absent
+    #[arg(long, env = "STATOR_MOCK_STEP_US", value_parser = microseconds)]
+    pub mock_step_us: Option<f64>,
+
+    /// Microseconds that a mock adds to a step per sequence that decodes; 0 if absent
+    #[arg(long, env = "STATOR_MOCK_STEP_US_PER_SEQ", value_parser = microseconds)]
+    pub mock_step_us_per_seq: Option<f64>,
+
     /// Sequences that one worker computes at once
     #[arg(long, env = "STATOR_MAX_NUM_SEQS", default_value_t = 64,
         value_parser = clap::value_parser!(u32).range(1..=65_536))]
@@ -55,7 +84,7 @@ pub struct ServeArgs {
         value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub block_size: u32,
 
-    /// KV blocks of each worker; if absent, what fits into 1 GiB
+    /// KV blocks of each worker; if absent, what fits into 1 GiB, at most 65,536
     #[arg(long, env = "STATOR_KV_BLOCKS",
         value_parser = clap::value_parser!(u32).range(2..=16_777_216))]
     pub kv_blocks: Option<u32>,
@@ -63,8 +92,21 @@ pub struct ServeArgs {
     /// Threads that compute; one per CPU if absent
     #[arg(long, env = "STATOR_THREADS", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub threads: Option<u32>,
+}
 
-    /// Seconds that running requests have after Ctrl-C
-    #[arg(long, env = "STATOR_GRACE_PERIOD_S", default_value_t = 10)]
-    pub grace_period_s: u64,
+/// What computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EngineKind {
+    /// Kernels on this machine's CPU.
+    Cpu,
+    /// Nothing: see `--mock-step-us` and its like.
+    Mock,
+}
+
+/// A duration that a mock may be told: up to a minute.
+fn microseconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(us) if (0.0..=60e6).contains(&us) => Ok(us),
+        _ => Err("expected microseconds, from 0 to 60000000".into()),
+    }
 }

@@ -6,28 +6,24 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::{Compute, EngineConfig, KernelPath, LoadError, Model};
+use engine::LoadError;
 use gateway::{CardError, Gateway, GatewayConfig};
 use kv_transfer::LocalPools;
 use messaging::Network;
+use parking_lot::Mutex;
 use protocol::v1::{ModelCard, Role};
 use protocol::{Incarnation, WorkerLife};
+use router::Router;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use worker::{EngineHost, Worker, WorkerConfig, WorkerError, load_card};
+use worker::{EngineHost, EnginePlace, Worker, WorkerConfig, WorkerError, load_card};
 
-use crate::cli::ServeArgs;
+use crate::cli::{EngineArgs, ServeArgs};
+use crate::engines::{self, Engines};
 use crate::exit::{self, Exit};
 use crate::model_directory::{self, ModelDirectory};
 use crate::signals::Signals;
-
-/// Memory of each worker's KV pool where the arguments do not say. It is reserved, and becomes
-/// real as blocks are first used.
-const KV_POOL_BYTES: usize = 1 << 30;
-
-/// Sequences that wait in one worker; more are refused with 503.
-const WAITING_SEQUENCES_MAX: usize = 1024;
 
 /// One of each role.
 const WORKERS: usize = 2;
@@ -86,6 +82,8 @@ pub struct Serving {
     pub prefill: Arc<EngineHost>,
     /// See `prefill`.
     pub decode: Arc<EngineHost>,
+    /// What the router knows, likewise.
+    pub router: Arc<Mutex<router::Core>>,
     gateway: Arc<Gateway>,
     stop_gateway: CancellationToken,
     stop_rest: CancellationToken,
@@ -130,11 +128,12 @@ pub async fn start(arguments: ServeArgs) -> Result<Serving, ServeError> {
             "--model-name is empty; give the name clients use".into(),
         ));
     }
-    let kernel_path = KernelPath::detect();
-    let loaded = tokio::task::spawn_blocking(move || load(&path, &name, kernel_path)).await;
-    let (model, card) = loaded.map_err(|error| ServeError::Component(error.to_string()))??;
+    engines::check(&arguments.engine).map_err(ServeError::Arguments)?;
+    let engine = arguments.engine.clone();
+    let loaded = tokio::task::spawn_blocking(move || load(&path, &name, &engine)).await;
+    let (engines, card) = loaded.map_err(|error| ServeError::Component(error.to_string()))??;
     let listener = listen(arguments.listen).await?;
-    launch(&arguments, model, card, kernel_path, listener)
+    launch(&arguments, &engines, card, listener)
 }
 
 fn check_address(arguments: &ServeArgs) -> Result<(), ServeError> {
@@ -151,13 +150,13 @@ fn check_address(arguments: &ServeArgs) -> Result<(), ServeError> {
 fn load(
     path: &Path,
     name: &str,
-    kernel_path: KernelPath,
-) -> Result<(Arc<Model>, ModelCard), ServeError> {
-    let model = Arc::new(Model::load(path, kernel_path)?);
-    let card = load_card(path, name, &model.config)?;
+    arguments: &EngineArgs,
+) -> Result<(Engines, ModelCard), ServeError> {
+    let engines = Engines::load(path, arguments)?;
+    let card = load_card(path, name, engines.runner().facts())?;
     gateway::check_card(&card)
         .map_err(|source| ServeError::Card { path: path.display().to_string(), source })?;
-    Ok((model, card))
+    Ok((engines, card))
 }
 
 async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
@@ -166,20 +165,17 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
 
 fn launch(
     arguments: &ServeArgs,
-    model: Arc<Model>,
+    engines: &Engines,
     card: ModelCard,
-    kernel_path: KernelPath,
     listener: TcpListener,
 ) -> Result<Serving, ServeError> {
     let address = listener.local_addr()?;
     let model_name = card.name.clone();
-    let compute = Compute::new(threads(arguments), kernel_path).map_err(std::io::Error::other)?;
-    let compute = Arc::new(compute);
-    let engine = engine_config(arguments, &model);
     let start_worker = |name: &str, role| {
         let life = WorkerLife { id: name.into(), incarnation: Incarnation::begin() };
-        let (model, compute, card) = (model.clone(), compute.clone(), card.clone());
-        Worker::start(WorkerConfig { life, role, model, compute, engine, card })
+        let (runner, place, card) = (engines.runner(), EnginePlace::Thread, card.clone());
+        let engine = engines::sizes(&arguments.engine, runner.as_ref());
+        Worker::start(WorkerConfig { life, role, runner, place, engine, card })
     };
     let prefill = start_worker("prefill-0", Role::Prefill)?;
     let decode = start_worker("decode-0", Role::Decode)?;
@@ -188,7 +184,9 @@ fn launch(
     let (network, pools) = (Network::default(), Arc::new(LocalPools::default()));
     let (stop_gateway, stop_rest) = (CancellationToken::new(), CancellationToken::new());
     let mut rest = JoinSet::new();
-    let router = router::run(network.clone(), stop_rest.clone());
+    let router = Router::new(network.clone());
+    let router_core = router.core();
+    let router = router.run(stop_rest.clone());
     rest.spawn(async {
         router.await;
         Ok(())
@@ -205,30 +203,13 @@ fn launch(
         model_name,
         prefill: prefill_host,
         decode: decode_host,
+        router: router_core,
         gateway,
         stop_gateway,
         stop_rest,
         gateway_task,
         rest,
     })
-}
-
-fn threads(arguments: &ServeArgs) -> usize {
-    let available = || std::thread::available_parallelism().map_or(1, usize::from);
-    arguments.threads.map_or_else(available, |threads| threads as usize)
-}
-
-fn engine_config(arguments: &ServeArgs, model: &Model) -> EngineConfig {
-    let block_size = arguments.block_size as usize;
-    let layout = model.decoder.kv_layout(&model.numerics_id, block_size);
-    let fitting = (KV_POOL_BYTES / layout.block_bytes()).max(2);
-    EngineConfig {
-        block_size,
-        kv_blocks: arguments.kv_blocks.map_or(fitting, |blocks| blocks as usize),
-        max_num_seqs: arguments.max_num_seqs as usize,
-        max_num_batched_tokens: arguments.max_num_batched_tokens as usize,
-        waiting_sequences_max: WAITING_SEQUENCES_MAX,
-    }
 }
 
 impl Serving {

@@ -20,14 +20,16 @@ pub async fn run(host: &EngineHost, registration: &v1::WorkerRegistration, netwo
     let mut interval = tokio::time::interval(LOAD_REPORT_INTERVAL);
     loop {
         tokio::select! {
-            _ = interval.tick() => publish_load(host, registration, network),
-            // Not left to the interval: a worker that only seems busy costs its prefix cache.
-            () = host.became_idle() => publish_load(host, registration, network),
+            biased;
+            () = host.stopped() => return,
+            // Before load reports, which say how many there are.
             Some(batch) = kv_events.recv() => {
                 let events = kv_event_message(registration, &batch);
                 network.bus.publish(subjects::KV_EVENTS, events.encode_to_vec().into());
             }
-            () = host.stopped() => return,
+            // Not left to the interval: a worker that only seems busy costs its prefix cache.
+            () = host.became_idle() => publish_load(host, registration, network),
+            _ = interval.tick() => publish_load(host, registration, network),
         }
     }
 }
@@ -58,7 +60,7 @@ fn publish_load(host: &EngineHost, registration: &v1::WorkerRegistration, networ
 }
 
 fn load_report(host: &EngineHost, registration: &v1::WorkerRegistration) -> v1::LoadReport {
-    let (load, speed) = host.load();
+    let load = host.load();
     v1::LoadReport {
         worker_id: registration.worker_id.clone(),
         incarnation: registration.incarnation,
@@ -68,8 +70,9 @@ fn load_report(host: &EngineHost, registration: &v1::WorkerRegistration) -> v1::
         free_blocks: load.blocks.free as u32,
         cached_blocks: load.blocks.cached as u32,
         used_blocks: load.blocks.used as u32,
-        prefill_us_per_token: speed.prefill_us_per_token,
-        decode_step_us: speed.decode_step_us,
+        running_tokens: load.running_tokens as u64,
+        latency: host.latency(),
+        kv_sequence: host.kv_sequence(),
     }
 }
 

@@ -3,20 +3,15 @@
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use engine::{LoadError, ModelConfig, read_optional};
+use engine::{Facts, LoadError, read_optional};
 use protocol::v1;
 use serde_json::Value;
-use tonic::{Request, Response, Status};
 
 const ADVICE: &str = "MODEL must hold a tokenizer.json (Hugging Face fast tokenizer)";
 
 /// Reads the card of a model directory; `name` is what clients will ask for. Errors: a file is
 /// missing or not JSON.
-pub fn load_card(
-    directory: &Path,
-    name: &str,
-    config: &ModelConfig,
-) -> Result<v1::ModelCard, LoadError> {
+pub fn load_card(directory: &Path, name: &str, facts: &Facts) -> Result<v1::ModelCard, LoadError> {
     let path = directory.join("tokenizer.json");
     let tokenizer_json = std::fs::read(&path).map_err(|source| LoadError::Unreadable {
         path,
@@ -28,12 +23,12 @@ pub fn load_card(
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Ok(v1::ModelCard {
         name: name.to_string(),
-        context_tokens: config.context_tokens as u32,
+        context_tokens: facts.context_tokens as u32,
         tokenizer_json: tokenizer_json.into(),
         chat_template: template_file.or_else(|| template_of(&settings)),
         bos_token: token_of(&settings["bos_token"]),
         eos_token: token_of(&settings["eos_token"]),
-        vocabulary_size: config.vocabulary_size as u32,
+        vocabulary_size: facts.vocabulary_size as u32,
         created_s: since_epoch.as_secs(),
     })
 }
@@ -57,26 +52,4 @@ fn template_of(settings: &Value) -> Option<String> {
 /// A token given as text, or as an object with its text as `content`.
 fn token_of(value: &Value) -> Option<String> {
     value.as_str().or_else(|| value["content"].as_str()).map(str::to_string)
-}
-
-/// Serves the card over the data plane.
-pub struct CardService {
-    card: v1::ModelCard,
-}
-
-impl CardService {
-    /// Serves this card.
-    pub fn new(card: v1::ModelCard) -> Self {
-        Self { card }
-    }
-}
-
-#[tonic::async_trait]
-impl v1::worker_server::Worker for CardService {
-    async fn get_model_card(
-        &self,
-        _request: Request<v1::GetModelCardRequest>,
-    ) -> Result<Response<v1::ModelCard>, Status> {
-        Ok(Response::new(self.card.clone()))
-    }
 }

@@ -1,5 +1,5 @@
-//! Runs an engine on a thread of its own. Commands reach it between steps; each step's news goes
-//! out in one message per recipient.
+//! Runs an engine: on a thread of its own, or as a task under the runtime's clock. Commands reach it
+//! between steps; each step's news goes out in one message per recipient.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,11 +9,11 @@ use engine::{
 };
 use kv_transfer::{BlockWriter, HostMemory, KvLayout};
 use parking_lot::Mutex;
-use protocol::WorkerLife;
+use protocol::{BlockHash, WorkerLife, v1};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::measure::Speed;
+use crate::latency::LatencyLearner;
 use crate::news::Outputs;
 
 /// Commands that wait for the end of a step. A full queue makes callers wait: back-pressure.
@@ -63,6 +63,15 @@ enum Command {
     Release(SequenceId),
     /// Look at the overflow of releases.
     Wake,
+    Snapshot(oneshot::Sender<KvSnapshot>),
+}
+
+/// What a prefix cache holds at one moment.
+pub struct KvSnapshot {
+    /// The number of the first batch of events that is not contained.
+    pub next_sequence: u64,
+    /// In no order.
+    pub hashes: Vec<BlockHash>,
 }
 
 type Reply<T> = oneshot::Sender<Result<T, RefusedSequence>>;
@@ -81,11 +90,20 @@ pub struct EngineHost {
 
 #[derive(Default)]
 struct Shared {
-    load: Mutex<(Load, Speed)>,
+    status: Mutex<Status>,
     became_idle: Notify,
     /// Sequences whose handles are gone and whose release found the queue full. One entry per
     /// living sequence at most.
     releases: Mutex<Vec<SequenceId>>,
+}
+
+/// An engine as of its last step.
+#[derive(Default)]
+struct Status {
+    load: Load,
+    /// The number of the next batch of KV events.
+    kv_sequence: u64,
+    latency: LatencyLearner,
 }
 
 /// A sequence's right to be in the engine: when the last clone is dropped, the sequence is
@@ -132,12 +150,32 @@ impl Drop for Guard {
 }
 
 impl EngineHost {
-    /// Starts the engine's thread.
+    /// Starts the engine on a thread of its own.
     pub fn start(engine: Engine, life: &WorkerLife) -> std::io::Result<Self> {
+        let (host, looped, stopped) = Self::new(engine);
+        std::thread::Builder::new().name(format!("engine-{}", life.id)).spawn(move || {
+            let _announces_the_end = stopped.drop_guard();
+            looped.run_on_thread();
+        })?;
+        Ok(host)
+    }
+
+    /// Starts the engine as a task, whose steps take the time of the runtime's clock. For mocks:
+    /// arithmetic would hold up the runtime.
+    pub fn start_as_task(engine: Engine) -> Self {
+        let (host, looped, stopped) = Self::new(engine);
+        tokio::spawn(async move {
+            let _announces_the_end = stopped.drop_guard();
+            looped.run_as_task().await;
+        });
+        host
+    }
+
+    fn new(engine: Engine) -> (Self, EngineLoop, CancellationToken) {
         let (commands, inbox) = mpsc::channel(COMMAND_QUEUE);
         let (kv_events, kv_event_receiver) = mpsc::channel(KV_EVENT_QUEUE);
         let shared = Arc::new(Shared::default());
-        shared.load.lock().0 = engine.load();
+        shared.status.lock().load = engine.load();
         let stopped = CancellationToken::new();
         let host = Self {
             commands,
@@ -149,13 +187,8 @@ impl EngineHost {
             vocabulary_size: engine.vocabulary_size(),
             next_sequence: AtomicU64::new(0),
         };
-        let thread =
-            Thread { engine, inbox, shared, kv_events, kv_sequence: 0, recipients: Vec::new() };
-        std::thread::Builder::new().name(format!("engine-{}", life.id)).spawn(move || {
-            let _announces_the_end = stopped.drop_guard();
-            thread.run();
-        })?;
-        Ok(host)
+        let recipients = Vec::new();
+        (host, EngineLoop { engine, inbox, shared, kv_events, kv_sequence: 0, recipients }, stopped)
     }
 
     /// The layout of the engine's KV blocks.
@@ -173,9 +206,19 @@ impl EngineHost {
         self.vocabulary_size
     }
 
-    /// How busy the engine is and how fast, as of its last step.
-    pub fn load(&self) -> (Load, Speed) {
-        *self.shared.load.lock()
+    /// How busy the engine is, as of its last step.
+    pub fn load(&self) -> Load {
+        self.shared.status.lock().load
+    }
+
+    /// The number that the next batch of KV events will have.
+    pub fn kv_sequence(&self) -> u64 {
+        self.shared.status.lock().kv_sequence
+    }
+
+    /// How long steps take here, as learned so far; nothing before the first step.
+    pub fn latency(&self) -> Option<v1::LatencyModel> {
+        self.shared.status.lock().latency.model()
     }
 
     /// Waits until the engine has nothing to compute, again since the last call; for one waiter.
@@ -191,6 +234,13 @@ impl EngineHost {
     /// The changes of the prefix cache; for one taker.
     pub fn take_kv_events(&self) -> Option<mpsc::Receiver<KvEventBatch>> {
         self.kv_events.lock().take()
+    }
+
+    /// What the prefix cache holds now.
+    pub async fn kv_snapshot(&self) -> Result<KvSnapshot, HostError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Snapshot(reply)).await?;
+        answer.await.map_err(|_| HostError::Stopped)
     }
 
     /// A name for a new sequence, before it is submitted.
@@ -273,8 +323,8 @@ impl EngineHost {
     }
 }
 
-/// The engine's thread.
-struct Thread {
+/// What runs beside the host: take commands, step, send news.
+struct EngineLoop {
     engine: Engine,
     inbox: mpsc::Receiver<Command>,
     shared: Arc<Shared>,
@@ -283,23 +333,44 @@ struct Thread {
     recipients: Vec<(SequenceId, Outputs)>,
 }
 
-impl Thread {
-    fn run(mut self) {
+impl EngineLoop {
+    fn run_on_thread(mut self) {
         while self.take_commands() {
             let output = self.engine.step();
-            self.report(&output);
-            if output.is_idle() {
-                self.shared.became_idle.notify_one();
-                if !self.shared.releases.lock().is_empty() {
-                    continue;
-                }
+            std::thread::sleep(output.unspent);
+            if self.conclude(output) {
                 // Nothing can be computed until someone says something.
                 let Some(command) = self.inbox.blocking_recv() else { return };
                 self.apply(command);
-            } else {
-                self.deliver(output.sequences);
             }
         }
+    }
+
+    async fn run_as_task(mut self) {
+        while self.take_commands() {
+            let output = self.engine.step();
+            if output.unspent.is_zero() {
+                tokio::task::yield_now().await;
+            } else {
+                tokio::time::sleep(output.unspent).await;
+            }
+            if self.conclude(output) {
+                let Some(command) = self.inbox.recv().await else { return };
+                self.apply(command);
+            }
+        }
+    }
+
+    /// Reports and delivers what a step did. True: there was nothing to do, and nothing is said
+    /// that was not heard.
+    fn conclude(&mut self, output: engine::StepOutput) -> bool {
+        self.report(&output);
+        if !output.is_idle() {
+            self.deliver(output.sequences);
+            return false;
+        }
+        self.shared.became_idle.notify_one();
+        self.shared.releases.lock().is_empty()
     }
 
     /// Takes in all commands and releases. False once every handle to the host is gone.
@@ -342,6 +413,12 @@ impl Thread {
             }
             Command::Release(id) => self.release(id),
             Command::Wake => {}
+            Command::Snapshot(reply) => {
+                // Events that wait to be numbered would come twice otherwise.
+                self.publish_kv_events();
+                let hashes = self.engine.cached_hashes();
+                let _gone = reply.send(KvSnapshot { next_sequence: self.kv_sequence, hashes });
+            }
         }
     }
 
@@ -362,16 +439,19 @@ impl Thread {
     }
 
     fn report(&mut self, output: &engine::StepOutput) {
+        self.publish_kv_events();
+        let mut status = self.shared.status.lock();
+        status.load = self.engine.load();
+        status.kv_sequence = self.kv_sequence;
+        status.latency.record(output);
+    }
+
+    fn publish_kv_events(&mut self) {
         let events = self.engine.take_kv_events();
         if !events.is_empty() {
             let batch = KvEventBatch { sequence: self.kv_sequence, events };
             self.kv_sequence += 1;
             let _dropped_is_a_gap = self.kv_events.try_send(batch);
-        }
-        let mut load = self.shared.load.lock();
-        load.0 = self.engine.load();
-        if !output.is_idle() {
-            load.1.record(output);
         }
     }
 

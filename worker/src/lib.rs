@@ -4,20 +4,23 @@
 mod announce;
 mod card;
 mod host;
-mod measure;
+mod latency;
 mod news;
+mod service;
 
 use std::sync::Arc;
 
-use engine::{Compute, Engine, EngineConfig, Model};
+use engine::{Engine, EngineConfig, Runner};
 use messaging::Network;
+use protocol::v1::worker_server::WorkerServer;
 use protocol::{WorkerLife, v1};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::Router;
 
+use service::WorkerService;
+
 pub use card::load_card;
-pub use host::{EngineHost, HostError, Reservation, SequenceHandle};
-pub use measure::Speed;
+pub use host::{EngineHost, HostError, KvSnapshot, Reservation, SequenceHandle};
 pub use news::{News, Outputs, outputs};
 
 /// What a worker is made of.
@@ -26,14 +29,23 @@ pub struct WorkerConfig {
     pub life: WorkerLife,
     /// Its preference.
     pub role: v1::Role,
-    /// What it computes with; workers of one process share it.
-    pub model: Arc<Model>,
-    /// What it computes on; workers of one process share it.
-    pub compute: Arc<Compute>,
+    /// What computes.
+    pub runner: Box<dyn Runner>,
+    /// Where its steps are made.
+    pub place: EnginePlace,
     /// Sizes.
     pub engine: EngineConfig,
     /// What gateways need to know of the model (`load_card`).
     pub card: v1::ModelCard,
+}
+
+/// Where an engine's steps are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EnginePlace {
+    /// On a thread of its own.
+    Thread,
+    /// As a task of the runtime, under its clock: for simulations with mock runners.
+    Task,
 }
 
 /// A running engine and who it is.
@@ -49,22 +61,26 @@ pub struct Worker {
 impl Worker {
     /// Starts the engine. Errors: the system refuses memory or a thread.
     pub fn start(config: WorkerConfig) -> std::io::Result<Self> {
-        let WorkerConfig { life, role, model, compute, engine: sizes, mut card } = config;
-        let engine = Engine::new(model.clone(), compute, sizes)?;
+        let WorkerConfig { life, role, runner, place, engine: sizes, mut card } = config;
+        let engine = Engine::new(runner, sizes)?;
         card.context_tokens = engine.context_tokens() as u32;
         let registration = v1::WorkerRegistration {
             worker_id: life.id.to_string(),
             incarnation: life.incarnation.0,
             role: role.into(),
             model: card.name.clone(),
-            numerics_id: model.numerics_id.clone(),
+            numerics_id: engine.numerics_id().to_string(),
             data_endpoint: format!("{}/{}", life.id, life.incarnation.0),
             block_size: sizes.block_size as u32,
             kv_blocks: sizes.kv_blocks as u32,
             block_bytes: engine.layout().block_bytes() as u32,
+            max_num_batched_tokens: sizes.max_num_batched_tokens as u32,
         };
-        let host = Arc::new(EngineHost::start(engine, &life)?);
-        Ok(Self { life, host, registration, card })
+        let host = match place {
+            EnginePlace::Thread => EngineHost::start(engine, &life)?,
+            EnginePlace::Task => EngineHost::start_as_task(engine),
+        };
+        Ok(Self { life, host: Arc::new(host), registration, card })
     }
 
     /// Tokens computed by workers of one id are equal.
@@ -72,23 +88,25 @@ impl Worker {
         &self.registration.numerics_id
     }
 
-    /// Serves `services` (the role's own, and the model card) and announces the worker until
-    /// `shutdown`, which cuts what is under way: whoever drains has let it end before. Errors: the engine or the server ended by itself.
+    /// Serves `services` (the role's own, and what every worker serves) and announces the worker
+    /// until `shutdown`, which cuts what is under way: whoever drains has let it end before.
+    /// Errors: the engine or the server ended by itself.
     pub async fn serve(
         &self,
         services: Router,
         network: &Network,
         shutdown: CancellationToken,
     ) -> Result<(), WorkerError> {
-        let card = v1::worker_server::WorkerServer::new(card::CardService::new(self.card.clone()));
+        let common = WorkerService::new(self.card.clone(), self.life.clone(), self.host.clone());
         let incoming = network.data_plane.listen(&self.registration.data_endpoint);
-        let server = services.add_service(card).serve_with_incoming(incoming);
+        let server = services.add_service(WorkerServer::new(common)).serve_with_incoming(incoming);
         tokio::select! {
+            biased;
+            () = shutdown.cancelled() => Ok(()),
             served = server => served.map_err(WorkerError::Server),
             () = announce::run(&self.host, &self.registration, network) => {
                 Err(WorkerError::EngineStopped)
             }
-            () = shutdown.cancelled() => Ok(()),
         }
     }
 }

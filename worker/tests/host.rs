@@ -6,7 +6,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use engine::{Compute, Engine, EngineConfig, KernelPath, Model, SequenceRequest};
+use engine::{Compute, CpuRunner, Engine, EngineConfig, KernelPath, Model, SequenceRequest};
 use protocol::v1::{Sampling, Stopping};
 use protocol::{Incarnation, WorkerLife};
 use worker::{EngineHost, SequenceHandle, outputs};
@@ -24,7 +24,8 @@ fn host() -> EngineHost {
     };
     let compute = Arc::new(Compute::new(1, path).unwrap());
     let life = WorkerLife { id: "w".into(), incarnation: Incarnation(1) };
-    EngineHost::start(Engine::new(model, compute, config).unwrap(), &life).unwrap()
+    let runner = Box::new(CpuRunner::new(model, compute));
+    EngineHost::start(Engine::new(runner, config).unwrap(), &life).unwrap()
 }
 
 fn request(handle: &SequenceHandle, prompt_tokens: u32, max_tokens: u32) -> SequenceRequest {
@@ -39,10 +40,10 @@ fn request(handle: &SequenceHandle, prompt_tokens: u32, max_tokens: u32) -> Sequ
 
 /// Waits until the engine has no used blocks.
 async fn at_rest(host: &EngineHost) {
-    while host.load().0.blocks.used > 0 {
+    while host.load().blocks.used > 0 {
         tokio::task::yield_now().await;
     }
-    let blocks = host.load().0.blocks;
+    let blocks = host.load().blocks;
     assert_eq!(blocks.free + blocks.cached, 64, "free + cached = total");
 }
 
@@ -77,7 +78,7 @@ async fn a_full_recipient_loses_its_sequences() {
     host.generate(request(&handle, 20, 900), sink).await.unwrap();
     loop {
         tokio::task::yield_now().await;
-        let (load, _) = host.load();
+        let load = host.load();
         if load.running == 0 && load.blocks.cached > 0 {
             break;
         }
@@ -116,7 +117,7 @@ async fn a_reservation_holds_its_blocks_until_it_is_dropped() {
     let (sink, mut news) = outputs(10);
     host.generate(request(&other, 1, 1), sink).await.unwrap();
     news.next().await.unwrap();
-    assert_eq!(host.load().0.blocks.used, 3);
+    assert_eq!(host.load().blocks.used, 3);
     drop(reservation);
     at_rest(&host).await;
 }
@@ -145,10 +146,10 @@ async fn a_recipient_that_is_lost_does_not_free_blocks_that_are_being_filled() {
     // Once there is news, the load that was reported before it counts both sequences.
     news.next().await.unwrap();
     drop(news);
-    while host.load().0.running > 1 {
+    while host.load().running > 1 {
         tokio::task::yield_now().await;
     }
-    assert_eq!(host.load().0.blocks.used, 3, "the reservation's");
+    assert_eq!(host.load().blocks.used, 3, "the reservation's");
     drop((reservation, reserved, running));
     at_rest(&host).await;
 }

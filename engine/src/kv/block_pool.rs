@@ -136,6 +136,11 @@ impl BlockPool {
         std::mem::take(&mut self.events)
     }
 
+    /// The hashes by which blocks can be found, in no order.
+    pub fn hashes(&self) -> impl Iterator<Item = BlockHash> + '_ {
+        self.by_hash.keys().copied()
+    }
+
     fn evict_oldest(&mut self) -> Option<u32> {
         let (_, index) = self.evictable.pop_first()?;
         if let Some(hash) = self.blocks[index as usize].hash.take() {

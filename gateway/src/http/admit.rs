@@ -22,6 +22,9 @@ const FULL_RETRY_S: u64 = 1;
 /// A body of which nothing comes for this long is given up.
 const BODY_SILENCE_MAX: Duration = Duration::from_secs(30);
 
+/// A request with this header set to 1 is answered with `x-stator-route`.
+const X_STATOR_DEBUG: &str = "x-stator-debug";
+
 /// Larger bodies are parsed, rendered and tokenized where they do not hold up other requests.
 const INLINE_BODY_BYTES_MAX: usize = 16 * 1024;
 
@@ -41,6 +44,7 @@ pub struct Admitted {
     pub request_id: String,
     /// Its place.
     pub room: OwnedSemaphorePermit,
+    explain_route: bool,
     body: BodyRoom,
 }
 
@@ -79,7 +83,9 @@ impl Admission {
         })
         .await?;
         let request_id = parts.extensions.get::<RequestId>().map(|id| id.0.clone());
-        Ok((Admitted { request_id: request_id.unwrap_or_default(), room, body }, parsed))
+        let request_id = request_id.unwrap_or_default();
+        let explain_route = parts.headers.get(X_STATOR_DEBUG).is_some_and(|value| value == "1");
+        Ok((Admitted { request_id, room, explain_route, body }, parsed))
     }
 
     fn check_declared_bytes(&self, headers: &HeaderMap) -> Result<(), ApiError> {
@@ -126,10 +132,10 @@ impl Admitted {
         model: &Arc<Model>,
         prepare: impl FnOnce(&Model) -> Result<Vec<u32>, ApiError> + Send + 'static,
     ) -> Result<(Place, Vec<u32>), ApiError> {
-        let Self { request_id, room, body } = self;
+        let Self { request_id, room, explain_route, body } = self;
         let model = model.clone();
         let (_body, tokens) = in_place_or_aside(body, move || prepare(&model)).await?;
-        Ok((Place { request_id, room }, tokens))
+        Ok((Place { request_id, room, explain_route }, tokens))
     }
 }
 
@@ -139,6 +145,8 @@ pub struct Place {
     pub request_id: String,
     /// Its place.
     pub room: OwnedSemaphorePermit,
+    /// Whether the answer is to say why it comes from where it comes.
+    pub explain_route: bool,
 }
 
 /// Runs `work` at once where the body is small, else on a thread where it may take its time. The

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use axum::http::{HeaderName, HeaderValue};
 use axum::response::Response;
 use protocol::v1;
 
@@ -20,6 +21,9 @@ use crate::openai::{
     ApiError, ChatStream, CompletionStream, Head, Parameters, StreamOptions, Usage,
     chat_completion, text_completion,
 };
+
+/// Which workers answer and why, for requests that ask.
+const X_STATOR_ROUTE: HeaderName = HeaderName::from_static("x-stator-route");
 
 /// Unicode normalization leaves at least this part of a text's bytes.
 const NORMALIZATION_SHRINKS_BY: usize = 4;
@@ -77,31 +81,38 @@ pub async fn respond(
     request: Tokenized,
 ) -> Result<Response, ApiError> {
     tokio::select! {
+        biased;
         answer = answer(shared, place, request) => answer,
         () = shared.cut.cancelled() => Err(ApiError::shutting_down()),
     }
 }
 
 async fn answer(shared: &Shared, place: Place, request: Tokenized) -> Result<Response, ApiError> {
-    let Place { request_id, room } = place;
+    let Place { request_id, room, explain_route } = place;
     request.check_logit_bias()?;
     let max_tokens = request.max_tokens()?;
     if max_tokens == 0 {
         return Ok(request.nothing());
     }
-    let prompt = request.to_dispatch(max_tokens, request_id);
-    let Dispatched { stream, numerics_id } = shared.dispatcher.dispatch(prompt).await?;
+    let prompt = request.to_dispatch(max_tokens, request_id, explain_route);
+    let dispatched = shared.dispatcher.dispatch(prompt).await?;
+    let Dispatched { stream, numerics_id, explanation } = dispatched;
     let prompt_tokens = request.prompt.len() as u32;
     let (model, stop) = (request.model.clone(), request.parameters.stop.clone());
     let generation = Generation::new(model, stream, stop, prompt_tokens);
     let head = request.head(&numerics_id);
-    match request.parameters.stream {
+    let mut response = match request.parameters.stream {
         Some(options) => {
             let ends = sse::Ends { _room: room, cut: shared.cut.clone() };
-            stream_answer(request.chunks(head, options), generation, ends).await
+            stream_answer(request.chunks(head, options), generation, ends).await?
         }
-        None => request.whole_answer(&head, generation).await,
+        None => request.whole_answer(&head, generation).await?,
+    };
+    // A worker's name may hold what a header cannot.
+    if explain_route && let Ok(explanation) = HeaderValue::from_str(&explanation) {
+        response.headers_mut().insert(X_STATOR_ROUTE, explanation);
     }
+    Ok(response)
 }
 
 /// What goes wrong before the first token has a status of its own; later it is an event.
@@ -149,7 +160,7 @@ impl Tokenized {
         }
     }
 
-    fn to_dispatch(&self, max_tokens: u32, request_id: String) -> Prompt {
+    fn to_dispatch(&self, max_tokens: u32, request_id: String, explain: bool) -> Prompt {
         let Parameters { logit_bias, .. } = &self.parameters;
         let bias = |(token, bias): &(u32, f32)| v1::LogitBias { token: *token, bias: *bias };
         Prompt {
@@ -176,6 +187,7 @@ impl Tokenized {
                 stop_token_ids: self.parameters.stop_token_ids.clone(),
             },
             cache_salt: self.parameters.cache_salt.clone().unwrap_or_default(),
+            explain,
         }
     }
 

@@ -87,6 +87,7 @@ impl Writer {
     async fn next(&mut self) -> (Bytes, bool) {
         loop {
             let news = tokio::select! {
+                biased;
                 news = self.generation.next() => news,
                 () = self.ends.cut.cancelled() => Err(ApiError::shutting_down()),
                 () = tokio::time::sleep(KEEP_ALIVE_INTERVAL) => {

@@ -1,0 +1,72 @@
+//! How long an engine step takes: a linear model of what the step computes. Workers learn its
+//! coefficients, routers predict with them.
+
+use crate::v1::LatencyModel;
+
+/// What a step computes, as far as its duration depends on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct StepShape {
+    /// Prompt tokens.
+    pub prefill_tokens: f32,
+    /// Tokens that each of them attends to, summed over them.
+    pub prefill_attended: f32,
+    /// Sequences that decode.
+    pub sequences: f32,
+    /// Tokens that they attend to, summed over them.
+    pub attended: f32,
+}
+
+impl StepShape {
+    /// What the model's coefficients are multiplied with, in the order of `LatencyModel`'s fields.
+    pub fn features(&self) -> [f32; 5] {
+        [1.0, self.prefill_tokens, self.prefill_attended, self.sequences, self.attended]
+    }
+}
+
+impl LatencyModel {
+    /// The coefficients in the order of the fields.
+    pub fn coefficients(&self) -> [f32; 5] {
+        let Self { step_us, prefill_token_us, prefill_attended_us, sequence_us, attended_us } =
+            *self;
+        [step_us, prefill_token_us, prefill_attended_us, sequence_us, attended_us]
+    }
+
+    /// The inverse of `coefficients`.
+    pub fn from_coefficients(coefficients: [f32; 5]) -> Self {
+        let [step_us, prefill_token_us, prefill_attended_us, sequence_us, attended_us] =
+            coefficients;
+        Self { step_us, prefill_token_us, prefill_attended_us, sequence_us, attended_us }
+    }
+
+    /// Duration of a step, in microseconds.
+    pub fn predict_step_us(&self, shape: &StepShape) -> f32 {
+        self.coefficients().iter().zip(shape.features()).map(|(c, feature)| c * feature).sum()
+    }
+
+    /// Duration of computing `tokens` prompt tokens after `cached` ones, in steps of at most
+    /// `chunk_tokens`, in microseconds.
+    pub fn predict_prefill_us(&self, cached: f32, tokens: f32, chunk_tokens: f32) -> f32 {
+        let steps = (tokens / chunk_tokens.max(1.0)).ceil();
+        let attended = tokens * (cached + (tokens + 1.0) / 2.0);
+        steps * self.step_us + tokens * self.prefill_token_us + attended * self.prefill_attended_us
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chunked_prompt_is_the_sum_of_its_steps() {
+        let model = LatencyModel::from_coefficients([100.0, 10.0, 0.5, 7.0, 0.1]);
+        let step = |tokens: f32, before: f32| {
+            model.predict_step_us(&StepShape {
+                prefill_tokens: tokens,
+                prefill_attended: tokens * before + tokens * (tokens + 1.0) / 2.0,
+                ..Default::default()
+            })
+        };
+        let chunks = step(64.0, 32.0) + step(64.0, 96.0) + step(2.0, 160.0);
+        assert_eq!(model.predict_prefill_us(32.0, 130.0, 64.0), chunks);
+    }
+}

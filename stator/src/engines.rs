@@ -1,0 +1,106 @@
+//! What the workers of this process compute with.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use engine::{
+    Compute, CpuRunner, EngineConfig, KernelPath, LoadError, MockRunner, MockTimes, MockVocabulary,
+    Model, Runner,
+};
+
+use crate::cli::{EngineArgs, EngineKind};
+use crate::serve::ServeError;
+
+/// Memory of each worker's KV pool where the arguments do not say. It is reserved, and becomes
+/// real as blocks are first used.
+const KV_POOL_BYTES: usize = 1 << 30;
+
+/// Blocks of such a pool at most: those of a mock are tiny.
+const KV_BLOCKS_MAX: usize = 1 << 16;
+
+/// Sequences that wait in one worker; more are refused with 503.
+const WAITING_SEQUENCES_MAX: usize = 1024;
+
+/// A model and what computes it, shared by the workers of this process.
+pub enum Engines {
+    /// The CPU's kernels.
+    Cpu {
+        /// The model.
+        model: Arc<Model>,
+        /// The threads.
+        compute: Arc<Compute>,
+    },
+    /// No model.
+    Mock {
+        /// How long steps take.
+        times: MockTimes,
+        /// What it says.
+        vocabulary: MockVocabulary,
+    },
+}
+
+/// Checks what clap cannot. Errors: a sentence.
+pub fn check(arguments: &EngineArgs) -> Result<(), String> {
+    let EngineArgs { mock_prefill_us_per_token, mock_step_us, mock_step_us_per_seq, .. } =
+        arguments;
+    let times = [mock_prefill_us_per_token, mock_step_us, mock_step_us_per_seq];
+    if arguments.engine == EngineKind::Cpu && times.iter().any(|time| time.is_some()) {
+        return Err("the --mock-… times are for --engine mock; add it, or leave them out".into());
+    }
+    Ok(())
+}
+
+impl Engines {
+    /// Loads a model directory. Errors: a file is missing or unusable, or threads are refused.
+    pub fn load(path: &Path, arguments: &EngineArgs) -> Result<Self, ServeError> {
+        match arguments.engine {
+            EngineKind::Cpu => Self::load_cpu(path, arguments),
+            EngineKind::Mock => Ok(Self::load_mock(path, arguments)?),
+        }
+    }
+
+    fn load_cpu(path: &Path, arguments: &EngineArgs) -> Result<Self, ServeError> {
+        let kernel_path = KernelPath::detect();
+        let model = Arc::new(Model::load(path, kernel_path)?);
+        let available = || std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = arguments.threads.map_or_else(available, |threads| threads as usize);
+        let compute = Compute::new(threads, kernel_path).map_err(io::Error::other)?;
+        Ok(Self::Cpu { model, compute: Arc::new(compute) })
+    }
+
+    fn load_mock(path: &Path, arguments: &EngineArgs) -> Result<Self, LoadError> {
+        let times = MockTimes {
+            prefill_us_per_token: arguments.mock_prefill_us_per_token.unwrap_or(0.0),
+            step_us: arguments.mock_step_us.unwrap_or(0.0),
+            step_us_per_seq: arguments.mock_step_us_per_seq.unwrap_or(0.0),
+        };
+        Ok(Self::Mock { times, vocabulary: MockVocabulary::load(path)? })
+    }
+
+    /// What one worker computes with.
+    pub fn runner(&self) -> Box<dyn Runner> {
+        match self {
+            Self::Cpu { model, compute } => {
+                Box::new(CpuRunner::new(model.clone(), compute.clone()))
+            }
+            Self::Mock { times, vocabulary } => {
+                Box::new(MockRunner::new(*times, vocabulary.clone()))
+            }
+        }
+    }
+}
+
+/// The sizes of one worker's engine.
+pub fn sizes(arguments: &EngineArgs, runner: &dyn Runner) -> EngineConfig {
+    let block_size = arguments.block_size as usize;
+    let fitting = KV_POOL_BYTES / runner.kv_layout(block_size).block_bytes();
+    let blocks = fitting.clamp(2, KV_BLOCKS_MAX);
+    EngineConfig {
+        block_size,
+        kv_blocks: arguments.kv_blocks.map_or(blocks, |blocks| blocks as usize),
+        max_num_seqs: arguments.max_num_seqs as usize,
+        max_num_batched_tokens: arguments.max_num_batched_tokens as usize,
+        waiting_sequences_max: WAITING_SEQUENCES_MAX,
+    }
+}
