@@ -20,6 +20,15 @@ pub struct AttentionShape<'a> {
     pub layer: usize,
     /// Query heads; a multiple of the layout's KV heads.
     pub heads: usize,
+    /// How many tokens a row sees at most, the newest of its context; all where absent.
+    pub window: Option<usize>,
+}
+
+impl AttentionShape<'_> {
+    /// The first position that a row sees: with a window of w, position p sees p - w + 1 to p.
+    fn first_seen(&self, row: &QueryRow<'_>) -> usize {
+        self.window.map_or(0, |window| row.context_tokens.saturating_sub(window))
+    }
 }
 
 /// One token that attends.
@@ -27,7 +36,7 @@ pub struct AttentionShape<'a> {
 pub struct QueryRow<'a> {
     /// The blocks of its sequence, in order.
     pub blocks: &'a [u32],
-    /// It sees positions `0..context_tokens`, itself included.
+    /// Its context is positions `0..context_tokens`, itself included.
     pub context_tokens: usize,
 }
 
@@ -56,8 +65,9 @@ pub fn attend<E: Element>(
             attend_unit::<E>(shape, memory, row, kv_head, queries, &mut scores, out);
         }
     };
-    let context_tokens: usize = rows.iter().map(|row| row.context_tokens).sum();
-    if 2 * context_tokens * shape.heads * shape.layout.head_dim < PARALLEL_WORK_MIN {
+    let seen = |row: &QueryRow<'_>| row.context_tokens - shape.first_seen(row);
+    let seen_tokens: usize = rows.iter().map(seen).sum();
+    if 2 * seen_tokens * shape.heads * shape.layout.head_dim < PARALLEL_WORK_MIN {
         return attend_units(0..units);
     }
     // Rows late in a prompt see more than early ones: finer pieces than one per thread.
@@ -97,7 +107,12 @@ fn attend_unit<E: Element>(
     out: &mut [f32],
 ) {
     let KvLayout { block_size, head_dim, .. } = *shape.layout;
-    let blocks = &row.blocks[..row.context_tokens.div_ceil(block_size)];
+    // Blocks before the window are not read. The sums begin at the first position seen, which
+    // depends on the row alone.
+    let first_seen = shape.first_seen(&row);
+    let first_block = first_seen / block_size;
+    let blocks = &row.blocks[first_block..row.context_tokens.div_ceil(block_size)];
+    let seen = first_seen % block_size..row.context_tokens - first_block * block_size;
     let scores_len = blocks.len() * block_size;
     scores.resize(queries.len() / head_dim * scores_len, 0.0);
 
@@ -113,12 +128,13 @@ fn attend_unit<E: Element>(
     let heads = out.chunks_exact_mut(head_dim).zip(scores.chunks_exact_mut(scores_len));
     for (out, scores) in heads {
         // The last block's slots past the context hold what they held before.
-        let scores = &mut scores[..row.context_tokens];
-        softmax(scores, 1.0 / (head_dim as f32).sqrt());
+        softmax(&mut scores[seen.clone()], 1.0 / (head_dim as f32).sqrt());
         out.fill(0.0);
-        for (block, weights) in blocks.iter().zip(scores.chunks(block_size)) {
+        let mut slot = seen.start;
+        for (block, weights) in blocks.iter().zip(scores[..seen.end].chunks(block_size)) {
             let values = head_plane::<E>(memory, shape.layout, *block, values_at, kv_head);
-            add_weighted(weights, values, out);
+            add_weighted(&weights[slot..], &values[slot * head_dim..], out);
+            slot = 0;
         }
     }
 }
@@ -205,5 +221,68 @@ fn softmax(scores: &mut [f32], scale: f32) {
     let inverse = 1.0 / sum_of(scores, |score| score);
     for score in scores.iter_mut() {
         *score *= inverse;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::KernelPath;
+
+    const HEAD_DIM: usize = 8;
+    const BLOCK_SIZE: usize = 16;
+    /// A block full of NaN; the others hold numbers.
+    const POISON: u32 = 0;
+
+    fn layout() -> KvLayout {
+        KvLayout {
+            numerics_id: String::new(),
+            block_size: BLOCK_SIZE,
+            layers: 1,
+            kv_heads: 1,
+            head_dim: HEAD_DIM,
+            element_bytes: size_of::<f32>(),
+        }
+    }
+
+    fn memory(layout: &KvLayout) -> HostMemory {
+        let memory = HostMemory::new(6, layout.block_bytes()).unwrap();
+        for block in 0..6 {
+            // SAFETY: nobody else has this memory.
+            let bytes = unsafe { memory.write(block, 0, layout.block_bytes()) };
+            for (index, number) in bytes.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+                let value = ((index * 7 + block as usize * 5) % 23) as f32 / 10.0 - 1.0;
+                *number = if block == POISON { f32::NAN } else { value }.to_le_bytes();
+            }
+        }
+        memory
+    }
+
+    #[test]
+    fn a_window_hides_what_lies_before_it_and_nothing_else() {
+        let (layout, compute) = (layout(), Compute::new(1, KernelPath::Portable).unwrap());
+        let memory = memory(&layout);
+        let attended = |blocks: &[u32], context_tokens, window| {
+            let shape = AttentionShape { layout: &layout, layer: 0, heads: 1, window };
+            let row = QueryRow { blocks, context_tokens };
+            let mut out = vec![0.0; HEAD_DIM];
+            attend::<f32>(&compute, &shape, &memory, &[row], &[0.7; HEAD_DIM], &mut out);
+            out
+        };
+        for window in 1..50 {
+            for context_tokens in 1..=80_usize {
+                let hidden = context_tokens.saturating_sub(window) / BLOCK_SIZE;
+                let poisoned: Vec<u32> =
+                    (0..5).map(|i| if i < hidden { POISON } else { i as u32 + 1 }).collect();
+                let found = attended(&poisoned, context_tokens, Some(window));
+                let left = context_tokens - hidden * BLOCK_SIZE;
+                let alone = attended(&[1, 2, 3, 4, 5][hidden..], left, Some(window));
+                assert_eq!(found, alone, "{context_tokens} tokens, window {window}");
+                if window >= left {
+                    let unlimited = attended(&[1, 2, 3, 4, 5][hidden..], left, None);
+                    assert_eq!(found, unlimited, "{context_tokens} tokens, window {window}");
+                }
+            }
+        }
     }
 }

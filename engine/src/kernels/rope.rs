@@ -1,22 +1,30 @@
-//! Rotary position embedding (Su et al. 2021), with Llama 3's frequency scaling.
+//! Rotary position embedding (Su et al. 2021), with linear and Llama 3's frequency scaling.
 //!
 //! Angles are computed in f32 as the reference implementations do; sine and cosine by a portable
 //! library, so that they are equal on every machine.
 
 use multiversion::multiversion;
 
-/// Llama 3.1's scaling: low frequencies are divided by `factor`, high ones kept, those between
-/// blended. Wavelengths are measured against `original_context_tokens`.
+/// How the rotary frequencies are stretched to a longer context.
 #[derive(Clone, Debug, PartialEq)]
-pub struct RopeScaling {
-    /// Division of the low frequencies.
-    pub factor: f32,
-    /// Below this many turns within the original context, a frequency is low.
-    pub low_freq_factor: f32,
-    /// Above this many turns, it is high.
-    pub high_freq_factor: f32,
-    /// The context length of the original training.
-    pub original_context_tokens: f32,
+pub enum RopeScaling {
+    /// Position interpolation (Chen et al. 2023): all frequencies are divided.
+    Linear {
+        /// Division of the frequencies.
+        factor: f32,
+    },
+    /// Llama 3.1's scaling: low frequencies are divided by `factor`, high ones kept, those
+    /// between blended. Wavelengths are measured against `original_context_tokens`.
+    Llama3 {
+        /// Division of the low frequencies.
+        factor: f32,
+        /// Below this many turns within the original context, a frequency is low.
+        low_freq_factor: f32,
+        /// Above this many turns, it is high.
+        high_freq_factor: f32,
+        /// The context length of the original training.
+        original_context_tokens: f32,
+    },
 }
 
 /// The inverse frequencies of one head: `[head_dim / 2]`.
@@ -47,16 +55,20 @@ impl RopeTable {
 
 impl RopeScaling {
     fn apply(&self, inverse: f32) -> f32 {
-        let turns = self.original_context_tokens * inverse / (2.0 * std::f32::consts::PI);
-        if turns < self.low_freq_factor {
-            return inverse / self.factor;
+        match *self {
+            Self::Linear { factor } => inverse / factor,
+            Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_context_tokens } => {
+                let turns = original_context_tokens * inverse / (2.0 * std::f32::consts::PI);
+                if turns < low_freq_factor {
+                    return inverse / factor;
+                }
+                if turns > high_freq_factor {
+                    return inverse;
+                }
+                let smooth = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                (1.0 - smooth) * inverse / factor + smooth * inverse
+            }
         }
-        if turns > self.high_freq_factor {
-            return inverse;
-        }
-        let range = self.high_freq_factor - self.low_freq_factor;
-        let smooth = (turns - self.low_freq_factor) / range;
-        (1.0 - smooth) * inverse / self.factor + smooth * inverse
     }
 }
 

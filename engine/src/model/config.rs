@@ -1,14 +1,13 @@
-//! `config.json`, as transformers 4 and 5 write it.
+//! The shape of a model, from its directory.
 
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::config_json::{TokenIds, parse};
+use super::family::Biases;
 use crate::LoadError;
 use crate::kernels::RopeScaling;
-
-const SUPPORTED: &str =
-    "LlamaForCausalLM and Qwen3ForCausalLM with silu, without biases, windows or quantization";
 
 /// The shape of a decoder and how it computes.
 #[derive(Clone, Debug, PartialEq)]
@@ -33,69 +32,18 @@ pub struct ModelConfig {
     pub rms_norm_epsilon: f32,
     /// Base of the rotary frequencies.
     pub rope_theta: f32,
-    /// Llama 3's frequency scaling.
+    /// How the frequencies are stretched to a longer context.
     pub rope_scaling: Option<RopeScaling>,
+    /// Of each layer: how many tokens a token sees, itself included; all where absent.
+    pub windows: Vec<Option<usize>>,
+    /// Which linear layers have a bias.
+    pub biases: Biases,
     /// RMSNorm of each query and key head (Qwen3).
     pub query_key_norm: bool,
     /// The output layer is the embedding.
     pub tied_embeddings: bool,
     /// Tokens that end a text.
     pub eos_token_ids: Vec<u32>,
-}
-
-#[derive(Deserialize)]
-struct RawConfig {
-    architectures: Option<Vec<String>>,
-    hidden_size: usize,
-    intermediate_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    num_key_value_heads: Option<usize>,
-    head_dim: Option<usize>,
-    vocab_size: usize,
-    max_position_embeddings: usize,
-    rms_norm_eps: f32,
-    rope_theta: Option<f32>,
-    rope_scaling: Option<RawRope>,
-    rope_parameters: Option<RawRope>,
-    #[serde(default)]
-    tie_word_embeddings: bool,
-    #[serde(default)]
-    attention_bias: bool,
-    #[serde(default)]
-    mlp_bias: bool,
-    #[serde(default)]
-    use_sliding_window: bool,
-    quantization_config: Option<serde_json::Value>,
-    hidden_act: Option<String>,
-    eos_token_id: Option<TokenIds>,
-}
-
-#[derive(Clone, Deserialize)]
-struct RawRope {
-    #[serde(alias = "type")]
-    rope_type: Option<String>,
-    rope_theta: Option<f32>,
-    factor: Option<f32>,
-    low_freq_factor: Option<f32>,
-    high_freq_factor: Option<f32>,
-    original_max_position_embeddings: Option<f32>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum TokenIds {
-    One(u32),
-    Many(Vec<u32>),
-}
-
-impl TokenIds {
-    fn into_vec(self) -> Vec<u32> {
-        match self {
-            Self::One(id) => vec![id],
-            Self::Many(ids) => ids,
-        }
-    }
 }
 
 #[derive(Deserialize)]
@@ -114,122 +62,11 @@ impl ModelConfig {
             source,
             advice,
         })?;
-        let mut config = Self::parse(&text, &path)?;
+        let mut config = parse(&text).map_err(|problem| problem.at(&path))?;
         if let Some(ids) = eos_of_generation_config(directory)? {
             config.eos_token_ids = ids;
         }
         Ok(config)
-    }
-
-    fn parse(text: &str, path: &Path) -> Result<Self, LoadError> {
-        let corrupt = |problem: String| LoadError::Corrupt { path: path.into(), problem };
-        let named: serde_json::Value =
-            serde_json::from_str(text).map_err(|error| corrupt(error.to_string()))?;
-        // Families of another kind lack our fields: say that they are unsupported, not corrupt.
-        let architecture = named["architectures"][0].as_str().unwrap_or("no architecture");
-        if !["LlamaForCausalLM", "Qwen3ForCausalLM"].contains(&architecture) {
-            return Err(unsupported(path, format!("architecture {architecture}")));
-        }
-        let raw: RawConfig =
-            serde_json::from_str(text).map_err(|error| corrupt(error.to_string()))?;
-        raw.check_supported(path)?;
-        let config = raw.into_config(path)?;
-        config.check_shape().map_err(corrupt)?;
-        Ok(config)
-    }
-
-    fn check_shape(&self) -> Result<(), String> {
-        let sizes = [
-            ("hidden_size", self.hidden_size, 1 << 20),
-            ("intermediate_size", self.intermediate_size, 1 << 22),
-            ("num_hidden_layers", self.layers, 1 << 12),
-            ("num_attention_heads", self.heads, 1 << 14),
-            ("num_key_value_heads", self.kv_heads, 1 << 14),
-            ("head_dim", self.head_dim, 1 << 14),
-            ("vocab_size", self.vocabulary_size, 1 << 26),
-            ("max_position_embeddings", self.context_tokens, 1 << 28),
-        ];
-        for (name, size, max) in sizes {
-            if size == 0 || size > max {
-                return Err(format!("{name} is {size}, expected 1 to {max}"));
-            }
-        }
-        if !self.heads.is_multiple_of(self.kv_heads) {
-            let (heads, kv_heads) = (self.heads, self.kv_heads);
-            return Err(format!("{heads} attention heads do not divide over {kv_heads} KV heads"));
-        }
-        if !self.head_dim.is_multiple_of(2) {
-            return Err(format!("head_dim is {}, expected an even number", self.head_dim));
-        }
-        Ok(())
-    }
-}
-
-impl RawConfig {
-    fn check_supported(&self, path: &Path) -> Result<(), LoadError> {
-        let activation = self.hidden_act.as_deref().unwrap_or("silu");
-        if activation != "silu" {
-            return Err(unsupported(path, format!("hidden_act {activation}")));
-        }
-        let refused = [
-            ("attention_bias", self.attention_bias),
-            ("mlp_bias", self.mlp_bias),
-            ("use_sliding_window", self.use_sliding_window),
-            ("quantization_config", self.quantization_config.is_some()),
-        ];
-        match refused.iter().find(|(_, on)| *on) {
-            Some((name, _)) => Err(unsupported(path, (*name).to_string())),
-            None => Ok(()),
-        }
-    }
-
-    fn into_config(self, path: &Path) -> Result<ModelConfig, LoadError> {
-        let architecture = self.architectures.unwrap_or_default().into_iter().next();
-        let rope = self.rope_parameters.or(self.rope_scaling);
-        let rope_theta = rope.as_ref().and_then(|rope| rope.rope_theta).or(self.rope_theta);
-        Ok(ModelConfig {
-            hidden_size: self.hidden_size,
-            intermediate_size: self.intermediate_size,
-            layers: self.num_hidden_layers,
-            heads: self.num_attention_heads,
-            kv_heads: self.num_key_value_heads.unwrap_or(self.num_attention_heads),
-            head_dim: self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1)),
-            vocabulary_size: self.vocab_size,
-            context_tokens: self.max_position_embeddings,
-            rms_norm_epsilon: self.rms_norm_eps,
-            rope_theta: rope_theta.unwrap_or(10_000.0),
-            rope_scaling: rope.map(|rope| rope.into_scaling(path)).transpose()?.flatten(),
-            query_key_norm: architecture.as_deref() == Some("Qwen3ForCausalLM"),
-            tied_embeddings: self.tie_word_embeddings,
-            eos_token_ids: self.eos_token_id.map(TokenIds::into_vec).unwrap_or_default(),
-        })
-    }
-}
-
-impl RawRope {
-    fn into_scaling(self, path: &Path) -> Result<Option<RopeScaling>, LoadError> {
-        let kind = self.rope_type.as_deref().unwrap_or("default");
-        if kind == "default" {
-            return Ok(None);
-        }
-        if kind != "llama3" {
-            return Err(unsupported(path, format!("rope scaling of type {kind}")));
-        }
-        let field = |value: Option<f32>, name: &str| {
-            value.ok_or_else(|| LoadError::Corrupt {
-                path: path.into(),
-                problem: format!("rope scaling of type llama3 lacks {name}"),
-            })
-        };
-        Ok(Some(RopeScaling {
-            factor: field(self.factor, "factor")?,
-            low_freq_factor: field(self.low_freq_factor, "low_freq_factor")?,
-            high_freq_factor: field(self.high_freq_factor, "high_freq_factor")?,
-            original_context_tokens: field(
-                self.original_max_position_embeddings,
-                "original_max_position_embeddings",
-            )?,
-        }))
     }
 }
 
@@ -253,10 +90,6 @@ pub fn read_optional(path: &Path) -> Result<Option<String>, LoadError> {
     }
 }
 
-fn unsupported(path: &Path, what: String) -> LoadError {
-    LoadError::Unsupported { path: path.into(), what, supported: SUPPORTED }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -267,7 +100,7 @@ mod tests {
         "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "eos_token_id": [1, 2]}"#;
 
     fn parse(text: &str) -> Result<ModelConfig, String> {
-        ModelConfig::parse(text, Path::new("config.json")).map_err(|error| error.to_string())
+        super::parse(text).map_err(|problem| problem.at(Path::new("config.json")).to_string())
     }
 
     #[test]
@@ -282,9 +115,60 @@ mod tests {
         let (old, new) = (parse(&old).unwrap(), parse(&new).unwrap());
         assert_eq!(old, new);
         assert_eq!(old.rope_theta, 500_000.0);
-        assert_eq!(old.rope_scaling.unwrap().factor, 8.0);
+        let expected = RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_context_tokens: 64.0,
+        };
+        assert_eq!(old.rope_scaling, Some(expected));
         assert_eq!(old.eos_token_ids, [1, 2]);
         assert_eq!(old.head_dim, 16);
+    }
+
+    /// The parsed `LLAMA` as another architecture, with more settings.
+    fn with(architecture: &str, settings: &str) -> Result<ModelConfig, String> {
+        let text = LLAMA.replace("LlamaForCausalLM", architecture);
+        parse(&text.replacen('{', &format!("{{{settings}"), 1))
+    }
+
+    #[test]
+    fn windows_are_those_of_transformers() {
+        let check = |architecture: &str, settings: &str, expected: [Option<usize>; 2]| {
+            let found = with(architecture, settings).unwrap().windows;
+            assert_eq!(found, expected, "{architecture} with {settings}");
+        };
+        let on = r#""use_sliding_window": true, "sliding_window": 40,"#;
+        let second = &format!(r#"{on} "max_window_layers": 1,"#);
+        let listed =
+            &format!(r#"{second} "layer_types": ["sliding_attention", "full_attention"],"#);
+        check("LlamaForCausalLM", "", [None, None]);
+        check("LlamaForCausalLM", r#""sliding_window": 40,"#, [None, None]);
+        check("MistralForCausalLM", "", [Some(4096), Some(4096)]);
+        check("MistralForCausalLM", r#""sliding_window": null,"#, [None, None]);
+        check("MistralForCausalLM", r#""sliding_window": 40,"#, [Some(40), Some(40)]);
+        for architecture in ["Qwen2ForCausalLM", "Qwen3ForCausalLM"] {
+            check(architecture, r#""sliding_window": 40, "max_window_layers": 0,"#, [None, None]);
+            check(architecture, on, [None, None]);
+            check(architecture, second, [None, Some(40)]);
+            check(architecture, listed, [Some(40), None]);
+        }
+    }
+
+    #[test]
+    fn biases_are_those_of_transformers() {
+        let check = |architecture: &str, settings: &str, expected: [bool; 3]| {
+            let found = with(architecture, settings).unwrap().biases;
+            let found = [found.query_key_value, found.attention_output, found.feed_forward];
+            assert_eq!(found, expected, "{architecture} with {settings}");
+        };
+        check("LlamaForCausalLM", "", [false, false, false]);
+        check("LlamaForCausalLM", r#""attention_bias": true,"#, [true, true, false]);
+        check("LlamaForCausalLM", r#""mlp_bias": true,"#, [false, false, true]);
+        check("MistralForCausalLM", "", [false, false, false]);
+        check("Qwen2ForCausalLM", "", [true, false, false]);
+        check("Qwen3ForCausalLM", "", [false, false, false]);
+        check("Qwen3ForCausalLM", r#""attention_bias": true,"#, [true, true, false]);
     }
 
     #[test]
@@ -297,9 +181,35 @@ mod tests {
         check("\"num_key_value_heads\": 2", "\"num_key_value_heads\": 3", "do not divide");
         check("\"vocab_size\": 100", "\"vocab_size\": 0", "vocab_size is 0");
         check("\"hidden_size\": 64,", "", "missing field `hidden_size`");
-        check("{", "{\"attention_bias\": true,", "asks for attention_bias");
         check("{", "{\"rope_scaling\": {\"rope_type\": \"yarn\"},", "rope scaling of type yarn");
-        check("{", "{\"rope_scaling\": {\"type\": \"llama3\"},", "lacks factor");
+        check("{", "{\"rope_scaling\": {\"type\": \"llama3\"},", "lacks low_freq_factor");
+        let equal = r#"{"rope_scaling": {"type": "llama3", "factor": 8, "low_freq_factor": 4,
+            "high_freq_factor": 4, "original_max_position_embeddings": 64},"#;
+        check("{", equal, "low_freq_factor is not below");
+        check("500000.0", "-1", "rope_theta is -1");
         check("LlamaForCausalLM\"]", "", "config.json is not usable");
+    }
+    #[test]
+    fn refuses_settings_of_a_family_with_a_sentence() {
+        let check = |architecture: &str, settings: &str, expected: &str| {
+            let error = with(architecture, settings).unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        };
+        let qwen = "Qwen2ForCausalLM";
+        let on = r#""use_sliding_window": true,"#;
+        let list = |types: &str| format!(r#"{on} "layer_types": [{types}],"#);
+        check("LlamaForCausalLM", on, "use_sliding_window in a Llama");
+        check("MistralForCausalLM", r#""attention_bias": true,"#, "attention_bias in a Mistral");
+        check(qwen, r#""mlp_bias": true,"#, "asks for mlp_bias");
+        check(qwen, r#""partial_rotary_factor": 0.5,"#, "asks for partial_rotary_factor");
+        check(qwen, r#""rope_scaling": {"type": "linear"},"#, "type linear lacks factor");
+        check(qwen, r#""rope_scaling": {"type": "linear", "factor": 0},"#, "factor is 0");
+        check(qwen, &format!(r#"{on} "sliding_window": 0,"#), "sliding_window is 0");
+        check("MistralForCausalLM", r#""sliding_window": -1,"#, "config.json is not usable");
+        check(qwen, &list(r#""full_attention""#), "layer_types has 1 entries for 2 layers");
+        check(qwen, &list(r#""full_attention", "linear""#), "asks for layer type linear");
+        let sliding = r#""layer_types": ["full_attention", "sliding_attention"],"#;
+        check(qwen, sliding, "layer_types has sliding_attention, and no window is set");
+        check("MistralForCausalLM", sliding, "layers of different types in a Mistral");
     }
 }

@@ -4,11 +4,13 @@ use half::{bf16, f16};
 use kv_transfer::{HostMemory, KvLayout};
 
 use super::ModelConfig;
+use super::layer::Layer;
+use super::linear::project;
 use super::weights::{WeightMatrix, Weights};
 use crate::LoadError;
 use crate::kernels::{
-    AttentionShape, Compute, Element, QueryRow, RopeTable, add_assign, attend, matmul, rms_norm,
-    rotate, silu_multiply,
+    AttentionShape, Compute, Element, QueryRow, RopeTable, WeightData, add_assign, attend,
+    rms_norm, rotate, silu_multiply,
 };
 
 /// Consecutive tokens of one sequence to compute in this step.
@@ -35,20 +37,6 @@ pub struct Decoder {
     kv_element: KvElement,
 }
 
-struct Layer {
-    attention_norm: Vec<f32>,
-    query: WeightMatrix,
-    key: WeightMatrix,
-    value: WeightMatrix,
-    attention_output: WeightMatrix,
-    query_norm: Option<Vec<f32>>,
-    key_norm: Option<Vec<f32>>,
-    mlp_norm: Vec<f32>,
-    gate: WeightMatrix,
-    up: WeightMatrix,
-    down: WeightMatrix,
-}
-
 /// KV is stored as the weights are.
 #[derive(Clone, Copy, PartialEq)]
 enum KvElement {
@@ -71,12 +59,12 @@ impl Decoder {
             true => None,
             false => Some(weights.matrix("lm_head.weight", vocabulary, hidden)?),
         };
-        let layers = (0..config.layers).map(|index| Layer::new(config, weights, index));
+        let layers = (0..config.layers).map(|index| Layer::load(config, weights, index));
         let layers = layers.collect::<Result<Vec<_>, _>>()?;
-        let kv_element = match layers[0].key.matrix().data {
-            crate::kernels::WeightData::F32(_) => KvElement::F32,
-            crate::kernels::WeightData::Bf16(_) => KvElement::Bf16,
-            crate::kernels::WeightData::F16(_) => KvElement::F16,
+        let kv_element = match layers[0].key.weight().matrix().data {
+            WeightData::F32(_) => KvElement::F32,
+            WeightData::Bf16(_) => KvElement::Bf16,
+            WeightData::F16(_) => KvElement::F16,
         };
         Ok(Self {
             embedding,
@@ -178,14 +166,6 @@ fn rows_of<'a>(span: &Span<'a>) -> impl Iterator<Item = Row<'a>> + use<'a> {
     (0..span.tokens.len()).map(move |offset| Row { position: start + offset, blocks })
 }
 
-/// A linear layer: `[rows, inputs]` to `[rows, outputs]`.
-fn project(compute: &Compute, x: &[f32], weight: &WeightMatrix) -> Vec<f32> {
-    let matrix = weight.matrix();
-    let mut y = vec![0.0; x.len() / matrix.inputs * matrix.outputs];
-    matmul(compute, x, &matrix, &mut y);
-    y
-}
-
 /// What one layer's computation needs to know of the batch.
 struct LayerPass<'a> {
     decoder: &'a Decoder,
@@ -201,9 +181,9 @@ impl LayerPass<'_> {
         let (config, compute) = (&self.decoder.config, self.compute);
         let mut normed = x.to_vec();
         rms_norm(&mut normed, &layer.attention_norm, config.rms_norm_epsilon);
-        let mut queries = project(compute, &normed, &layer.query);
-        let mut keys = project(compute, &normed, &layer.key);
-        let values = project(compute, &normed, &layer.value);
+        let mut queries = layer.query.apply(compute, &normed);
+        let mut keys = layer.key.apply(compute, &normed);
+        let values = layer.value.apply(compute, &normed);
         if let (Some(query_norm), Some(key_norm)) = (&layer.query_norm, &layer.key_norm) {
             rms_norm(&mut queries, query_norm, config.rms_norm_epsilon);
             rms_norm(&mut keys, key_norm, config.rms_norm_epsilon);
@@ -220,18 +200,23 @@ impl LayerPass<'_> {
         });
 
         let query_rows: Vec<QueryRow<'_>> = self.rows.iter().map(Row::query).collect();
-        let shape = AttentionShape { layout: self.layout, layer: self.index, heads: config.heads };
+        let shape = AttentionShape {
+            layout: self.layout,
+            layer: self.index,
+            heads: config.heads,
+            window: layer.window,
+        };
         let mut attended = vec![0.0; queries.len()];
         attend::<E>(compute, &shape, self.memory, &query_rows, &queries, &mut attended);
-        add_assign(x, &project(compute, &attended, &layer.attention_output));
+        add_assign(x, &layer.attention_output.apply(compute, &attended));
     }
 
     fn feed_forward(&self, layer: &Layer, x: &mut [f32]) {
         let mut normed = x.to_vec();
         rms_norm(&mut normed, &layer.mlp_norm, self.decoder.config.rms_norm_epsilon);
-        let mut gate = project(self.compute, &normed, &layer.gate);
-        silu_multiply(&mut gate, &project(self.compute, &normed, &layer.up));
-        add_assign(x, &project(self.compute, &gate, &layer.down));
+        let mut gate = layer.gate.apply(self.compute, &normed);
+        silu_multiply(&mut gate, &layer.up.apply(self.compute, &normed));
+        add_assign(x, &layer.down.apply(self.compute, &gate));
     }
 
     fn rotate_rows(&self, heads: &mut [f32], angles: &[f32]) {
@@ -276,30 +261,5 @@ impl LayerPass<'_> {
 impl<'a> Row<'a> {
     fn query(&self) -> QueryRow<'a> {
         QueryRow { blocks: self.blocks, context_tokens: self.position + 1 }
-    }
-}
-
-impl Layer {
-    fn new(config: &ModelConfig, weights: &Weights, index: usize) -> Result<Self, LoadError> {
-        let ModelConfig { hidden_size, intermediate_size, head_dim, .. } = *config;
-        let (query_len, kv_len) = (config.heads * head_dim, config.kv_heads * head_dim);
-        let name = |part: &str| format!("model.layers.{index}.{part}.weight");
-        let matrix = |part: &str, outputs, inputs| weights.matrix(&name(part), outputs, inputs);
-        let vector = |part: &str, len| weights.vector(&name(part), len);
-        let head_norm =
-            |part: &str| config.query_key_norm.then(|| vector(part, head_dim)).transpose();
-        Ok(Self {
-            attention_norm: vector("input_layernorm", hidden_size)?,
-            query: matrix("self_attn.q_proj", query_len, hidden_size)?,
-            key: matrix("self_attn.k_proj", kv_len, hidden_size)?,
-            value: matrix("self_attn.v_proj", kv_len, hidden_size)?,
-            attention_output: matrix("self_attn.o_proj", hidden_size, query_len)?,
-            query_norm: head_norm("self_attn.q_norm")?,
-            key_norm: head_norm("self_attn.k_norm")?,
-            mlp_norm: vector("post_attention_layernorm", hidden_size)?,
-            gate: matrix("mlp.gate_proj", intermediate_size, hidden_size)?,
-            up: matrix("mlp.up_proj", intermediate_size, hidden_size)?,
-            down: matrix("mlp.down_proj", hidden_size, intermediate_size)?,
-        })
     }
 }

@@ -1,9 +1,14 @@
 //! One decoder, driven by a Hugging Face `config.json`: not a file per family.
 
 mod config;
+mod config_json;
 mod decoder;
+mod family;
+mod layer;
+mod linear;
 mod numerics;
 mod weights;
+mod windows;
 
 use std::path::Path;
 
