@@ -13,5 +13,5 @@ mod memory;
 
 pub use layout::KvLayout;
 pub use lease::{Capability, Holder, Lease, LeaseError, LeaseId, LeaseLimits, LeaseTable};
-pub use local::{BlockCopy, LocalPools, LocalSource, TransferError};
+pub use local::{BlockCopy, LocalPools, LocalSource, TransferError, TransferFaults};
 pub use memory::{BlockWriter, HostMemory};

@@ -42,13 +42,28 @@ pub struct BlockCopy {
     pub destination: usize,
 }
 
+/// What a simulation does to transfers. In production there is none.
+pub trait TransferFaults: Send + Sync {
+    /// Called before blocks are read. Errors: that is what becomes of the read.
+    fn before_read(&self, worker: &WorkerLife) -> Result<(), TransferError>;
+
+    /// Called with each block on its way.
+    fn in_transit(&self, block: &mut [u8]);
+}
+
 /// The pools of this process, by the life of the worker that owns them.
 #[derive(Default)]
 pub struct LocalPools {
     sources: Mutex<HashMap<WorkerLife, Weak<LocalSource>>>,
+    faults: Option<Box<dyn TransferFaults>>,
 }
 
 impl LocalPools {
+    /// Pools between which `faults` happen: for simulations.
+    pub fn with_faults(faults: Box<dyn TransferFaults>) -> Self {
+        Self { faults: Some(faults), ..Default::default() }
+    }
+
     /// Makes a pool readable for as long as its owner keeps it.
     pub fn add(&self, worker: WorkerLife, source: &Arc<LocalSource>) {
         let mut sources = self.sources.lock();
@@ -71,6 +86,9 @@ impl LocalPools {
         if source.layout != *destination.layout() {
             return Err(TransferError::LayoutMismatch);
         }
+        if let Some(faults) = &self.faults {
+            faults.before_read(worker)?;
+        }
         let block_bytes = source.layout.block_bytes();
         let blocks: Vec<u32> = copies.iter().map(|copy| copy.source).collect();
         source.leases.read(now, lease, &blocks, || {
@@ -78,7 +96,14 @@ impl LocalPools {
                 // SAFETY: announced blocks are complete, and the lease pins them unchanged while
                 // this closure runs.
                 let bytes = unsafe { source.memory.read(copy.source, 0, block_bytes) };
-                destination.fill(copy.destination, bytes);
+                match &self.faults {
+                    None => destination.fill(copy.destination, bytes),
+                    Some(faults) => {
+                        let mut bytes = bytes.to_vec();
+                        faults.in_transit(&mut bytes);
+                        destination.fill(copy.destination, &bytes);
+                    }
+                }
             }
         })?;
         Ok(())

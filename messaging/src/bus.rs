@@ -9,6 +9,8 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::faults::Faults;
+
 /// Messages that one subscriber may lag behind; further ones are dropped and counted.
 const SUBSCRIPTION_QUEUE: usize = 4096;
 
@@ -19,6 +21,7 @@ const REQUEST_QUEUE: usize = 4096;
 #[derive(Clone, Default)]
 pub struct Bus {
     shared: Arc<Shared>,
+    faults: Option<Arc<dyn Faults>>,
 }
 
 #[derive(Default)]
@@ -57,9 +60,24 @@ pub enum RequestError {
 }
 
 impl Bus {
+    pub(crate) fn with_faults(faults: Arc<dyn Faults>) -> Self {
+        Self { faults: Some(faults), ..Default::default() }
+    }
+
     /// Sends to all subscribers of `subject`. Never waits: a subscriber whose queue is full loses
     /// the message, and sees the gap in the sender's sequence numbers.
     pub fn publish(&self, subject: &str, payload: Bytes) {
+        let Some(faults) = &self.faults else { return self.deliver(subject, &payload) };
+        for (delay, payload) in faults.carry(subject, payload) {
+            let (bus, subject) = (self.clone(), subject.to_string());
+            tokio::spawn(async move {
+                tokio::time::sleep(delay).await;
+                bus.deliver(&subject, &payload);
+            });
+        }
+    }
+
+    fn deliver(&self, subject: &str, payload: &Bytes) {
         let mut subscribers = self.shared.subscribers.lock();
         let Some(senders) = subscribers.get_mut(subject) else { return };
         senders.retain(|sender| match sender.try_send(payload.clone()) {
@@ -95,12 +113,26 @@ impl Bus {
     ) -> Result<Bytes, RequestError> {
         let responder = self.shared.responders.lock().get(subject).cloned();
         let responder = responder.ok_or(RequestError::NoResponder)?;
-        let (reply, answer) = oneshot::channel();
-        responder.try_send(Request { payload, reply }).map_err(|_| RequestError::NoResponder)?;
-        match tokio::time::timeout(timeout, answer).await {
-            Ok(Ok(answer)) => Ok(answer),
-            Ok(Err(_)) => Err(RequestError::NoResponder),
-            Err(_) => Err(RequestError::TimedOut),
+        let ask = async {
+            let payload = self.travelled(subject, payload).await;
+            let (reply, answer) = oneshot::channel();
+            let asked = responder.try_send(Request { payload, reply });
+            asked.map_err(|_| RequestError::NoResponder)?;
+            let answer = answer.await.map_err(|_| RequestError::NoResponder)?;
+            Ok(self.travelled(subject, answer).await)
+        };
+        tokio::time::timeout(timeout, ask).await.map_err(|_| RequestError::TimedOut)?
+    }
+
+    /// A message of a request once it has arrived, which it may never do.
+    async fn travelled(&self, subject: &str, payload: Bytes) -> Bytes {
+        let Some(faults) = &self.faults else { return payload };
+        match faults.carry(subject, payload).into_iter().next() {
+            Some((delay, payload)) => {
+                tokio::time::sleep(delay).await;
+                payload
+            }
+            None => std::future::pending().await,
         }
     }
 

@@ -12,8 +12,10 @@ use tokio::sync::mpsc;
 use tokio_stream::Stream;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::faults::{self, Faults};
+
 /// Bytes under way in one direction of an in-process connection.
-const PIPE_BYTES: usize = 256 * 1024;
+pub(crate) const PIPE_BYTES: usize = 256 * 1024;
 
 /// Connections that wait to be accepted by one listener; further ones are refused.
 const ACCEPT_QUEUE: usize = 256;
@@ -22,6 +24,7 @@ const ACCEPT_QUEUE: usize = 256;
 #[derive(Clone, Default)]
 pub struct DataPlane {
     listeners: Listeners,
+    faults: Option<Arc<dyn Faults>>,
 }
 
 /// Accepted connections, for `tonic::transport::Server::serve_with_incoming`.
@@ -45,6 +48,10 @@ pub struct ConnectError {
 }
 
 impl DataPlane {
+    pub(crate) fn with_faults(faults: Arc<dyn Faults>) -> Self {
+        Self { faults: Some(faults), ..Default::default() }
+    }
+
     /// Listens under a name, in place of whoever did before.
     pub fn listen(&self, endpoint: &str) -> Incoming {
         let (sender, connections) = mpsc::channel(ACCEPT_QUEUE);
@@ -55,10 +62,10 @@ impl DataPlane {
 
     /// Connects to a listener.
     pub async fn connect(&self, endpoint: &str) -> Result<Channel, ConnectError> {
-        let listeners = self.listeners.clone();
+        let (listeners, faults) = (self.listeners.clone(), self.faults.clone());
         let name = endpoint.to_string();
         let connector = tower::service_fn(move |_: tonic::codegen::http::Uri| {
-            let stream = open(&listeners, &name);
+            let stream = open(&listeners, &name, faults.as_deref());
             async move { stream.map(TokioIo::new) }
         });
         // The authority of in-process calls; nothing resolves it.
@@ -68,12 +75,19 @@ impl DataPlane {
     }
 }
 
-fn open(listeners: &Listeners, endpoint: &str) -> std::io::Result<DuplexStream> {
+fn open(
+    listeners: &Listeners,
+    endpoint: &str,
+    faults: Option<&dyn Faults>,
+) -> std::io::Result<DuplexStream> {
     let refused = || std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
     let listener = listeners.lock().get(endpoint).cloned().ok_or_else(refused)?;
     let (ours, theirs) = tokio::io::duplex(PIPE_BYTES);
     listener.try_send(theirs).map_err(|_| refused())?;
-    Ok(ours)
+    let Some(faults) = faults else { return Ok(ours) };
+    let (end, far_end) = tokio::io::duplex(PIPE_BYTES);
+    faults::join(&faults.link(endpoint), far_end, ours);
+    Ok(end)
 }
 
 impl Stream for Incoming {

@@ -6,11 +6,15 @@
 
 mod bus;
 mod data_plane;
+mod faults;
 mod registry;
 
 pub use bus::{Bus, Request, RequestError, Requests, Subscription};
 pub use data_plane::{ConnectError, DataPlane, Incoming};
+pub use faults::{Faults, Link};
 pub use registry::{Change, Registry, Watch};
+
+use std::sync::Arc;
 
 /// All ways to reach other components.
 #[derive(Clone, Default)]
@@ -21,4 +25,15 @@ pub struct Network {
     pub registry: Registry,
     /// gRPC connections.
     pub data_plane: DataPlane,
+}
+
+impl Network {
+    /// A network in which `faults` happen: for simulations.
+    pub fn with_faults(faults: Arc<dyn Faults>) -> Self {
+        Self {
+            bus: Bus::with_faults(faults.clone()),
+            registry: Registry::default(),
+            data_plane: DataPlane::with_faults(faults),
+        }
+    }
 }

@@ -13,8 +13,9 @@ use crate::host::{EngineHost, KvEventBatch};
 /// Between two load reports.
 const LOAD_REPORT_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Announces until the engine stops. The registry entry goes when this future is dropped.
+/// Announces from when the engine is warm until it stops. The registry entry goes when this future is dropped.
 pub async fn run(host: &EngineHost, registration: &v1::WorkerRegistration, network: &Network) {
+    host.warm().await;
     let _entry = RegistryEntry::put(registration, network);
     let Some(mut kv_events) = host.take_kv_events() else { return };
     let mut interval = tokio::time::interval(LOAD_REPORT_INTERVAL);

@@ -91,6 +91,8 @@ pub struct EngineHost {
 #[derive(Default)]
 struct Shared {
     status: Mutex<Status>,
+    /// Cancelled once the engine has warmed up.
+    warm: CancellationToken,
     became_idle: Notify,
     /// Sequences whose handles are gone and whose release found the queue full. One entry per
     /// living sequence at most.
@@ -221,6 +223,11 @@ impl EngineHost {
         self.shared.status.lock().latency.model()
     }
 
+    /// Waits until the engine has warmed up and knows how long its steps take.
+    pub async fn warm(&self) {
+        self.shared.warm.cancelled().await;
+    }
+
     /// Waits until the engine has nothing to compute, again since the last call; for one waiter.
     pub async fn became_idle(&self) {
         self.shared.became_idle.notified().await;
@@ -335,6 +342,7 @@ struct EngineLoop {
 
 impl EngineLoop {
     fn run_on_thread(mut self) {
+        self.warm_up();
         while self.take_commands() {
             let output = self.engine.step();
             std::thread::sleep(output.unspent);
@@ -347,6 +355,7 @@ impl EngineLoop {
     }
 
     async fn run_as_task(mut self) {
+        self.warm_up();
         while self.take_commands() {
             let output = self.engine.step();
             if output.unspent.is_zero() {
@@ -359,6 +368,14 @@ impl EngineLoop {
                 self.apply(command);
             }
         }
+    }
+
+    fn warm_up(&mut self) {
+        let outputs = self.engine.warm_up();
+        let mut status = self.shared.status.lock();
+        outputs.iter().for_each(|output| status.latency.record(output));
+        drop(status);
+        self.shared.warm.cancel();
     }
 
     /// Reports and delivers what a step did. True: there was nothing to do, and nothing is said
