@@ -38,6 +38,8 @@ pub struct Answer {
     pub logprobs: Vec<Value>,
     /// The usage chunk.
     pub usage: Value,
+    /// Why it came from where it came.
+    pub route: String,
 }
 
 impl System {
@@ -56,7 +58,7 @@ impl System {
     pub async fn send(&self, path: &str, mut body: Value) -> reqwest::Response {
         body["model"] = json!(self.serving.model_name);
         let url = format!("http://{}/v1/{path}", self.serving.address);
-        let request = self.client.post(url).json(&body);
+        let request = self.client.post(url).header("x-stator-debug", "1").json(&body);
         let response = tokio::time::timeout(DEADLINE, request.send()).await;
         response.expect("an answer in time").expect("a connection")
     }
@@ -67,8 +69,9 @@ impl System {
         body["stream_options"] = json!({"include_usage": true});
         let response = self.send("chat/completions", body).await;
         assert_eq!(response.status(), 200, "{}", response.text().await.unwrap_or_default());
+        let route = response.headers()["x-stator-route"].to_str().expect("text").to_string();
         let mut events = response.bytes_stream();
-        let (mut bytes, mut answer) = (Vec::new(), Answer::default());
+        let (mut bytes, mut answer) = (Vec::new(), Answer { route, ..Default::default() });
         while let Some(more) = events.next().await {
             bytes.extend(more.expect("the stream goes on"));
         }

@@ -8,7 +8,7 @@ use e2e::{Answer, System};
 use futures::StreamExt;
 use futures::future::join_all;
 use serde_json::{Value, json};
-use stator::cli::ServeArgs;
+use stator::cli::{EngineKind, ServeArgs};
 
 /// Sixteen requests: greedy and sampled, short and long, some with a common beginning.
 fn requests() -> Vec<Value> {
@@ -38,6 +38,13 @@ fn requests() -> Vec<Value> {
 /// What an answer is, apart from what the cache saved.
 fn content(answer: &Answer) -> (&str, &str, &[Value]) {
     (&answer.text, &answer.finish_reason, &answer.logprobs)
+}
+
+/// Steps take what they are told to take, so that routing does not depend on this machine's load.
+fn with_steady_steps(arguments: &mut ServeArgs) {
+    arguments.engine.engine = EngineKind::Mock;
+    arguments.engine.mock_prefill_us_per_token = Some(200.0);
+    arguments.engine.mock_step_us = Some(500.0);
 }
 
 async fn check_company(adjust: impl FnOnce(&mut ServeArgs)) {
@@ -93,8 +100,8 @@ async fn a_client_that_goes_leaves_no_block_behind() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn prompts_are_computed_by_the_prefill_worker_and_found_again() {
-    let system = System::start(|_| {}).await;
-    let first = json!({"role": "user", "content": "What is continuous batching? ".repeat(10)});
+    let system = System::start(with_steady_steps).await;
+    let first = json!({"role": "user", "content": "What is continuous batching? ".repeat(60)});
     let answer =
         system.chat(json!({"messages": [first], "temperature": 0, "max_tokens": 40})).await;
     assert_eq!(answer.usage["prompt_tokens_details"]["cached_tokens"], 0);
@@ -109,7 +116,8 @@ async fn prompts_are_computed_by_the_prefill_worker_and_found_again() {
         {"role": "assistant", "content": answer.text},
         {"role": "user", "content": "Tell me more."},
     ]);
-    let answer = system.chat(json!({"messages": second, "temperature": 0})).await;
+    let asked = json!({"messages": second, "temperature": 0, "max_tokens": 30});
+    let answer = system.chat(asked).await;
     let cached_tokens = answer.usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
     assert!(cached_tokens >= prompt_blocks * 16, "{cached_tokens}");
 }
@@ -130,22 +138,22 @@ async fn salts_keep_caches_apart() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn second_turns_find_what_the_first_left_behind() {
-    let system = System::start(|_| {}).await;
+    let system = System::start(with_steady_steps).await;
     let topics = ["prefill", "decode", "TTFT", "a KV block", "chunked prefill", "a lease"];
-    let mut found = 0;
     for topic in topics {
-        let first = json!({"role": "user", "content": format!("What is {topic}?")});
-        let answer = system.chat(json!({"messages": [first], "temperature": 0})).await;
+        let first = json!({"role": "user", "content": format!("{} is what?", topic.repeat(20))});
+        let asked = json!({"messages": [first], "temperature": 0, "max_tokens": 30});
+        let answer = system.chat(asked).await;
         system.at_rest().await;
         let second = json!([
             first,
             {"role": "assistant", "content": answer.text},
             {"role": "user", "content": "Tell me more."},
         ]);
-        let answer = system.chat(json!({"messages": second, "temperature": 0})).await;
+        let asked = json!({"messages": second, "temperature": 0, "max_tokens": 30});
+        let answer = system.chat(asked).await;
         let cached = &answer.usage["prompt_tokens_details"]["cached_tokens"];
-        found += usize::from(cached.as_u64().unwrap() >= 16);
+        assert!(cached.as_u64().unwrap() >= 16, "{topic}: {}", answer.route);
         system.at_rest().await;
     }
-    assert_eq!(found, topics.len());
 }

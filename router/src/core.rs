@@ -350,10 +350,10 @@ mod tests {
         Worker { prefill: true, ..decode(name) }
     }
 
-    const PROMPT_TOKENS: usize = 160;
+    const PROMPT_TOKENS: usize = 1600;
 
     fn hash(block: usize) -> BlockHash {
-        BlockHash([block as u8; 16])
+        BlockHash([block as u8 + 1; 16])
     }
 
     fn question() -> Question {
@@ -429,22 +429,44 @@ mod tests {
     }
 
     #[test]
+    fn a_short_prompt_is_not_worth_a_handoff() {
+        let now = Instant::now() + Duration::from_secs(60);
+        let short = Question { prompt_tokens: 20, ..question() };
+        let route = |workers: &[Worker]| core(workers, now).route(&short, now).unwrap();
+        assert_eq!(route(&[decode("d"), prefill("p")]).prefill, None);
+        let busy = Worker { running: 9, ..decode("d") };
+        assert!(route(&[busy, prefill("p")]).prefill.is_some(), "nine streams would wait");
+    }
+
+    #[test]
+    fn a_decision_explains_itself() {
+        let now = Instant::now() + Duration::from_secs(60);
+        let route = core(&[decode("d"), prefill("p")], now).route(&question(), now).unwrap();
+        let explained = route.to_string();
+        assert!(
+            explained.starts_with("decode=d;prefill=p;cached_blocks=0;ttft_us="),
+            "{explained}"
+        );
+        assert!(explained.contains(";otherwise=(decode=d;cached_blocks=0;ttft_us="), "{explained}");
+    }
+
+    #[test]
     fn without_prefill_workers_the_decode_worker_computes() {
         check_route(&[decode("d")], "d");
     }
 
     #[test]
     fn what_the_decode_worker_has_seen_stays_there() {
-        let seen = Worker { cached_blocks: 9, ..decode("d") };
+        let seen = Worker { cached_blocks: 90, ..decode("d") };
         check_route(&[seen.clone(), prefill("p")], "d");
-        check_route(&[seen, Worker { cached_blocks: 10, ..prefill("p") }], "d<-p");
+        check_route(&[seen, Worker { cached_blocks: 99, ..prefill("p") }], "d<-p");
     }
 
     #[test]
     fn prefixes_attract_and_queues_repel() {
-        let seen = Worker { cached_blocks: 8, ..prefill("q") };
+        let seen = Worker { cached_blocks: 80, ..prefill("q") };
         check_route(&[decode("d"), prefill("p"), seen.clone()], "d<-q");
-        let busy = Worker { waiting_tokens: 5000, ..seen };
+        let busy = Worker { waiting_tokens: 50_000, ..seen };
         check_route(&[decode("d"), prefill("p"), busy], "d<-p");
     }
 
@@ -484,8 +506,12 @@ mod tests {
         let (first, second) = (chosen(&mut core), chosen(&mut core));
         assert_eq!((first.id.as_str(), second.id.as_str()), ("p", "q"));
         let queue_us = |core: &mut Core, at| core.entry_mut(&first).unwrap().queue_us(at);
-        assert_eq!(queue_us(&mut core, now), 17_000.0);
-        assert_eq!(queue_us(&mut core, now + Duration::from_millis(18)), 0.0, "17 were predicted");
+        assert_eq!(queue_us(&mut core, now), 164_000.0);
+        assert_eq!(
+            queue_us(&mut core, now + Duration::from_millis(165)),
+            0.0,
+            "164 were predicted"
+        );
         let report = v1::LoadReport { worker_id: "p".into(), ..Default::default() };
         assert_eq!(core.report(report, now + Duration::from_secs(1)), Sync::Kept);
         assert_eq!(queue_us(&mut core, now), 0.0);

@@ -20,9 +20,9 @@ const NO_ROOM_US: f32 = 1_000_000.0;
 /// Answers are assumed to have this many tokens, or fewer where the request allows no more.
 const ANSWER_TOKENS: usize = 64;
 
-/// Streams that a decode worker is assumed to get while it computes a prompt, because it is there
-/// to decode.
-const STREAMS_EXPECTED: f32 = 0.5;
+/// Streams that come to a decode worker while it computes a prompt are held up by it too; it is
+/// there to decode. One per second is assumed.
+const STREAMS_PER_US: f32 = 1e-6;
 
 /// A request's sizes, in tokens.
 #[derive(Clone, Copy, Debug)]
@@ -71,7 +71,7 @@ pub fn prefill_us(worker: &WorkerEntry, sizes: Sizes, cached_tokens: usize) -> f
 /// The decode worker computes the prompt itself: all its streams wait for that.
 pub fn local(decode: &WorkerEntry, sizes: Sizes, cached_tokens: usize, now: Instant) -> Cost {
     let prefill_us = prefill_us(decode, sizes, cached_tokens);
-    let streams = (decode.streams() as f32).max(STREAMS_EXPECTED);
+    let streams = decode.streams() as f32 + STREAMS_PER_US * prefill_us;
     let prefill =
         Cost { ttft_us: decode.queue_us(now) + prefill_us, slowdown_us: prefill_us * streams };
     prefill + stream(decode, sizes)
