@@ -10,6 +10,7 @@ use prost::Message;
 use protocol::v1::worker_client::WorkerClient;
 use protocol::{WorkerLife, subjects, v1};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::text::{ChatTemplate, TemplateError, Tokenizer, TokenizerError};
 
@@ -20,6 +21,10 @@ const CARD_BYTES_MAX: usize = 256 << 20;
 const CARD_ATTEMPTS: u32 = 5;
 const CARD_RETRY_DELAY: Duration = Duration::from_millis(500);
 const CARD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A model whose workers have gone is known for this long: its requests are told to come again, not
+/// that there is no such model.
+const MEMORY: Duration = Duration::from_secs(600);
 
 /// What a gateway knows of a model.
 pub struct Model {
@@ -97,19 +102,32 @@ pub struct Models {
 
 #[derive(Default)]
 struct Known {
-    models: BTreeMap<String, Arc<Model>>,
+    models: BTreeMap<String, KnownModel>,
     workers: HashMap<WorkerLife, v1::WorkerRegistration>,
 }
 
+struct KnownModel {
+    model: Arc<Model>,
+    /// When its last worker went.
+    left: Option<Instant>,
+}
+
 impl Models {
-    /// The model of this name.
+    /// The model of this name; also if its workers are away for now.
     pub fn get(&self, name: &str) -> Option<Arc<Model>> {
-        self.known.read().models.get(name).cloned()
+        let known = self.known.read();
+        known
+            .models
+            .get(name)
+            .filter(|known| !known.is_forgotten())
+            .map(|known| known.model.clone())
     }
 
-    /// All models, by name.
+    /// All models that have workers, by name.
     pub fn all(&self) -> Vec<Arc<Model>> {
-        self.known.read().models.values().cloned().collect()
+        let known = self.known.read();
+        let served = known.models.values().filter(|known| known.left.is_none());
+        served.map(|known| known.model.clone()).collect()
     }
 
     /// How to reach one life of a worker.
@@ -172,9 +190,14 @@ impl Models {
     }
 
     async fn add(&self, registration: v1::WorkerRegistration, network: &Network) {
-        if self.get(&registration.model).is_none() {
+        let is_served =
+            |known: &Known| known.models.get(&registration.model).is_some_and(|m| m.left.is_none());
+        // A model that comes back may have changed meanwhile.
+        if !is_served(&self.known.read()) {
             let Some(model) = fetch_model(&registration, network).await else { return };
-            self.known.write().models.insert(model.name.clone(), Arc::new(model));
+            let name = model.name.clone();
+            let known = KnownModel { model: Arc::new(model), left: None };
+            self.known.write().models.insert(name, known);
         }
         let life = WorkerLife::new(&registration.worker_id, registration.incarnation);
         self.known.write().workers.insert(life, registration);
@@ -182,11 +205,22 @@ impl Models {
 }
 
 impl Known {
-    /// Keeps the workers with such registry keys. A model goes with its last worker.
+    /// Keeps the workers with such registry keys.
     fn retain(&mut self, keep: impl Fn(&str) -> bool) {
         let Known { models, workers } = self;
         workers.retain(|life, _| keep(&subjects::worker_key(life)));
-        models.retain(|name, _| workers.values().any(|worker| worker.model == *name));
+        for (name, known) in models.iter_mut() {
+            if !workers.values().any(|worker| worker.model == *name) {
+                known.left.get_or_insert_with(Instant::now);
+            }
+        }
+        models.retain(|_, known| !known.is_forgotten());
+    }
+}
+
+impl KnownModel {
+    fn is_forgotten(&self) -> bool {
+        self.left.is_some_and(|left| left.elapsed() > MEMORY)
     }
 }
 
