@@ -15,7 +15,7 @@ use tonic::transport::{Channel, Endpoint};
 use crate::faults::{self, Faults};
 
 /// Bytes under way in one direction of an in-process connection.
-pub(crate) const PIPE_BYTES: usize = 256 * 1024;
+const PIPE_BYTES: usize = 256 * 1024;
 
 /// Connections that wait to be accepted by one listener; further ones are refused.
 const ACCEPT_QUEUE: usize = 256;

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
 use tokio_util::sync::CancellationToken;
 
-use crate::data_plane::PIPE_BYTES;
+/// Bytes that travel as one piece at most.
+const PIECE_BYTES: usize = 16 * 1024;
 
 /// Decides what befalls the messages of a bus and the connections of a data plane.
 pub trait Faults: Send + Sync {
@@ -41,7 +42,7 @@ async fn relay(
     cut: CancellationToken,
 ) {
     let copy = async {
-        let mut piece = vec![0; PIPE_BYTES];
+        let mut piece = vec![0; PIECE_BYTES];
         loop {
             match from.read(&mut piece).await {
                 Ok(0) | Err(_) => return,
