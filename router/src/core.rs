@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use protocol::v1::{self, LatencyModel, Role};
 use protocol::{BlockHash, WorkerLife, hashes_from_bytes};
@@ -102,7 +102,7 @@ impl Core {
         let Some(slot) = self.lives.remove(worker) else { return };
         self.index.forget(slot);
         let Some((_, entry)) = self.slots[slot as usize].take() else { return };
-        let v1::WorkerRegistration { model, numerics_id, .. } = entry.registration;
+        let v1::WorkerRegistration { model, numerics_id, .. } = *entry.registration;
         let Some(of_model) = self.pools.get_mut(&model) else { return };
         of_model.retain(|id, pool| {
             if *id == numerics_id {
@@ -121,12 +121,12 @@ impl Core {
         let life = WorkerLife::new(&load.worker_id, load.incarnation);
         let Some(slot) = self.lives.get(&life).copied() else { return Sync::Kept };
         let Some((_, entry)) = &mut self.slots[slot as usize] else { return Sync::Kept };
-        let v1::WorkerRegistration { model, numerics_id, .. } = &entry.registration;
+        let v1::WorkerRegistration { model, numerics_id, .. } = entry.registration.as_ref();
         let pool = self.pools.get_mut(model).and_then(|of_model| of_model.get_mut(numerics_id));
         let kv_sequence = load.kv_sequence;
         let equals = pool.as_ref().and_then(|pool| pool.latency);
-        entry.report(load, equals, now);
-        if let (Some(pool), Some(_)) = (pool, entry.load.latency) {
+        entry.report(&load, equals, now);
+        if let (Some(pool), Some(_)) = (pool, load.latency) {
             pool.latency = Some(entry.latency);
         }
         self.index.expect(slot, kv_sequence, now)
@@ -179,15 +179,14 @@ impl Core {
 
     fn count(&mut self, route: &Route, question: &Question, now: Instant) {
         let (sizes, tokens) = (question.sizes(), question.prompt_tokens as u64);
-        let ttft = Duration::from_micros(route.cost.ttft_us as u64);
         let computing = route.prefill.as_ref().unwrap_or(&route.decode);
         if let Some(entry) = self.entry_mut(computing) {
             let cached_tokens = route.cached_blocks * entry.block_size();
             let prefill_us = cost::prefill_us(entry, sizes, cached_tokens);
-            entry.dispatch(prefill_us, ttft, tokens, now);
+            entry.dispatch(prefill_us, tokens, now);
         }
         if let (Some(_), Some(entry)) = (&route.prefill, self.entry_mut(&route.decode)) {
-            entry.dispatch(0.0, ttft, tokens, now);
+            entry.dispatch(0.0, tokens, now);
         }
     }
 
@@ -315,6 +314,8 @@ impl fmt::Display for Route {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     /// A worker as the tables below describe it.
@@ -514,7 +515,7 @@ mod tests {
         );
         let report = v1::LoadReport { worker_id: "p".into(), ..Default::default() };
         assert_eq!(core.report(report, now + Duration::from_secs(1)), Sync::Kept);
-        assert_eq!(queue_us(&mut core, now), 0.0);
+        assert_eq!(queue_us(&mut core, now + Duration::from_secs(1)), 0.0);
     }
 
     #[test]

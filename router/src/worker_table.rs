@@ -24,25 +24,34 @@ const UNMEASURED: LatencyModel = LatencyModel {
     attended_us: 0.0,
 };
 
-/// One worker's life.
+/// One worker's life. What decisions look at lies close together.
 pub struct WorkerEntry {
     /// Who it is and what it serves.
-    pub registration: v1::WorkerRegistration,
-    /// What it last said.
-    pub load: v1::LoadReport,
+    pub registration: Box<v1::WorkerRegistration>,
     /// How long its steps take.
     pub latency: LatencyModel,
     heard: Instant,
-    /// Time for the prompts that it reported as waiting, in microseconds.
-    reported_queue_us: f32,
+    /// When it will have computed all prompts that were sent to it.
+    busy_until: Instant,
+    reported: Reported,
+    /// Sent here since what the last report contains.
     dispatched: VecDeque<Dispatch>,
+    /// Their tokens, summed up.
+    dispatched_tokens: u64,
+}
+
+/// What the last report said.
+#[derive(Default)]
+struct Reported {
+    streams: u32,
+    stream_tokens: u64,
+    available_blocks: u32,
 }
 
 struct Dispatch {
     at: Instant,
-    /// When its prompt is predicted to be computed.
-    computed: Instant,
-    prefill_us: f32,
+    /// What its prompt takes here.
+    prefill: Duration,
     tokens: u64,
 }
 
@@ -54,38 +63,50 @@ impl WorkerEntry {
         equals: Option<LatencyModel>,
         now: Instant,
     ) -> Self {
-        let load = v1::LoadReport { free_blocks: registration.kv_blocks, ..Default::default() };
+        let available_blocks = registration.kv_blocks;
         Self {
-            registration,
-            load,
+            registration: Box::new(registration),
+            reported: Reported { available_blocks, ..Default::default() },
             latency: equals.unwrap_or(UNMEASURED),
             heard: now,
-            reported_queue_us: 0.0,
+            busy_until: now,
             dispatched: VecDeque::new(),
+            dispatched_tokens: 0,
         }
     }
 
     /// Takes a report in; it supersedes what was dispatched before it was made. What the worker
     /// has not measured is taken from its equals.
-    pub fn report(&mut self, load: v1::LoadReport, equals: Option<LatencyModel>, now: Instant) {
+    pub fn report(&mut self, load: &v1::LoadReport, equals: Option<LatencyModel>, now: Instant) {
         self.latency = completed(load.latency, equals.unwrap_or(UNMEASURED));
-        self.reported_queue_us = match load.waiting_prompt_tokens {
+        let waiting_tokens = load.waiting_prompt_tokens as f32;
+        let waiting_us = match load.waiting_prompt_tokens {
             0 => 0.0,
-            tokens => self.latency.predict_prefill_us(0.0, tokens as f32, self.chunk_tokens()),
+            _ => self.latency.predict_prefill_us(0.0, waiting_tokens, self.chunk_tokens()),
         };
-        self.load = load;
+        self.reported = Reported {
+            streams: load.running_sequences.saturating_add(load.waiting_sequences),
+            stream_tokens: load.running_tokens.saturating_add(load.waiting_prompt_tokens),
+            available_blocks: load.free_blocks.saturating_add(load.cached_blocks),
+        };
         self.heard = now;
         self.dispatched.retain(|dispatch| now < dispatch.at + REPORT_DELAY);
+        self.dispatched_tokens = self.dispatched.iter().map(|dispatch| dispatch.tokens).sum();
+        let unreported: Duration = self.dispatched.iter().map(|dispatch| dispatch.prefill).sum();
+        self.busy_until = now + Duration::from_micros(waiting_us as u64) + unreported;
     }
 
-    /// Counts a request sent here: its prompt takes `prefill_us` and is predicted to be computed
-    /// `ttft` from now; it will have about `tokens` tokens.
-    pub fn dispatch(&mut self, prefill_us: f32, ttft: Duration, tokens: u64, now: Instant) {
-        if self.dispatched.len() >= DISPATCHES_MAX {
-            self.dispatched.pop_front();
+    /// Counts a request sent here, whose prompt of `tokens` tokens takes `prefill_us` of its time.
+    pub fn dispatch(&mut self, prefill_us: f32, tokens: u64, now: Instant) {
+        if self.dispatched.len() >= DISPATCHES_MAX
+            && let Some(oldest) = self.dispatched.pop_front()
+        {
+            self.dispatched_tokens -= oldest.tokens;
         }
-        let computed = now + ttft;
-        self.dispatched.push_back(Dispatch { at: now, computed, prefill_us, tokens });
+        let prefill = Duration::from_micros(prefill_us as u64);
+        self.busy_until = self.busy_until.max(now) + prefill;
+        self.dispatched_tokens += tokens;
+        self.dispatched.push_back(Dispatch { at: now, prefill, tokens });
     }
 
     /// Whether it was heard of lately.
@@ -95,28 +116,22 @@ impl WorkerEntry {
 
     /// Time until it begins to compute a new prompt, in microseconds.
     pub fn queue_us(&self, now: Instant) -> f32 {
-        let waiting = self.dispatched.iter().filter(|dispatch| now < dispatch.computed);
-        self.reported_queue_us + waiting.map(|dispatch| dispatch.prefill_us).sum::<f32>()
+        self.busy_until.saturating_duration_since(now).as_secs_f32() * 1e6
     }
 
     /// Streams that share its steps.
     pub fn streams(&self) -> usize {
-        self.load.running_sequences as usize
-            + self.load.waiting_sequences as usize
-            + self.dispatched.len()
+        self.reported.streams as usize + self.dispatched.len()
     }
 
     /// Tokens present in those streams.
     pub fn stream_tokens(&self) -> u64 {
-        self.load.running_tokens
-            + self.load.waiting_prompt_tokens
-            + self.dispatched.iter().map(|dispatch| dispatch.tokens).sum::<u64>()
+        self.reported.stream_tokens + self.dispatched_tokens
     }
 
     /// Whether a new sequence of so many tokens could have blocks.
     pub fn has_room(&self, tokens: usize) -> bool {
-        let blocks = self.load.free_blocks as usize + self.load.cached_blocks as usize;
-        blocks > tokens / self.block_size()
+        self.reported.available_blocks as usize > tokens / self.block_size()
     }
 
     /// Tokens per block.
