@@ -1,7 +1,9 @@
-//! The command's parts: its arguments, and `serve`, which starts every component in one process.
+//! The command's parts: its arguments, `serve`, which starts every component in one process, and
+//! `loadtest`, which measures a server.
 
 pub mod cli;
 pub mod exit;
+pub mod load;
 pub mod model_directory;
 pub mod serve;
 pub mod signals;
