@@ -80,6 +80,25 @@ impl Client {
         self.idle.lock().push(reply.connection);
     }
 
+    /// Reads a body, but no more than so many bytes of it; what came before an error counts.
+    pub async fn whole(&self, mut reply: Reply, bytes_max: usize) -> Vec<u8> {
+        let mut body = Vec::new();
+        loop {
+            match reply.data().await {
+                Some(Ok(data)) => {
+                    body.extend_from_slice(&data[..data.len().min(bytes_max - body.len())])
+                }
+                Some(Err(_)) => return body,
+                None => break,
+            }
+            if body.len() == bytes_max {
+                return body;
+            }
+        }
+        self.keep(reply);
+        body
+    }
+
     async fn take_idle(&self) -> Option<Connection> {
         loop {
             let mut connection = self.idle.lock().pop()?;
@@ -94,18 +113,6 @@ impl Reply {
     /// The next piece of the body; `None` at its end.
     pub async fn data(&mut self) -> Option<Result<Bytes, hyper::Error>> {
         self.connection.data(self.response.body_mut()).await
-    }
-
-    /// The body, but no more than so many bytes of it; what came before an error counts.
-    pub async fn whole(&mut self, bytes_max: usize) -> Vec<u8> {
-        let mut body = Vec::new();
-        while let Some(Ok(data)) = self.data().await {
-            body.extend_from_slice(&data[..data.len().min(bytes_max - body.len())]);
-            if body.len() == bytes_max {
-                break;
-            }
-        }
-        body
     }
 }
 
@@ -125,4 +132,22 @@ fn headers(target: &Target, api_key: Option<&str>) -> Result<HeaderMap, Loadtest
         headers.insert(AUTHORIZATION, bearer);
     }
     Ok(headers)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_is_sent_and_never_shown() {
+        let target = Target::parse("h:1").unwrap();
+        let sent = headers(&target, Some("secret")).unwrap();
+        assert_eq!(sent[AUTHORIZATION], "Bearer secret");
+        assert!(!format!("{sent:?}").contains("secret"));
+        let refused = headers(&target, Some("sec\nret")).unwrap_err().to_string();
+        assert!(refused.contains("OPENAI_API_KEY") && !refused.contains("sec"), "{refused}");
+        for none in [None, Some("")] {
+            assert!(!headers(&target, none).unwrap().contains_key(AUTHORIZATION));
+        }
+    }
 }

@@ -62,8 +62,7 @@ pub async fn exchange(
     mut on_content: impl FnMut(Instant),
 ) -> Result<Answer, Failure> {
     let sent = client.send(Method::POST, "/chat/completions", body).await;
-    let mut reply = sent.map_err(Failure::Failed)?;
-    check_head(&mut reply).await?;
+    let mut reply = check_head(client, sent.map_err(Failure::Failed)?).await?;
     let mut stream = Stream { keep_text, ..Stream::default() };
     let mut parser = SseParser::default();
     while !stream.done {
@@ -87,19 +86,18 @@ pub async fn exchange(
     Ok(Answer { text: stream.text, usage: stream.usage, done_at })
 }
 
-/// Errors: the response is no stream of events.
-async fn check_head(reply: &mut Reply) -> Result<(), Failure> {
+/// Gives back a response that is a stream of events.
+async fn check_head(client: &Client, reply: Reply) -> Result<Reply, Failure> {
     let status = reply.response.status();
-    let kind = reply.response.headers().get(CONTENT_TYPE).cloned();
-    let kind = kind.as_ref().and_then(|value| value.to_str().ok()).unwrap_or("no content type");
+    let kind = reply.response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let kind = kind.unwrap_or("without content type");
     if status == StatusCode::OK && kind.starts_with("text/event-stream") {
-        return Ok(());
+        return Ok(reply);
     }
     if status == StatusCode::OK {
-        let sentence = format!("the answer is no stream of events but {kind}");
-        return Err(Failure::Failed(sentence));
+        return Err(Failure::Failed(format!("the answer is no stream of events but {kind}")));
     }
-    let body = reply.whole(ERROR_BODY_BYTES_MAX).await;
+    let body = client.whole(reply, ERROR_BODY_BYTES_MAX).await;
     let message = format!("HTTP {}: {}", status.as_u16(), error_in_body(&body));
     Err(match status {
         StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {

@@ -51,7 +51,8 @@ fn pace(
             break;
         }
         while running.try_join_next().is_some() {}
-        if running.len() >= running_max {
+        // The second is for rates at which this thread itself falls behind.
+        if running.len() >= running_max || Instant::now() >= window.drain_end {
             shared.recorder.drop_arrival(due);
         } else {
             running.spawn_on(turn(shared.clone(), due), runtime);
@@ -71,5 +72,45 @@ async fn turn(shared: Arc<Shared>, due: Instant) {
     let conversation = shared.conversations.next();
     if let Some(conversation) = shared.turn(measurement, conversation).await {
         shared.conversations.give_back(conversation);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::args::Arrivals;
+    use crate::client::Client;
+    use crate::conversation::{Conversations, PromptWords};
+    use crate::random::{Purpose, random};
+    use crate::recorder::{Objectives, Recorder, Window};
+    use crate::request::RequestSettings;
+    use crate::target::Target;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn arrivals_beyond_the_limit_are_dropped_and_counted() {
+        // Connections to it are accepted by the system, and never answered.
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = Target::parse(&silent.local_addr().unwrap().to_string()).unwrap();
+        let model = "m".into();
+        let settings = RequestSettings { model, output_tokens: 1, ignore_eos: true, seed: 0 };
+        let window = Window::from_now(Duration::ZERO, Duration::from_millis(20), Duration::ZERO);
+        let recorder = Arc::new(Recorder::new(window, Objectives::default()));
+        let shared = Shared {
+            client: Client::connect(&target, None).await.unwrap(),
+            settings,
+            conversations: Conversations::new(0, 1, PromptWords { prefix: 0, question: 5 }),
+            recorder: recorder.clone(),
+        };
+        let arrivals = ArrivalTimes::new(Arrivals::Constant, 1000.0, random(0, Purpose::Arrivals));
+        let stop = CancellationToken::new();
+        let mut running = run(Arc::new(shared), arrivals, 3, &stop).await;
+        assert_eq!(running.len(), 3);
+        running.shutdown().await;
+        let ended = recorder.total().endings;
+        assert_eq!((ended.dropped, ended.unfinished, ended.total()), (17, 3, 20));
     }
 }

@@ -1,6 +1,5 @@
 //! What a load test found: for people as a table (`Display`), for programs as JSON.
 
-use std::collections::BTreeMap;
 use std::time::Instant;
 
 use serde::Serialize;
@@ -11,7 +10,7 @@ use crate::error::LoadtestError;
 pub use crate::figures::Figures;
 use crate::processes::ProcessUse;
 use crate::recorder::Recorder;
-use crate::tally::{Endings, Tally};
+use crate::tally::{Endings, FailureCount, Tally};
 
 /// The report. Field names are stable; a field's unit is the last part of its name.
 #[derive(Clone, Debug, Serialize)]
@@ -25,8 +24,8 @@ pub struct Report {
     /// The measured time: up to the end of `duration`, or of the last whole answer, or to Ctrl-C.
     pub elapsed_s: f64,
     pub requests: Endings,
-    /// Failed, rejected and cut requests by the message that says why.
-    pub failures: BTreeMap<String, u64>,
+    /// Why requests failed, were rejected or cut; the most frequent reason first.
+    pub failures: Vec<FailureCount>,
     pub rates: Rates,
     pub tokens: Tokens,
     pub latency_ms: Latencies,
@@ -146,7 +145,7 @@ impl Report {
                 requests_per_s: ratio(total.good, elapsed_s),
                 share: ratio(total.good, total.endings.total() as f64),
             }),
-            failures: total.failures,
+            failures: by_frequency(total),
             processes,
         }
     }
@@ -161,12 +160,17 @@ impl Report {
         if self.requests.ok > 0 {
             return Ok(());
         }
-        let most = self.failures.iter().max_by_key(|(_, count)| **count);
-        Err(LoadtestError::Server(match most {
-            Some((message, _)) => format!("no request succeeded: {message}"),
+        Err(LoadtestError::Server(match self.failures.first() {
+            Some(most) => format!("no request succeeded: {}", most.message),
             None => "no request ended in time; run longer, or allow a longer --drain".into(),
         }))
     }
+}
+
+fn by_frequency(total: Tally) -> Vec<FailureCount> {
+    let mut failures: Vec<_> = total.failures.into_values().collect();
+    failures.sort_by_key(|failure| std::cmp::Reverse(failure.count));
+    failures
 }
 
 /// 0 where there is nothing to divide by.

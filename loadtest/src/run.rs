@@ -107,9 +107,9 @@ async fn first_model(client: &Client) -> Result<String, LoadtestError> {
         ))
     };
     let sent = client.send(Method::GET, "/models", Bytes::new()).await;
-    let mut reply = sent.map_err(|why| unusable(&format!("does not come: {why}")))?;
+    let reply = sent.map_err(|why| unusable(&format!("does not come: {why}")))?;
     let status = reply.response.status();
-    let body = reply.whole(MODELS_BYTES_MAX).await;
+    let body = client.whole(reply, MODELS_BYTES_MAX).await;
     if !status.is_success() {
         let told = error_in_body(&body);
         return Err(unusable(&format!("is refused with HTTP {}: {told}", status.as_u16())));

@@ -97,6 +97,9 @@ impl Report {
     }
 
     fn latencies(&self, out: &mut Formatter<'_>) -> fmt::Result {
+        if self.latency_ms.ttft.is_none() && self.latency_ms.end_to_end.is_none() {
+            return Ok(());
+        }
         write!(out, "\n{:26}", "Latency (ms)")?;
         for column in ["mean", "p50", "p90", "p95", "p99", "p99.9", "max"] {
             write!(out, "{column:>10}")?;
@@ -113,7 +116,8 @@ impl Report {
             if let Some(Figures { mean, p50, p90, p95, p99, p99_9, max, .. }) = figures {
                 write!(out, "  {name:24}")?;
                 for ms in [mean, p50, p90, p95, p99, p99_9, max] {
-                    write!(out, "{:>10}", thousands(*ms, if *ms < 100.0 { 2 } else { 0 }))?;
+                    let decimals = if *ms < 1.0 { 3 } else { 2 * usize::from(*ms < 100.0) };
+                    write!(out, "{:>10}", thousands(*ms, decimals))?;
                 }
                 writeln!(out)?;
             }
@@ -146,10 +150,8 @@ impl Report {
             return Ok(());
         }
         writeln!(out, "\n{:>10}  Failure", "count")?;
-        let mut failures: Vec<_> = self.failures.iter().collect();
-        failures.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
-        for (message, count) in failures {
-            writeln!(out, "{:>10}  {message}", thousands(*count as f64, 0))?;
+        for failure in &self.failures {
+            writeln!(out, "{:>10}  {}", thousands(failure.count as f64, 0), failure.message)?;
         }
         Ok(())
     }
@@ -166,9 +168,9 @@ impl Report {
         }
         if ended.unfinished > 0 {
             let counted = if self.interrupted {
-                "latencies do not know them"
+                "only what they had streamed is counted"
             } else {
-                "in latencies they count with the time they had waited, so those are lower bounds"
+                "latencies have them with the time they had waited, and so are lower bounds"
             };
             let count = thousands(ended.unfinished as f64, 0);
             writeln!(out, "\n{count} requests were still running at the end: {counted}.")?;

@@ -7,9 +7,9 @@ use serde::Serialize;
 
 use crate::figures::{Times, times};
 
-/// Different messages of failures that are told apart; the rest are counted together.
-const MESSAGES_MAX: usize = 32;
-const OTHER_MESSAGES: &str = "(other messages)";
+/// Kinds of failures that are told apart; the rest are counted together.
+const KINDS_MAX: usize = 32;
+const OTHER: &str = "(other messages)";
 
 /// How requests ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -35,11 +35,19 @@ impl Endings {
     }
 }
 
+/// A kind of failure.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FailureCount {
+    /// The first message of its kind; others may have other numbers in it.
+    pub message: String,
+    pub count: u64,
+}
+
 /// Counts that can be added up.
 pub struct Tally {
     pub endings: Endings,
-    /// Failures by their message.
-    pub failures: BTreeMap<String, u64>,
+    /// Failures by what their messages have in common.
+    pub failures: BTreeMap<String, FailureCount>,
     /// Intended beginning to first content.
     pub ttft: Times,
     /// Between one event with content and the next.
@@ -82,11 +90,13 @@ impl Default for Tally {
 }
 
 impl Tally {
-    /// Counts a failure's message.
+    /// Counts failures with this message.
     pub fn failure(&mut self, message: &str, count: u64) {
-        let known = self.failures.contains_key(message) || self.failures.len() < MESSAGES_MAX;
-        let key = if known { message } else { OTHER_MESSAGES };
-        *self.failures.entry(key.into()).or_default() += count;
+        let kind = kind(message);
+        let known = self.failures.contains_key(&kind) || self.failures.len() < KINDS_MAX;
+        let (kind, message) = if known { (kind, message) } else { (OTHER.into(), OTHER) };
+        let first = FailureCount { message: message.into(), count: 0 };
+        self.failures.entry(kind).or_insert(first).count += count;
     }
 
     /// Adds what another one counted.
@@ -98,8 +108,8 @@ impl Tally {
         ours.cut += theirs.cut;
         ours.unfinished += theirs.unfinished;
         ours.dropped += theirs.dropped;
-        for (message, count) in &other.failures {
-            self.failure(message, *count);
+        for failure in other.failures.values() {
+            self.failure(&failure.message, failure.count);
         }
         for (ours, theirs) in [
             (&mut self.ttft, &other.ttft),
@@ -116,5 +126,40 @@ impl Tally {
         self.events += other.events;
         self.good += other.good;
         self.last_end = self.last_end.max(other.last_end);
+    }
+}
+
+/// The message without the numbers after its first colon: before that are status codes, after it
+/// are counts that differ from request to request.
+fn kind(message: &str) -> String {
+    let (code, text) = message.split_once(':').unwrap_or((message, ""));
+    let parts = text.split(|c: char| c.is_ascii_digit()).filter(|part| !part.is_empty());
+    std::iter::once(code).chain(parts).collect::<Vec<_>>().join("#")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_are_grouped_by_what_they_have_in_common() {
+        let mut tally = Tally::default();
+        for message in ["HTTP 400: 17 is too much", "HTTP 400: 8000 is too much", "HTTP 500: no"] {
+            tally.failure(message, 1);
+        }
+        let mut total = Tally::default();
+        total.add(&tally);
+        total.add(&tally);
+        let counts: Vec<_> = total.failures.values().map(|f| (&*f.message, f.count)).collect();
+        assert_eq!(counts, [("HTTP 400: 17 is too much", 4), ("HTTP 500: no", 2)]);
+    }
+
+    #[test]
+    fn failures_of_too_many_kinds_are_counted_together() {
+        let mut tally = Tally::default();
+        let kinds = 2 * KINDS_MAX as u64;
+        (0..kinds).for_each(|number| tally.failure(&format!("HTTP {number}: no"), 1));
+        assert_eq!(tally.failures.len(), KINDS_MAX + 1);
+        assert_eq!(tally.failures[OTHER].count, kinds - KINDS_MAX as u64);
     }
 }
