@@ -97,7 +97,8 @@ mod tests {
         let target = Target::parse(&silent.local_addr().unwrap().to_string()).unwrap();
         let model = "m".into();
         let settings = RequestSettings { model, output_tokens: 1, ignore_eos: true, seed: 0 };
-        let window = Window::from_now(Duration::ZERO, Duration::from_millis(20), Duration::ZERO);
+        let window =
+            Window::from_now(Duration::ZERO, Duration::from_millis(20), Duration::from_secs(10));
         let recorder = Arc::new(Recorder::new(window, Objectives::default()));
         let shared = Shared {
             client: Client::connect(&target, None).await.unwrap(),

@@ -1,6 +1,6 @@
 //! What a user sees while the run goes on, on standard error.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use crate::recorder::{Live, Window};
 /// How often a line is written where there is no terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// A bar on a terminal; elsewhere a line from time to time.
+/// A bar on a terminal; elsewhere a line at the beginning, and from time to time.
 pub struct Progress {
     window: Window,
     bar: Option<ProgressBar>,
@@ -26,12 +26,12 @@ impl Progress {
     pub fn new(window: Window) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let length = (window.end - window.begin).as_millis() as u64;
-            let style = ProgressStyle::with_template("[{bar:24}] {msg}")
+            let style = ProgressStyle::with_template("[{bar:16}] {wide_msg}")
                 .unwrap_or_else(|_| ProgressStyle::default_bar())
                 .progress_chars("=> ");
             ProgressBar::new(length).with_style(style)
         });
-        let (next_line, shown) = (window.begin + LINE_INTERVAL, window.begin);
+        let (next_line, shown) = (window.begin, window.begin);
         Self { window, bar, next_line, events_before: 0, shown, events_per_s: 0.0 }
     }
 
@@ -44,7 +44,8 @@ impl Progress {
             bar.set_message(self.line(live, now));
         } else if now >= self.next_line {
             self.next_line += LINE_INTERVAL;
-            eprintln!("loadtest: {}", self.line(live, now));
+            // A closed standard error is no reason to stop.
+            let _closed = writeln!(std::io::stderr(), "loadtest: {}", self.line(live, now));
         }
     }
 
@@ -71,16 +72,16 @@ impl Progress {
         let total_s = (self.window.end - self.window.begin).as_secs_f64();
         let elapsed_s = (now - self.window.begin).as_secs_f64();
         let phase = match now {
-            _ if now < self.window.measured_from => "warming up, ",
-            _ if now >= self.window.end => "waiting for running requests, ",
+            _ if now < self.window.measured_from => ", warming up",
+            _ if now >= self.window.end => ", waiting for the running",
             _ => "",
         };
         let (ok, ended) = (live.ok.load(Relaxed), live.ended.load(Relaxed));
         let (running, bad) = (live.running(), ended.saturating_sub(ok));
         let rate = self.events_per_s;
         format!(
-            "{phase}{elapsed_s:.0} of {total_s:.0} s, {running} running, {ok} ok, {bad} not ok, \
-             {rate:.0} events/s"
+            "{elapsed_s:.0} of {total_s:.0} s, {running} running, {ok} ok, {bad} not ok, \
+             {rate:.0} events/s{phase}"
         )
     }
 }
