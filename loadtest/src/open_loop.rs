@@ -55,7 +55,9 @@ fn pace(
         if running.len() >= running_max || Instant::now() >= window.drain_end {
             shared.recorder.drop_arrival(due);
         } else {
-            running.spawn_on(turn(shared.clone(), due), runtime);
+            // Begun here, so that it counts even if the run ends before its task has run.
+            let measurement = Measurement::begin(shared.recorder.clone(), due);
+            running.spawn_on(turn(shared.clone(), measurement), runtime);
         }
     }
     running
@@ -67,8 +69,7 @@ fn wait_until(due: Instant, stopped: &Receiver<Infallible>) -> bool {
     stopped.recv_timeout(left) == Err(RecvTimeoutError::Timeout)
 }
 
-async fn turn(shared: Arc<Shared>, due: Instant) {
-    let measurement = Measurement::begin(shared.recorder.clone(), due);
+async fn turn(shared: Arc<Shared>, measurement: Measurement) {
     let conversation = shared.conversations.next();
     if let Some(conversation) = shared.turn(measurement, conversation).await {
         shared.conversations.give_back(conversation);
