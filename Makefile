@@ -18,8 +18,10 @@ lint:
 	cargo clippy --workspace --all-targets --locked -- -D warnings
 
 bench:
-	cargo build --release --locked
+	cargo build --release --locked --package stator
+	cargo build --release --locked --package loadtest --example trivial_server
 	$(PYTHON) bench/serve.py target/release/stator
+	$(PYTHON) bench/loadtest.py target/release/stator target/release/examples/trivial_server
 
 $(VENV)/.installed: e2e/python/requirements.txt
 	$(PYTHON) -m venv $(VENV)

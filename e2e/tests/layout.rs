@@ -6,11 +6,12 @@ use std::process::Command;
 use serde_json::Value;
 
 /// What each crate of the workspace may use of the others, and of the libraries that matter.
-const ALLOWED: [(&str, &[&str]); 11] = [
+const ALLOWED: [(&str, &[&str]); 12] = [
     ("protocol", &[]),
     ("messaging", &["protocol"]),
     ("kv-transfer", &["protocol"]),
     ("engine", &["kv-transfer", "protocol"]),
+    ("loadtest", &[]),
     ("router", &["messaging", "protocol"]),
     ("gateway", &["messaging", "protocol"]),
     ("worker", &["engine", "kv-transfer", "messaging", "protocol"]),
@@ -23,6 +24,7 @@ const ALLOWED: [(&str, &[&str]); 11] = [
             "engine",
             "gateway",
             "kv-transfer",
+            "loadtest",
             "messaging",
             "prefill-worker",
             "protocol",

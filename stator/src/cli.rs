@@ -1,4 +1,4 @@
-//! The command's arguments. Each may also be given as an environment variable `STATOR_…`.
+//! The command's arguments. Those of `serve` may also be given as environment variables `STATOR_…`.
 
 use std::net::SocketAddr;
 
@@ -18,6 +18,8 @@ pub struct Cli {
 pub enum Command {
     /// Serve a model: gateway, router, a prefill and a decode worker in one process
     Serve(ServeArgs),
+    /// Measure an OpenAI-compatible server under load: latencies, throughput, goodput
+    Loadtest(loadtest::Args),
 }
 
 /// Arguments of `serve`.

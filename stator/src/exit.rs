@@ -11,6 +11,8 @@ pub enum Exit {
     Unavailable,
     /// 70: a defect.
     Internal,
+    /// 130: Ctrl-C, with nothing to show for it.
+    Interrupted,
 }
 
 /// 130: a second Ctrl-C.
@@ -24,6 +26,7 @@ impl Exit {
             Self::Usage => 64,
             Self::Unavailable => 69,
             Self::Internal => 70,
+            Self::Interrupted => INTERRUPTED as u8,
         })
     }
 }

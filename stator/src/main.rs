@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use stator::cli::{Cli, Command};
 use stator::exit::{self, Exit};
-use stator::serve;
+use stator::{load, serve};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -14,19 +14,29 @@ fn main() -> ExitCode {
         Err(error) => return exit::for_arguments(&error),
     };
     init_logs();
-    let Command::Serve(arguments) = cli.command;
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(error) => {
             return Exit::Unavailable.with(&format!("cannot start threads: {error}"));
         }
     };
-    let ended = runtime.block_on(serve::command(arguments));
+    let ended = runtime.block_on(run(cli.command));
     // What is still under way (a cut stream, a copy) ends with the process.
     runtime.shutdown_background();
     match ended {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => error.exit().with(&error.to_string()),
+        Err((exit, sentence)) => exit.with(&sentence),
+    }
+}
+
+async fn run(command: Command) -> Result<(), (Exit, String)> {
+    match command {
+        Command::Serve(arguments) => {
+            serve::command(arguments).await.map_err(|error| (error.exit(), error.to_string()))
+        }
+        Command::Loadtest(arguments) => {
+            load::command(arguments).await.map_err(|error| (load::exit(&error), error.to_string()))
+        }
     }
 }
 
