@@ -61,7 +61,7 @@ fn name(worker: usize) -> String {
 
 /// Half of the workers prefill. Worker w has seen some of the conversations, each up to its own
 /// depth.
-fn core(workers: usize, now: Instant) -> Core {
+fn core(workers: usize, now: u64) -> Core {
     let mut core = Core::default();
     for worker in 0..workers {
         let role = if worker % 2 == 0 { Role::Prefill } else { Role::Decode };
@@ -99,20 +99,20 @@ fn core(workers: usize, now: Instant) -> Core {
 struct Life {
     core: Core,
     workers: usize,
-    now: Instant,
+    now: u64,
     decisions: usize,
 }
 
 impl Life {
     fn new(workers: usize) -> Self {
-        let now = Instant::now();
+        let now = 0;
         Self { core: core(workers, now), workers, now, decisions: 0 }
     }
 
     /// Decides once, and says how long that took, without the reports between decisions.
     fn decide(&mut self, question: &Question) -> Duration {
         self.decisions += 1;
-        self.now += Duration::from_millis(1);
+        self.now += 1_000;
         let phase = self.decisions % 100;
         for worker in (0..self.workers).filter(|worker| worker % 100 == phase) {
             let _kept = self.core.report(report(worker), self.now);

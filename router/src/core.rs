@@ -2,14 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
-use std::time::Instant;
 
 use protocol::v1::{self, LatencyModel, Role};
 use protocol::{BlockHash, WorkerLife, hashes_from_bytes};
 
 use crate::cost::{self, Cost, Sizes};
 use crate::prefix_index::{Events, PrefixIndex, Slot, Sync};
-use crate::worker_table::WorkerEntry;
+use crate::worker_table::{Time, WorkerEntry};
 
 /// A request, as far as routing is concerned.
 #[derive(Clone, Debug, Default)]
@@ -68,7 +67,7 @@ struct Pool {
 
 impl Core {
     /// A worker is there.
-    pub fn register(&mut self, registration: v1::WorkerRegistration, now: Instant) {
+    pub fn register(&mut self, registration: v1::WorkerRegistration, now: Time) {
         let life = WorkerLife::new(&registration.worker_id, registration.incarnation);
         if self.lives.contains_key(&life) {
             // A life's registration does not change.
@@ -117,7 +116,7 @@ impl Core {
     }
 
     /// A worker says how busy it is. Reports of unknown lives are late ones and left out.
-    pub fn report(&mut self, load: v1::LoadReport, now: Instant) -> Sync {
+    pub fn report(&mut self, load: v1::LoadReport, now: Time) -> Sync {
         let life = WorkerLife::new(&load.worker_id, load.incarnation);
         let Some(slot) = self.lives.get(&life).copied() else { return Sync::Kept };
         let Some((_, entry)) = &mut self.slots[slot as usize] else { return Sync::Kept };
@@ -170,14 +169,14 @@ impl Core {
     /// Chooses the pair (or the one worker) with the lowest predicted cost, and counts the
     /// request against it. Prefill and decode workers pair within one numerics id. Workers not
     /// heard of lately are passed over, unless all of them are.
-    pub fn route(&mut self, question: &Question, now: Instant) -> Result<Route, NoRoute> {
+    pub fn route(&mut self, question: &Question, now: Time) -> Result<Route, NoRoute> {
         let best = self.best(question, now, true).or_else(|| self.best(question, now, false));
         let route = best.ok_or(NoRoute::NoWorker)?;
         self.count(&route, question, now);
         Ok(route)
     }
 
-    fn count(&mut self, route: &Route, question: &Question, now: Instant) {
+    fn count(&mut self, route: &Route, question: &Question, now: Time) {
         let (sizes, tokens) = (question.sizes(), question.prompt_tokens as u64);
         let computing = route.prefill.as_ref().unwrap_or(&route.decode);
         if let Some(entry) = self.entry_mut(computing) {
@@ -195,7 +194,7 @@ impl Core {
         self.slots[*slot as usize].as_mut().map(|(_, entry)| entry)
     }
 
-    fn best(&self, question: &Question, now: Instant, only_fresh: bool) -> Option<Route> {
+    fn best(&self, question: &Question, now: Time, only_fresh: bool) -> Option<Route> {
         let of_model = self.pools.get(&question.model)?;
         let pools = question
             .prompt_blocks
@@ -230,19 +229,22 @@ struct Choice<'a> {
     /// By slot.
     cached_blocks: Vec<usize>,
     sizes: Sizes,
-    now: Instant,
+    now: Time,
     only_fresh: bool,
 }
 
 impl Choice<'_> {
     fn in_pool(&self, pool: &Pool) -> Option<Route> {
         let Self { sizes, now, .. } = *self;
-        let local =
-            self.lowest(&pool.decode, |entry, cached| cost::local(entry, sizes, cached, now));
-        let receive =
-            self.lowest(&pool.decode, |entry, cached| cost::receive(entry, sizes, cached));
-        let prefill = |entry: &WorkerEntry, cached| cost::prefill(entry, sizes, cached, now);
-        let prefill = self.lowest(&pool.prefill, prefill);
+        let (mut local, mut receive, mut prefill) = (None, None, None);
+        for (slot, entry, cached_tokens) in self.able(&pool.decode) {
+            let stream = cost::stream(entry, sizes);
+            keep_lower(&mut local, slot, cost::local(entry, sizes, cached_tokens, now) + stream);
+            keep_lower(&mut receive, slot, cost::receive(entry, sizes, cached_tokens) + stream);
+        }
+        for (slot, entry, cached_tokens) in self.able(&pool.prefill) {
+            keep_lower(&mut prefill, slot, cost::prefill(entry, sizes, cached_tokens, now));
+        }
         let remote = receive.zip(prefill).map(|((decode, receiving), (prefill, computing))| {
             self.route(decode, Some(prefill), receiving + computing)
         });
@@ -256,25 +258,17 @@ impl Choice<'_> {
         }
     }
 
-    /// The worker for which `cost`, given its cached tokens, is lowest.
-    fn lowest(
-        &self,
-        workers: &[Slot],
-        cost: impl Fn(&WorkerEntry, usize) -> Cost,
-    ) -> Option<(Slot, Cost)> {
-        let mut lowest: Option<(Slot, Cost)> = None;
-        for slot in workers {
-            let Some((_, entry)) = &self.core.slots[*slot as usize] else { continue };
-            if self.only_fresh && !entry.is_fresh(self.now) {
-                continue;
-            }
+    /// The workers that may be chosen, with the tokens of the prompt that they have cached.
+    fn able<'b>(
+        &'b self,
+        workers: &'b [Slot],
+    ) -> impl Iterator<Item = (Slot, &'b WorkerEntry, usize)> {
+        workers.iter().filter_map(|slot| {
+            let (_, entry) = self.core.slots[*slot as usize].as_ref()?;
+            let is_able = !self.only_fresh || entry.is_fresh(self.now);
             let cached_tokens = self.cached_blocks[*slot as usize] * entry.block_size();
-            let cost = cost(entry, cached_tokens);
-            if lowest.is_none_or(|(_, lowest)| cost.total_us() < lowest.total_us()) {
-                lowest = Some((*slot, cost));
-            }
-        }
-        lowest
+            is_able.then_some((*slot, entry, cached_tokens))
+        })
     }
 
     fn route(&self, decode: Slot, prefill: Option<Slot>, cost: Cost) -> Route {
@@ -289,6 +283,13 @@ impl Choice<'_> {
             cost,
             otherwise: None,
         }
+    }
+}
+
+/// Of equal costs the first stays.
+fn keep_lower(lowest: &mut Option<(Slot, Cost)>, slot: Slot, cost: Cost) {
+    if lowest.is_none_or(|(_, lowest)| cost.total_us() < lowest.total_us()) {
+        *lowest = Some((slot, cost));
     }
 }
 
@@ -314,9 +315,9 @@ impl fmt::Display for Route {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+
+    const NOW: Time = 60_000_000;
 
     /// A worker as the tables below describe it.
     #[derive(Clone, Default)]
@@ -367,7 +368,7 @@ mod tests {
         }
     }
 
-    fn core(workers: &[Worker], now: Instant) -> Core {
+    fn core(workers: &[Worker], now: Time) -> Core {
         let mut core = Core::default();
         for worker in workers {
             let role = if worker.prefill { Role::Prefill } else { Role::Decode };
@@ -382,7 +383,7 @@ mod tests {
                 max_num_batched_tokens: 512,
                 ..Default::default()
             };
-            let before = now - Duration::from_secs(10);
+            let before = now - 10_000_000;
             core.register(registered, before);
             let load = v1::LoadReport {
                 worker_id: worker.name.into(),
@@ -414,7 +415,7 @@ mod tests {
     /// Routes one request; `expected` is "decode" or "decode<-prefill".
     #[track_caller]
     fn check_route(workers: &[Worker], expected: &str) {
-        let now = Instant::now() + Duration::from_secs(60);
+        let now = NOW;
         let route = core(workers, now).route(&question(), now).unwrap();
         let found = match &route.prefill {
             Some(prefill) => format!("{}<-{}", route.decode.id, prefill.id),
@@ -431,7 +432,7 @@ mod tests {
 
     #[test]
     fn a_short_prompt_is_not_worth_a_handoff() {
-        let now = Instant::now() + Duration::from_secs(60);
+        let now = NOW;
         let short = Question { prompt_tokens: 20, ..question() };
         let route = |workers: &[Worker]| core(workers, now).route(&short, now).unwrap();
         assert_eq!(route(&[decode("d"), prefill("p")]).prefill, None);
@@ -441,7 +442,7 @@ mod tests {
 
     #[test]
     fn a_decision_explains_itself() {
-        let now = Instant::now() + Duration::from_secs(60);
+        let now = NOW;
         let route = core(&[decode("d"), prefill("p")], now).route(&question(), now).unwrap();
         let explained = route.to_string();
         assert!(
@@ -501,26 +502,22 @@ mod tests {
 
     #[test]
     fn a_dispatch_counts_until_it_is_reported() {
-        let now = Instant::now() + Duration::from_secs(60);
+        let now = NOW;
         let mut core = core(&[decode("d"), prefill("p"), prefill("q")], now);
         let chosen = |core: &mut Core| core.route(&question(), now).unwrap().prefill.unwrap();
         let (first, second) = (chosen(&mut core), chosen(&mut core));
         assert_eq!((first.id.as_str(), second.id.as_str()), ("p", "q"));
         let queue_us = |core: &mut Core, at| core.entry_mut(&first).unwrap().queue_us(at);
         assert_eq!(queue_us(&mut core, now), 164_000.0);
-        assert_eq!(
-            queue_us(&mut core, now + Duration::from_millis(165)),
-            0.0,
-            "164 were predicted"
-        );
+        assert_eq!(queue_us(&mut core, now + 165_000), 0.0, "164 were predicted");
         let report = v1::LoadReport { worker_id: "p".into(), ..Default::default() };
-        assert_eq!(core.report(report, now + Duration::from_secs(1)), Sync::Kept);
-        assert_eq!(queue_us(&mut core, now + Duration::from_secs(1)), 0.0);
+        assert_eq!(core.report(report, now + 1_000_000), Sync::Kept);
+        assert_eq!(queue_us(&mut core, now + 1_000_000), 0.0);
     }
 
     #[test]
     fn no_worker_is_an_answer_too() {
-        let now = Instant::now() + Duration::from_secs(60);
+        let now = NOW;
         assert_eq!(core(&[], now).route(&question(), now), Err(NoRoute::NoWorker));
         assert_eq!(core(&[prefill("p")], now).route(&question(), now), Err(NoRoute::NoWorker));
     }

@@ -2,11 +2,9 @@
 //! and by how much streams are slowed down. Both halves of a pair are predicted alone, so that the
 //! best pair is the best of each.
 
-use std::time::Instant;
-
 use protocol::StepShape;
 
-use crate::worker_table::WorkerEntry;
+use crate::worker_table::{Time, WorkerEntry};
 
 /// Asking another worker for a prompt: call, lease, and the last blocks' way after the last chunk.
 const HANDOFF_US: f32 = 1_500.0;
@@ -69,31 +67,29 @@ pub fn prefill_us(worker: &WorkerEntry, sizes: Sizes, cached_tokens: usize) -> f
 }
 
 /// The decode worker computes the prompt itself: all its streams wait for that.
-pub fn local(decode: &WorkerEntry, sizes: Sizes, cached_tokens: usize, now: Instant) -> Cost {
+pub fn local(decode: &WorkerEntry, sizes: Sizes, cached_tokens: usize, now: Time) -> Cost {
     let prefill_us = prefill_us(decode, sizes, cached_tokens);
     let streams = decode.streams() as f32 + STREAMS_PER_US * prefill_us;
-    let prefill =
-        Cost { ttft_us: decode.queue_us(now) + prefill_us, slowdown_us: prefill_us * streams };
-    prefill + stream(decode, sizes)
+    let ttft_us = decode.queue_us(now) + prefill_us;
+    Cost { ttft_us, slowdown_us: prefill_us * streams }
 }
 
 /// A prefill worker computes the prompt for someone.
-pub fn prefill(worker: &WorkerEntry, sizes: Sizes, cached_tokens: usize, now: Instant) -> Cost {
+pub fn prefill(worker: &WorkerEntry, sizes: Sizes, cached_tokens: usize, now: Time) -> Cost {
     let ttft_us = worker.queue_us(now) + prefill_us(worker, sizes, cached_tokens);
     Cost { ttft_us, slowdown_us: 0.0 }
 }
 
-/// A decode worker takes over a prompt that was computed elsewhere; what it lacks of it moves.
+/// A decode worker takes a prompt over that was computed elsewhere; what it lacks of it moves.
 pub fn receive(decode: &WorkerEntry, sizes: Sizes, cached_tokens: usize) -> Cost {
     let missing = sizes.prompt.saturating_sub(cached_tokens).div_ceil(decode.block_size());
     let bytes = missing as f32 * decode.registration.block_bytes as f32;
-    let transfer = Cost { ttft_us: 0.0, slowdown_us: HANDOFF_US + bytes / TRANSFER_BYTES_PER_US };
-    transfer + stream(decode, sizes)
+    Cost { ttft_us: 0.0, slowdown_us: HANDOFF_US + bytes / TRANSFER_BYTES_PER_US }
 }
 
 /// One more stream among those of a decode worker: its own steps, what it adds to those of the
 /// others, and a wait where there is no room.
-fn stream(decode: &WorkerEntry, sizes: Sizes) -> Cost {
+pub fn stream(decode: &WorkerEntry, sizes: Sizes) -> Cost {
     let answer = ANSWER_TOKENS.min(sizes.answer_max) as f32;
     let streams = decode.streams() as f32;
     let context = sizes.prompt as f32 + answer / 2.0;

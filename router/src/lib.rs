@@ -15,3 +15,4 @@ pub use crate::core::{Core, NoRoute, Question, Route};
 pub use cost::Cost;
 pub use prefix_index::Sync;
 pub use run::Router;
+pub use worker_table::Time;

@@ -2,9 +2,10 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::time::{Duration, Instant};
 
 use protocol::BlockHash;
+
+use crate::worker_table::Time;
 
 /// A worker's place in the router's tables. Small numbers, used again after a worker has gone.
 pub type Slot = u32;
@@ -13,10 +14,10 @@ pub type Slot = u32;
 const PENDING_MAX: usize = 1024;
 
 /// Load reports that speak of unseen events for this long mean that those were lost.
-const EVENTS_DELAY_MAX: Duration = Duration::from_millis(100);
+const EVENTS_DELAY_MAX: Time = 100_000;
 
-/// How often an interval in which workers' prefixes end is halved to find where.
-const HALVINGS: u32 = 3;
+/// Parts of an interval in which workers' prefixes end that are told apart.
+const PARTS: usize = 8;
 
 /// Blocks by worker, and workers by block.
 #[derive(Default)]
@@ -87,7 +88,7 @@ struct Cache {
     /// While a snapshot is awaited, what came since it was asked for.
     awaiting: Option<VecDeque<Events>>,
     /// Since when load reports speak of events that have not come, and of which number they lack.
-    behind: Option<(Instant, u64)>,
+    behind: Option<(Time, u64)>,
 }
 
 /// One message of changes.
@@ -154,7 +155,7 @@ impl PrefixIndex {
 
     /// A worker says which number its next message will have. When this is news for too long, the
     /// messages before it were lost.
-    pub fn expect(&mut self, worker: Slot, next_sequence: u64, now: Instant) -> Sync {
+    pub fn expect(&mut self, worker: Slot, next_sequence: u64, now: Time) -> Sync {
         let Some(cache) = self.caches.get_mut(&worker) else { return Sync::Kept };
         if cache.awaiting.is_some() || next_sequence <= cache.next_sequence {
             cache.behind = None;
@@ -162,7 +163,7 @@ impl PrefixIndex {
         }
         match cache.behind {
             Some((since, lacking)) if lacking == cache.next_sequence => {
-                if now.saturating_duration_since(since) < EVENTS_DELAY_MAX {
+                if now.saturating_sub(since) < EVENTS_DELAY_MAX {
                     return Sync::Kept;
                 }
                 self.lose(worker, VecDeque::new());
@@ -210,15 +211,31 @@ impl PrefixIndex {
     /// one is taken to hold all between: caches evict a prefix after what follows it. A rare hole makes a prediction too
     /// good, and nothing wrong.
     pub fn matched_blocks(&self, prompt: &[BlockHash]) -> Vec<(Slot, usize)> {
-        let mut search = Search { index: self, prompt, seen: Vec::new(), matched: Vec::new() };
-        let holders = prompt.first().map_or(0, |first| self.slots(first).len());
-        let (mut beyond, mut left) = (prompt.len(), 1);
-        while search.matched.len() < holders && beyond > 0 {
-            let at = prompt.len().saturating_sub(left);
-            search.find(at, beyond);
-            (beyond, left) = (at, 2 * left);
+        let first = prompt.first().map_or(&[][..], |first| self.slots(first));
+        let mut unseen = vec![false; first.last().map_or(0, |last| *last as usize + 1)];
+        for slot in first {
+            unseen[*slot as usize] = true;
         }
-        search.matched
+        let mut matched = Vec::with_capacity(first.len());
+        let (mut beyond, mut left) = (prompt.len(), 1);
+        // Intervals that double, from the end. Nobody unseen holds what is beyond.
+        while matched.len() < first.len() {
+            let start = prompt.len().saturating_sub(left);
+            let is_unseen = |slot: &Slot| unseen.get(*slot as usize).copied().unwrap_or(false);
+            if self.slots(&prompt[start]).iter().any(is_unseen) {
+                let part = (beyond - start).div_ceil(PARTS);
+                for at in (start..beyond).step_by(part).rev() {
+                    for slot in self.slots(&prompt[at]) {
+                        if let Some(unseen) = unseen.get_mut(*slot as usize).filter(|u| **u) {
+                            *unseen = false;
+                            matched.push((*slot, at + 1));
+                        }
+                    }
+                }
+            }
+            (beyond, left) = (start, 2 * left);
+        }
+        matched
     }
 
     fn slots(&self, hash: &BlockHash) -> &[Slot] {
@@ -274,42 +291,6 @@ impl PrefixIndex {
     }
 }
 
-/// Where the workers' prefixes of one prompt end.
-struct Search<'a> {
-    index: &'a PrefixIndex,
-    prompt: &'a [BlockHash],
-    /// By slot: whether it was found already.
-    seen: Vec<bool>,
-    matched: Vec<(Slot, usize)>,
-}
-
-impl Search<'_> {
-    /// Finds the workers that hold the block at `at` and not the one at `beyond`.
-    fn find(&mut self, at: usize, beyond: usize) {
-        let holders = self.index.slots(&self.prompt[at]);
-        if let Some(last) = holders.last().filter(|last| **last as usize >= self.seen.len()) {
-            self.seen.resize(*last as usize + 1, false);
-        }
-        let is_new = |slot: &Slot| !std::mem::replace(&mut self.seen[*slot as usize], true);
-        let new: Vec<Slot> = holders.iter().copied().filter(is_new).collect();
-        let (new, _) = divide(&new, self.index.slots(&self.prompt[0]));
-        self.narrow(at, beyond, &new, HALVINGS);
-    }
-
-    fn narrow(&mut self, at: usize, beyond: usize, workers: &[Slot], halvings: u32) {
-        if workers.is_empty() {
-            return;
-        }
-        if beyond - at == 1 || halvings == 0 {
-            return self.matched.extend(workers.iter().map(|slot| (*slot, at + 1)));
-        }
-        let middle = at.midpoint(beyond);
-        let (on, out) = divide(workers, self.index.slots(&self.prompt[middle]));
-        self.narrow(middle, beyond, &on, halvings - 1);
-        self.narrow(at, middle, &out, halvings - 1);
-    }
-}
-
 impl Holders {
     fn slots(&self) -> &[Slot] {
         match self {
@@ -330,15 +311,6 @@ impl Holders {
             }
         }
     }
-}
-
-/// Workers that are among `others` and those that are not; both lists in rising order.
-fn divide(workers: &[Slot], others: &[Slot]) -> (Vec<Slot>, Vec<Slot>) {
-    let mut others = others.iter().peekable();
-    workers.iter().partition(|worker| {
-        while others.next_if(|other| other < worker).is_some() {}
-        others.peek() == Some(worker)
-    })
 }
 
 #[cfg(test)]
@@ -431,7 +403,7 @@ mod tests {
     #[test]
     fn a_lost_last_message_is_noticed_by_load_reports() {
         let mut index = index(1, 8);
-        let start = Instant::now();
+        let start = 5;
         assert_eq!(index.expect(0, 0, start), Sync::Kept);
         assert_eq!(index.expect(0, 1, start), Sync::Kept, "it may be on its way");
         assert_eq!(index.apply(0, events(0, &[1], &[])), Sync::Kept);

@@ -8,7 +8,10 @@ use messaging::{Bus, Change, Network, Registry, Request, Watch};
 use parking_lot::Mutex;
 use prost::Message;
 use protocol::{WorkerLife, hashes_from_bytes, subjects, v1};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+use crate::worker_table::Time;
 
 use crate::core::{Core, NoRoute, Question, Route};
 use crate::prefix_index::Sync;
@@ -38,21 +41,25 @@ impl Router {
     pub async fn run(mut self, shutdown: CancellationToken) {
         let registry = self.network.registry.clone();
         let mut resync = Resync::new(self.network.data_plane.clone());
-        let mut workers = begin_watch(&registry, &mut self.core.lock());
+        let began = Instant::now();
+        let now = || began.elapsed().as_micros() as Time;
+        let mut workers = begin_watch(&registry, &mut self.core.lock(), now());
         loop {
             let lost = tokio::select! {
                 // Facts before questions: a question is answered by all that is known.
                 biased;
                 () = shutdown.cancelled() => return,
                 change = workers.next() => match change {
-                    Some(change) => apply_change(&mut self.core.lock(), change),
+                    Some(change) => apply_change(&mut self.core.lock(), change, now()),
                     // The watch lagged too far behind: begin anew from what is there.
                     None => {
-                        workers = begin_watch(&registry, &mut self.core.lock());
+                        workers = begin_watch(&registry, &mut self.core.lock(), now());
                         None
                     }
                 },
-                Some(message) = self.feeds.load.next() => apply_load(&mut self.core.lock(), &message),
+                Some(message) = self.feeds.load.next() => {
+                    apply_load(&mut self.core.lock(), &message, now())
+                }
                 Some(message) = self.feeds.kv_events.next() => {
                     apply_kv_events(&mut self.core.lock(), &message)
                 }
@@ -60,7 +67,7 @@ impl Router {
                     apply_snapshot(&mut self.core.lock(), worker, snapshot)
                 }
                 Some(request) = self.feeds.requests.next() => {
-                    answer(&mut self.core.lock(), request);
+                    answer(&mut self.core.lock(), request, now());
                     None
                 }
             };
@@ -74,7 +81,7 @@ impl Router {
 }
 
 /// Watches from the present state on: what is not there any more is forgotten.
-fn begin_watch(registry: &Registry, core: &mut Core) -> Watch {
+fn begin_watch(registry: &Registry, core: &mut Core, now: Time) -> Watch {
     let (present, watch) = registry.watch(subjects::WORKERS);
     let keys: HashSet<&str> = present.iter().map(|(key, _)| key.as_str()).collect();
     let known: Vec<WorkerLife> = core.workers().cloned().collect();
@@ -84,7 +91,7 @@ fn begin_watch(registry: &Registry, core: &mut Core) -> Watch {
         }
     }
     for (key, value) in present {
-        apply_change(core, Change::Put(key, value));
+        apply_change(core, Change::Put(key, value), now);
     }
     watch
 }
@@ -106,10 +113,10 @@ impl Feeds {
 }
 
 /// Like those below: returns the worker whose snapshot has to be fetched, if any.
-fn apply_change(core: &mut Core, change: Change) -> Option<WorkerLife> {
+fn apply_change(core: &mut Core, change: Change, now: Time) -> Option<WorkerLife> {
     match change {
         Change::Put(key, value) => match v1::WorkerRegistration::decode(value) {
-            Ok(registration) => core.register(registration, now()),
+            Ok(registration) => core.register(registration, now),
             Err(error) => tracing::warn!(key, %error, "unreadable registration"),
         },
         Change::Deleted(key) => {
@@ -121,11 +128,11 @@ fn apply_change(core: &mut Core, change: Change) -> Option<WorkerLife> {
     None
 }
 
-fn apply_load(core: &mut Core, message: &Bytes) -> Option<WorkerLife> {
+fn apply_load(core: &mut Core, message: &Bytes, now: Time) -> Option<WorkerLife> {
     match v1::LoadReport::decode(message.clone()) {
         Ok(load) => {
             let worker = WorkerLife::new(&load.worker_id, load.incarnation);
-            lost(core.report(load, now()), worker)
+            lost(core.report(load, now), worker)
         }
         Err(error) => {
             tracing::warn!(%error, "unreadable load report");
@@ -168,14 +175,9 @@ fn lost(sync: Sync, worker: WorkerLife) -> Option<WorkerLife> {
     })
 }
 
-/// The runtime's clock, which a simulation sets.
-fn now() -> std::time::Instant {
-    tokio::time::Instant::now().into_std()
-}
-
-fn answer(core: &mut Core, request: Request) {
+fn answer(core: &mut Core, request: Request, now: Time) {
     let outcome = match v1::RouteRequest::decode(request.payload.clone()) {
-        Ok(asked) => match core.route(&question_of(&asked), now()) {
+        Ok(asked) => match core.route(&question_of(&asked), now) {
             Ok(route) => {
                 tracing::debug!(
                     request_id = asked.request_id,

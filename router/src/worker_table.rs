@@ -2,15 +2,17 @@
 //! dispatched to it since.
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
 
 use protocol::v1::{self, LatencyModel};
 
+/// Microseconds since the router began.
+pub type Time = u64;
+
 /// A worker that missed three reports is passed over, unless all have.
-const REPORT_AGE_MAX: Duration = Duration::from_millis(350);
+const REPORT_AGE_MAX: Time = 350_000;
 
 /// A report contains what was dispatched at least this long before it came.
-const REPORT_DELAY: Duration = Duration::from_millis(10);
+const REPORT_DELAY: Time = 10_000;
 
 /// Dispatches remembered per worker; at the limit the oldest are taken as reported.
 const DISPATCHES_MAX: usize = 1024;
@@ -30,9 +32,9 @@ pub struct WorkerEntry {
     pub registration: Box<v1::WorkerRegistration>,
     /// How long its steps take.
     pub latency: LatencyModel,
-    heard: Instant,
+    heard: Time,
     /// When it will have computed all prompts that were sent to it.
-    busy_until: Instant,
+    busy_until: Time,
     reported: Reported,
     /// Sent here since what the last report contains.
     dispatched: VecDeque<Dispatch>,
@@ -49,9 +51,9 @@ struct Reported {
 }
 
 struct Dispatch {
-    at: Instant,
+    at: Time,
     /// What its prompt takes here.
-    prefill: Duration,
+    prefill_us: Time,
     tokens: u64,
 }
 
@@ -61,7 +63,7 @@ impl WorkerEntry {
     pub fn new(
         registration: v1::WorkerRegistration,
         equals: Option<LatencyModel>,
-        now: Instant,
+        now: Time,
     ) -> Self {
         let available_blocks = registration.kv_blocks;
         Self {
@@ -77,7 +79,7 @@ impl WorkerEntry {
 
     /// Takes a report in; it supersedes what was dispatched before it was made. What the worker
     /// has not measured is taken from its equals.
-    pub fn report(&mut self, load: &v1::LoadReport, equals: Option<LatencyModel>, now: Instant) {
+    pub fn report(&mut self, load: &v1::LoadReport, equals: Option<LatencyModel>, now: Time) {
         self.latency = completed(load.latency, equals.unwrap_or(UNMEASURED));
         let waiting_tokens = load.waiting_prompt_tokens as f32;
         let waiting_us = match load.waiting_prompt_tokens {
@@ -92,31 +94,31 @@ impl WorkerEntry {
         self.heard = now;
         self.dispatched.retain(|dispatch| now < dispatch.at + REPORT_DELAY);
         self.dispatched_tokens = self.dispatched.iter().map(|dispatch| dispatch.tokens).sum();
-        let unreported: Duration = self.dispatched.iter().map(|dispatch| dispatch.prefill).sum();
-        self.busy_until = now + Duration::from_micros(waiting_us as u64) + unreported;
+        let unreported: Time = self.dispatched.iter().map(|dispatch| dispatch.prefill_us).sum();
+        self.busy_until = now + waiting_us as Time + unreported;
     }
 
     /// Counts a request sent here, whose prompt of `tokens` tokens takes `prefill_us` of its time.
-    pub fn dispatch(&mut self, prefill_us: f32, tokens: u64, now: Instant) {
+    pub fn dispatch(&mut self, prefill_us: f32, tokens: u64, now: Time) {
         if self.dispatched.len() >= DISPATCHES_MAX
             && let Some(oldest) = self.dispatched.pop_front()
         {
             self.dispatched_tokens -= oldest.tokens;
         }
-        let prefill = Duration::from_micros(prefill_us as u64);
-        self.busy_until = self.busy_until.max(now) + prefill;
+        let prefill_us = prefill_us as Time;
+        self.busy_until = self.busy_until.max(now) + prefill_us;
         self.dispatched_tokens += tokens;
-        self.dispatched.push_back(Dispatch { at: now, prefill, tokens });
+        self.dispatched.push_back(Dispatch { at: now, prefill_us, tokens });
     }
 
     /// Whether it was heard of lately.
-    pub fn is_fresh(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.heard) <= REPORT_AGE_MAX
+    pub fn is_fresh(&self, now: Time) -> bool {
+        now.saturating_sub(self.heard) <= REPORT_AGE_MAX
     }
 
     /// Time until it begins to compute a new prompt, in microseconds.
-    pub fn queue_us(&self, now: Instant) -> f32 {
-        self.busy_until.saturating_duration_since(now).as_secs_f32() * 1e6
+    pub fn queue_us(&self, now: Time) -> f32 {
+        self.busy_until.saturating_sub(now) as f32
     }
 
     /// Streams that share its steps.
