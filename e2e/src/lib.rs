@@ -47,7 +47,9 @@ impl System {
     pub async fn start(adjust: impl FnOnce(&mut ServeArgs)) -> Self {
         let model = demo_model();
         let words = ["stator", "serve", &model.to_string_lossy(), "--listen", "127.0.0.1:0"];
-        let Command::Serve(mut arguments) = Cli::parse_from(words).command;
+        let Command::Serve(mut arguments) = Cli::parse_from(words).command else {
+            unreachable!("the words say serve")
+        };
         adjust(&mut arguments);
         let serving = start(arguments).await.expect("the demo model is served");
         serving.ready().await;
