@@ -353,7 +353,12 @@ impl Engine {
                 let token = tokens.next().expect("one token per sequence that catches up");
                 let eos = &self.facts.eos_token_ids;
                 news.cached_tokens = sequence.cached_tokens.filter(|_| first_time);
-                news.finish = sequence.push(token.id, eos, self.context_tokens);
+                // A prefill's tokens go on in another pool, which may have room where this has not.
+                let tokens_max = match sequence.purpose {
+                    Purpose::Prefill => self.facts.context_tokens,
+                    Purpose::Generate => self.context_tokens,
+                };
+                news.finish = sequence.push(token.id, eos, tokens_max);
                 news.token = Some(token);
             }
             if sequence.purpose == Purpose::Prefill {
@@ -446,4 +451,51 @@ fn choice_after<'a>(sequence: &'a Sequence, eos: &[u32]) -> Choice<'a> {
     let context =
         Context { tokens: &sequence.tokens, prompt_tokens: sequence.prompt_tokens, forbidden };
     Choice { sampling: &sequence.sampling, context }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runner::{MockRunner, MockTimes, MockVocabulary};
+    use protocol::v1::Stopping;
+
+    const CONFIG: EngineConfig = EngineConfig {
+        block_size: 4,
+        kv_blocks: 2,
+        max_num_seqs: 1,
+        max_num_batched_tokens: 100,
+        waiting_sequences_max: 1,
+    };
+
+    /// How a sequence whose prompt leaves room for one token ends with that token.
+    #[track_caller]
+    fn check_end_of_full(
+        submit: fn(&mut Engine, SequenceRequest) -> Result<(), RefusedSequence>,
+        model_context_tokens: usize,
+        expected: Option<FinishReason>,
+    ) {
+        let vocabulary = MockVocabulary {
+            vocabulary_size: 10,
+            words: vec![1],
+            context_tokens: model_context_tokens,
+        };
+        let runner = MockRunner::new(MockTimes::default(), vocabulary);
+        let mut engine = Engine::new(Box::new(runner), CONFIG).unwrap();
+        let request = SequenceRequest {
+            id: SequenceId(1),
+            prompt: vec![1; 7],
+            sampling: Default::default(),
+            stopping: Stopping { max_tokens: 5, ..Default::default() },
+            cache_salt: String::new(),
+        };
+        submit(&mut engine, request).unwrap();
+        assert_eq!(engine.step().sequences[0].finish, expected);
+    }
+
+    #[test]
+    fn a_full_pool_ends_a_text_only_where_its_tokens_would_lie() {
+        check_end_of_full(Engine::generate, 100, Some(FinishReason::Length));
+        check_end_of_full(Engine::prefill, 100, None);
+        check_end_of_full(Engine::prefill, 8, Some(FinishReason::Length));
+    }
 }

@@ -5,6 +5,8 @@ use std::ops::Range;
 
 use parking_lot::{FairMutex, FairMutexGuard};
 
+use super::Defect;
+
 /// Which kernels compute matrix products of bf16 weights. Results differ between paths (one
 /// rounds activations to bf16, the other does not), so the path is part of the numerics id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +18,9 @@ pub enum KernelPath {
 }
 
 impl KernelPath {
+    /// Every path there is, on whatever CPU.
+    pub const ALL: [Self; 2] = [Self::Portable, Self::Avx512Bf16];
+
     /// The fastest path that this CPU has.
     pub fn detect() -> Self {
         #[cfg(target_arch = "x86_64")]
@@ -48,6 +53,7 @@ pub struct Compute {
     threads: rayon::ThreadPool,
     turn: FairMutex<()>,
     path: KernelPath,
+    defect: Option<Defect>,
 }
 
 /// Work below this many multiply-adds stays on one thread: waking another costs as much.
@@ -61,7 +67,22 @@ impl Compute {
             .num_threads(threads)
             .thread_name(|index| format!("compute-{index}"))
             .build()?;
-        Ok(Self { threads, turn: FairMutex::new(()), path })
+        Ok(Self { threads, turn: FairMutex::new(()), path, defect: None })
+    }
+
+    /// Computes wrongly: for tests of the tests, which must fail with it.
+    #[doc(hidden)]
+    pub fn with_defect(
+        threads: usize,
+        path: KernelPath,
+        defect: Defect,
+    ) -> Result<Self, rayon::ThreadPoolBuildError> {
+        Ok(Self { defect: Some(defect), ..Self::new(threads, path)? })
+    }
+
+    /// What it does wrong: nothing outside of tests.
+    pub(super) fn defect(&self) -> Option<Defect> {
+        self.defect
     }
 
     /// The kernels in use.

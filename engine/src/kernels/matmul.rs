@@ -2,8 +2,9 @@
 
 use half::{bf16, f16};
 
+use super::defect::multiply_backwards;
 use super::tile::{Output, Tile};
-use super::{Compute, Element, KernelPath, bf16_from_f32, portable};
+use super::{Compute, Defect, Element, KernelPath, bf16_from_f32, portable};
 
 /// Stored weights, borrowed.
 #[derive(Clone, Copy)]
@@ -50,6 +51,15 @@ pub fn matmul(compute: &Compute, x: &[f32], weight: &Matrix<'_>, y: &mut [f32]) 
     let rows = x.len() / weight.inputs;
     assert_eq!(x.len(), rows * weight.inputs, "x is [rows, inputs]");
     assert_eq!(y.len(), rows * weight.outputs, "y is [rows, outputs]");
+    if rows > 1 && compute.defect() == Some(Defect::ReductionDependsOnBatch) {
+        return multiply_backwards(compute, x, weight, y);
+    }
+    multiply(compute, x, weight, y);
+}
+
+/// `matmul` of shapes that were checked.
+pub(super) fn multiply(compute: &Compute, x: &[f32], weight: &Matrix<'_>, y: &mut [f32]) {
+    let rows = x.len() / weight.inputs;
     match weight.data {
         #[cfg(target_arch = "x86_64")]
         WeightData::Bf16(data) if compute.path() == KernelPath::Avx512Bf16 => {

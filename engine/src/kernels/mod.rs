@@ -7,6 +7,7 @@ mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod compute;
+mod defect;
 mod element;
 mod math;
 mod matmul;
@@ -17,6 +18,7 @@ mod tile;
 pub use activation::{add_assign, rms_norm, silu_multiply};
 pub use attention::{AttentionShape, QueryRow, attend};
 pub use compute::{Compute, KernelPath};
+pub use defect::Defect;
 pub use element::{Element, bf16_from_f32};
 pub use math::exp;
 pub use matmul::{Matrix, WeightData, matmul};
