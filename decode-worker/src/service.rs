@@ -11,7 +11,7 @@ use crate::Context;
 use crate::session::Session;
 
 /// Frames that wait to be written to a gateway. At the limit the session waits, and after
-/// `session::OUTPUT_QUEUE` further steps its requests are cancelled: their gateway is not reading.
+/// `session::OUTPUT_QUEUE` further tokens its requests are cancelled: their gateway is not reading.
 const FRAME_QUEUE: usize = 64;
 
 /// Owns requests on behalf of gateways.

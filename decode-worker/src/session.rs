@@ -15,8 +15,8 @@ use crate::Context;
 use crate::request;
 use crate::request_context::{RequestContext, failure, news_of};
 
-/// Steps that a session may lag behind the engine; beyond, it ends, and its requests with it.
-const OUTPUT_QUEUE: usize = 1024;
+/// Tokens that a session may lag behind the engine; beyond, it ends, and its requests with it.
+const OUTPUT_QUEUE: usize = 65_536;
 
 /// News from request tasks (first tokens, failures) that waits for the session's loop. At the
 /// limit the tasks wait.
@@ -128,17 +128,23 @@ impl Session {
     }
 
     async fn send_news(&mut self, news: Vec<SequenceOutput>) -> Result<(), Gone> {
-        let update = |output: SequenceOutput| {
+        let mut updates: Vec<RequestUpdate> = Vec::with_capacity(news.len());
+        // Where several steps' news comes at once, each request has one update all the same.
+        let mut places: HashMap<u64, usize> = HashMap::new();
+        for output in news {
             // A sequence that was cancelled meanwhile has no request any more.
-            let request = *self.by_sequence.get(&output.id)?;
-            Some(RequestUpdate {
-                tokens: output.token.into_iter().collect(),
-                cached_tokens: output.cached_tokens.map(|tokens| tokens as u32),
-                finish: output.finish.unwrap_or_default().into(),
-                ..news_of(request)
-            })
-        };
-        let updates: Vec<RequestUpdate> = news.into_iter().filter_map(update).collect();
+            let Some(request) = self.by_sequence.get(&output.id) else { continue };
+            let place = *places.entry(*request).or_insert(updates.len());
+            if place == updates.len() {
+                updates.push(news_of(*request));
+            }
+            let update = &mut updates[place];
+            update.tokens.extend(output.token);
+            if let Some(tokens) = output.cached_tokens {
+                update.cached_tokens = Some(tokens as u32);
+            }
+            update.finish = output.finish.unwrap_or_default().into();
+        }
         self.send(updates).await
     }
 

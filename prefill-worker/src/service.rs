@@ -12,8 +12,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use worker::{EngineHost, HostError, News, SequenceHandle, Worker, outputs};
 
-/// Steps that one prompt's news may lag behind; beyond, its reader counts as gone. A prompt has
-/// one step per chunk.
+/// Chunks that one prompt's news may lag behind; beyond, its reader counts as gone.
 const OUTPUT_QUEUE: usize = 1024;
 
 /// Events that wait to be written to the connection.

@@ -7,11 +7,15 @@ use engine::KvEvent;
 use messaging::Network;
 use prost::Message;
 use protocol::{BlockHash, WorkerLife, hashes_to_bytes, subjects, v1};
+use tokio::time::Instant;
 
 use crate::host::{EngineHost, KvEventBatch};
 
 /// Between two load reports.
 const LOAD_REPORT_INTERVAL: Duration = Duration::from_millis(100);
+
+/// At least between two that say that the worker became idle.
+const LOAD_REPORT_PAUSE: Duration = Duration::from_millis(2);
 
 /// Announces from when the engine is warm until it stops. The registry entry goes when this future is dropped.
 pub async fn run(host: &EngineHost, registration: &v1::WorkerRegistration, network: &Network) {
@@ -19,6 +23,7 @@ pub async fn run(host: &EngineHost, registration: &v1::WorkerRegistration, netwo
     let _entry = RegistryEntry::put(registration, network);
     let Some(mut kv_events) = host.take_kv_events() else { return };
     let mut interval = tokio::time::interval(LOAD_REPORT_INTERVAL);
+    let (mut last_report, mut is_news_due) = (Instant::now(), false);
     loop {
         tokio::select! {
             biased;
@@ -29,7 +34,11 @@ pub async fn run(host: &EngineHost, registration: &v1::WorkerRegistration, netwo
                 network.bus.publish(subjects::KV_EVENTS, events.encode_to_vec().into());
             }
             // Not left to the interval: a worker that only seems busy costs its prefix cache.
-            () = host.became_idle() => publish_load(host, registration, network),
+            () = host.became_idle(), if !is_news_due => is_news_due = true,
+            () = tokio::time::sleep_until(last_report + LOAD_REPORT_PAUSE), if is_news_due => {
+                publish_load(host, registration, network);
+                (last_report, is_news_due) = (Instant::now(), false);
+            }
             _ = interval.tick() => publish_load(host, registration, network),
         }
     }

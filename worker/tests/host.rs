@@ -59,15 +59,10 @@ async fn a_dropped_handle_ends_its_sequence_within_one_step() {
     drop(handle);
     // The release is seen between two steps: at most the step under way still reports. All its
     // news is there once the engine is at rest.
-    let queued_before = news.waiting_steps();
+    let queued_before = news.waiting();
     at_rest(&host).await;
-    assert!(
-        news.waiting_steps() <= queued_before + 1,
-        "{} then {}",
-        queued_before,
-        news.waiting_steps()
-    );
-    assert!(news.waiting_steps() < 800, "it did not run to its end");
+    assert!(news.waiting() <= queued_before + 1, "{} then {}", queued_before, news.waiting());
+    assert!(news.waiting() < 800, "it did not run to its end");
 }
 
 #[tokio::test]
