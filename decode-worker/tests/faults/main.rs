@@ -15,5 +15,6 @@ mod cancelled;
 mod copies;
 mod full;
 mod leases;
+mod one_token;
 mod prefill_fails;
 mod refused;
