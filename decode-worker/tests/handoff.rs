@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{Compute, CpuRunner, EngineConfig, KernelPath, Model};
-use kv_transfer::LocalPools;
+use kv_transfer::{LeaseLimits, LeaseTable, LocalPools};
 use messaging::Network;
 use protocol::v1::generation_client::GenerationClient;
 use protocol::v1::prefill_event::Kind as Event;
@@ -58,8 +58,9 @@ impl Pair {
         let prefill = start_worker("prefill", Role::Prefill, &model);
         let decode = start_worker("decode", Role::Decode, &model);
         let hosts = (prefill.host.clone(), decode.host.clone());
-        let prefill = prefill_worker::run(prefill, network.clone(), pools.clone(), stop.clone());
-        let decode = decode_worker::run(decode, network.clone(), pools, stop.clone());
+        let leases = Arc::new(LeaseTable::new(LeaseLimits::default()));
+        let decode = decode_worker::run(decode, network.clone(), pools.clone(), stop.clone());
+        let prefill = prefill_worker::run(prefill, leases, network.clone(), pools, stop.clone());
         tokio::spawn(prefill);
         tokio::spawn(decode);
         Self { network, prefill: hosts.0, decode: hosts.1, _stop: stop.drop_guard() }

@@ -6,7 +6,7 @@ mod service;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kv_transfer::{LeaseLimits, LeaseTable, LocalPools, LocalSource};
+use kv_transfer::{LeaseTable, LocalPools, LocalSource};
 use messaging::Network;
 use protocol::v1::prefill_server::PrefillServer;
 use tokio::time::Instant;
@@ -19,15 +19,16 @@ use service::PrefillService;
 /// How often ended leases are looked for.
 const COLLECT_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Computes prompts until `shutdown`. Decode workers of this process read blocks by `pools`.
-/// Errors: the engine or the server ended by itself.
+/// Computes prompts until `shutdown`. `leases` is an empty table: its limits are the caller's choice,
+/// and it shows the caller how many leases there are. Decode workers of this process read blocks by
+/// `pools`. Errors: the engine or the server ended by itself.
 pub async fn run(
     worker: Worker,
+    leases: Arc<LeaseTable>,
     network: Network,
     pools: Arc<LocalPools>,
     shutdown: CancellationToken,
 ) -> Result<(), WorkerError> {
-    let leases = Arc::new(LeaseTable::new(LeaseLimits::default()));
     let source = Arc::new(LocalSource {
         layout: worker.host.layout().clone(),
         memory: worker.host.memory().clone(),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use engine::LoadError;
 use gateway::{CardError, Gateway, GatewayConfig};
-use kv_transfer::LocalPools;
+use kv_transfer::{LeaseLimits, LeaseTable, LocalPools};
 use messaging::Network;
 use parking_lot::Mutex;
 use protocol::v1::{ModelCard, Role};
@@ -191,8 +191,9 @@ fn launch(
         router.await;
         Ok(())
     });
-    rest.spawn(prefill_worker::run(prefill, network.clone(), pools.clone(), stop_rest.clone()));
-    rest.spawn(decode_worker::run(decode, network.clone(), pools, stop_rest.clone()));
+    let leases = Arc::new(LeaseTable::new(LeaseLimits::default()));
+    rest.spawn(decode_worker::run(decode, network.clone(), pools.clone(), stop_rest.clone()));
+    rest.spawn(prefill_worker::run(prefill, leases, network.clone(), pools, stop_rest.clone()));
 
     let grace = Duration::from_secs(arguments.grace_period_s);
     let gateway = Arc::new(Gateway::new(GatewayConfig { grace, ..Default::default() }, network));

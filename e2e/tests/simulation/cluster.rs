@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use gateway::{Gateway, GatewayConfig};
-use kv_transfer::LocalPools;
+use kv_transfer::{LeaseLimits, LeaseTable, LocalPools};
 use messaging::Network;
 use parking_lot::Mutex;
 use protocol::v1::Role;
@@ -97,8 +97,9 @@ impl Cluster {
         let host = worker.host.clone();
         let (network, pools) = (self.network.clone(), self.pools.clone());
         let never = CancellationToken::new();
+        let leases = Arc::new(LeaseTable::new(LeaseLimits::default()));
         let task = match is_prefill {
-            true => tokio::spawn(prefill_worker::run(worker, network, pools, never)),
+            true => tokio::spawn(prefill_worker::run(worker, leases, network, pools, never)),
             false => tokio::spawn(decode_worker::run(worker, network, pools, never)),
         };
         Running { life, host, task }
