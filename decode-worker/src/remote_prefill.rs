@@ -117,7 +117,7 @@ struct Handoff<'a> {
     worker: &'a v1::PrefillWorker,
     /// Elsewhere while a copy is under way.
     reservation: Option<Reservation>,
-    copying: Option<JoinHandle<(Reservation, Result<(), TransferError>)>>,
+    copying: Option<JoinHandle<(Reservation, Result<Duration, TransferError>)>>,
     cached_blocks: usize,
     blocks: usize,
     /// Where the announced blocks lie in the prefill worker's pool.
@@ -126,6 +126,14 @@ struct Handoff<'a> {
     pulled: usize,
     first_token: Option<u32>,
     ended: bool,
+    times: Times,
+}
+
+/// How long blocks travelled.
+#[derive(Default)]
+struct Times {
+    copies: Duration,
+    first_token: Option<Instant>,
 }
 
 impl<'a> Handoff<'a> {
@@ -149,6 +157,7 @@ impl<'a> Handoff<'a> {
             pulled: cached_blocks,
             first_token: None,
             ended: false,
+            times: Times::default(),
         }
     }
 
@@ -165,6 +174,14 @@ impl<'a> Handoff<'a> {
         let source = Source::from_grant(self.worker, granted, self.context.shared.host.layout())?;
         let _renewing = source.keep_renewing(client.clone());
         self.follow(&source, &mut events).await?;
+        tracing::debug!(
+            request_id = request.request_id,
+            blocks = self.blocks - self.cached_blocks,
+            copies_us = self.times.copies.as_micros() as u64,
+            after_first_token_us =
+                self.times.first_token.map_or(0, |at| at.elapsed().as_micros() as u64),
+            "blocks moved"
+        );
         if self.ended {
             // Nobody needs the blocks: the lease ends with the stream. A failure to finish it would
             // come after the request's end.
@@ -191,7 +208,7 @@ impl<'a> Handoff<'a> {
                     self.copying = None;
                     let (reservation, copied) = copied.map_err(|_| PrefillError::Copy)?;
                     self.reservation = Some(reservation);
-                    copied?;
+                    self.times.copies += copied?;
                 }
                 event = in_time(events.message()), if !self.is_all_said() => {
                     let event = event??.and_then(|event| event.kind);
@@ -235,6 +252,7 @@ impl<'a> Handoff<'a> {
             return Err(PrefillError::Protocol("its token is not in the vocabulary"));
         }
         self.first_token = Some(token.id);
+        self.times.first_token = Some(Instant::now());
         self.ended = finish != v1::FinishReason::Unspecified;
         let update = RequestUpdate {
             tokens: vec![token],
@@ -261,7 +279,8 @@ impl<'a> Handoff<'a> {
         if copies.len() * reservation.writer.layout().block_bytes() <= INLINE_COPY_BYTES {
             let copied = source.pull(&pools, &copies, &mut reservation);
             self.reservation = Some(reservation);
-            return Ok(copied?);
+            self.times.copies += copied?;
+            return Ok(());
         }
         let source = source.clone();
         self.copying = Some(tokio::task::spawn_blocking(move || {
@@ -341,14 +360,17 @@ impl Source {
         })
     }
 
+    /// Copies blocks, and says how long that took.
     fn pull(
         &self,
         pools: &LocalPools,
         copies: &[BlockCopy],
         reservation: &mut Reservation,
-    ) -> Result<(), TransferError> {
-        let now = Instant::now().into_std();
-        pools.pull(now, &self.worker, self.lease, copies, &mut reservation.writer)
+    ) -> Result<Duration, TransferError> {
+        let began = Instant::now();
+        let (now, writer) = (began.into_std(), &mut reservation.writer);
+        pools.pull(now, &self.worker, self.lease, copies, writer)?;
+        Ok(began.elapsed())
     }
 
     /// Renews the lease beside the transfer until the handle is dropped. A renewal that fails

@@ -18,6 +18,9 @@ use crate::request_context::{RequestContext, failure, news_of};
 /// Tokens that a session may lag behind the engine; beyond, it ends, and its requests with it.
 const OUTPUT_QUEUE: usize = 65_536;
 
+/// Tokens in one frame, counted with their alternatives; beyond, another frame begins. Some 100 KB.
+const FRAME_TOKENS: usize = 8_192;
+
 /// News from request tasks (first tokens, failures) that waits for the session's loop. At the
 /// limit the tasks wait.
 const UPDATE_QUEUE: usize = 256;
@@ -128,7 +131,24 @@ impl Session {
     }
 
     async fn send_news(&mut self, news: Vec<SequenceOutput>) -> Result<(), Gone> {
-        let mut updates: Vec<RequestUpdate> = Vec::with_capacity(news.len());
+        let mut news = news.into_iter().peekable();
+        while let Some(first) = news.next() {
+            let mut tokens = tokens_with_alternatives(&first);
+            let mut frame = vec![first];
+            while let Some(next) = news.next_if(|next| {
+                tokens += tokens_with_alternatives(next);
+                tokens <= FRAME_TOKENS
+            }) {
+                frame.push(next);
+            }
+            let updates = self.updates_of(frame);
+            self.send(updates).await?;
+        }
+        Ok(())
+    }
+
+    fn updates_of(&self, news: Vec<SequenceOutput>) -> Vec<RequestUpdate> {
+        let mut updates: Vec<RequestUpdate> = Vec::new();
         // Where several steps' news comes at once, each request has one update all the same.
         let mut places: HashMap<u64, usize> = HashMap::new();
         for output in news {
@@ -145,7 +165,7 @@ impl Session {
             }
             update.finish = output.finish.unwrap_or_default().into();
         }
-        self.send(updates).await
+        updates
     }
 
     /// Sends one frame, and forgets the requests that end with it.
@@ -160,4 +180,8 @@ impl Session {
         }
         self.frames.send(Ok(v1::StepFrame { updates })).await.map_err(|_| Gone)
     }
+}
+
+fn tokens_with_alternatives(output: &SequenceOutput) -> usize {
+    1 + output.token.as_ref().map_or(0, |token| token.top_logprobs.len())
 }

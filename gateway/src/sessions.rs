@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use messaging::{ConnectError, DataPlane};
 use parking_lot::Mutex;
-use protocol::WorkerLife;
 use protocol::v1::generation_client::GenerationClient;
 use protocol::v1::{self, FinishReason, RequestUpdate, session_request::Kind};
+use protocol::{MESSAGE_BYTES_MAX, WorkerLife};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -92,7 +92,8 @@ impl Sessions {
         }
         let opening = async {
             let channel = self.data_plane.connect(endpoint).await?;
-            Session::open(GenerationClient::new(channel)).await
+            let client = GenerationClient::new(channel);
+            Session::open(client.max_decoding_message_size(MESSAGE_BYTES_MAX)).await
         };
         let opened = tokio::time::timeout(OPEN_TIMEOUT, opening).await;
         let session = Arc::new(opened.map_err(|_| SessionError::TimedOut)??);
