@@ -19,16 +19,19 @@ import time
 
 READY_DEADLINE_S = 60
 PROMPT_TOKENS = 1000
+SEEN_TOKENS = 900
 OUTPUT_TOKENS = 200
 
 
 class Server:
     """A process that serves a model; ready when constructed."""
 
-    def __init__(self, binary, model):
+    def __init__(self, binary, model, log=False):
         began = time.perf_counter()
         command = [binary, "serve", *([model] if model else []), "--listen", "127.0.0.1:0"]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE if log else None, text=True
+        )
         self.name = self.address = None
         while self.address is None:
             line = self.process.stdout.readline()
@@ -53,7 +56,8 @@ class Server:
             return int(re.search(r"VmRSS:\s+(\d+)", status.read()).group(1)) / 1024
 
     def stream(self, prompt, max_tokens):
-        """Streams a completion; returns seconds to the first and to the last event."""
+        """Streams a completion; returns seconds to the first and to the last event, and the number
+        of prompt tokens that were cached."""
         body = {
             "model": self.name,
             "prompt": prompt,
@@ -61,6 +65,7 @@ class Server:
             "ignore_eos": True,
             "temperature": 0,
             "stream": True,
+            "stream_options": {"include_usage": True},
         }
         connection = http.client.HTTPConnection(self.address, timeout=300)
         began = time.perf_counter()
@@ -71,8 +76,10 @@ class Server:
             raise SystemExit(response.read().decode())
         response.readline()
         first = time.perf_counter() - began
-        response.read()
-        return first, time.perf_counter() - began
+        rest = response.read().decode()
+        took = time.perf_counter() - began
+        cached = re.findall(r'"cached_tokens": ?(\d+)', rest)
+        return first, took, int(cached[-1])
 
     def stop(self):
         self.process.send_signal(signal.SIGINT)
@@ -113,6 +120,13 @@ def measure(binary, model, run):
     seen = prompt(PROMPT_TOKENS, 1000 + run)
     figures["TTFT, 1,000 new prompt tokens (ms)"] = 1000 * server.stream(seen, 1)[0]
     figures["TTFT, the same prompt again (ms)"] = 1000 * server.stream(seen, 1)[0]
+    partly_seen = seen[:SEEN_TOKENS] + prompt(PROMPT_TOKENS - SEEN_TOKENS, 5000 + run)
+    first, _, cached = server.stream(partly_seen, 1)
+    figures["TTFT, 900 of 1,000 were seen (ms)"] = 1000 * first
+    figures["  prompt tokens not computed (%)"] = 100 * cached / PROMPT_TOKENS
+    figures["  TTFT in proportion to new (%)"] = (
+        100_000 * first / figures["TTFT, 1,000 new prompt tokens (ms)"]
+    )
     figures["decode, 1 stream (tokens/s)"] = decode_rate(server, 1, 2000)
     figures["decode, 8 streams (tokens/s)"] = decode_rate(server, 8, 3000)
     figures["RSS after that (MiB)"] = server.resident_mib()

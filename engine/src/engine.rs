@@ -59,8 +59,8 @@ pub struct StepOutput {
     pub decode_attended: usize,
     /// How long the arithmetic took, without the wait for a turn.
     pub took: Duration,
-    /// The part of `took` that has yet to pass before the news may go out: a mock's.
-    pub unspent: Duration,
+    /// `took` is made up: it has yet to pass before the news may go out.
+    pub is_simulated: bool,
 }
 
 impl StepOutput {
@@ -338,8 +338,8 @@ impl Engine {
         if scheduled.is_empty() {
             return output;
         }
-        let Computed { tokens, took, unspent } = self.compute(&scheduled);
-        (output.took, output.unspent) = (took, unspent);
+        let Computed { tokens, took, is_simulated } = self.compute(&scheduled);
+        (output.took, output.is_simulated) = (took, is_simulated);
         let mut tokens = tokens.into_iter();
         let mut ended = Vec::new();
         for Scheduled { index, count } in scheduled {

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use engine::{
     Engine, KvEvent, Load, RefusedSequence, Reserved, SequenceId, SequenceOutput, SequenceRequest,
@@ -344,8 +345,11 @@ impl EngineLoop {
     fn run_on_thread(mut self) {
         self.warm_up();
         while self.take_commands() {
+            let began = Instant::now();
             let output = self.engine.step();
-            std::thread::sleep(output.unspent);
+            if output.is_simulated {
+                std::thread::sleep(output.took.saturating_sub(began.elapsed()));
+            }
             if self.conclude(output) {
                 // Nothing can be computed until someone says something.
                 let Some(command) = self.inbox.blocking_recv() else { return };
@@ -358,10 +362,10 @@ impl EngineLoop {
         self.warm_up();
         while self.take_commands() {
             let output = self.engine.step();
-            if output.unspent.is_zero() {
+            if output.took.is_zero() {
                 tokio::task::yield_now().await;
             } else {
-                tokio::time::sleep(output.unspent).await;
+                tokio::time::sleep(output.took).await;
             }
             if self.conclude(output) {
                 let Some(command) = self.inbox.recv().await else { return };

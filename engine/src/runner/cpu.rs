@@ -1,7 +1,7 @@
 //! Computes with this crate's CPU kernels.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use kv_transfer::{HostMemory, KvLayout};
 use protocol::v1::Token;
@@ -53,7 +53,7 @@ impl Runner for CpuRunner {
             .zip(choices)
             .map(|(row, choice)| sampler::sample(row, choice.sampling, &choice.context))
             .collect();
-        Computed { tokens, took: began.elapsed(), unspent: Duration::ZERO }
+        Computed { tokens, took: began.elapsed(), is_simulated: false }
     }
 }
 

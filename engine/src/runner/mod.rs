@@ -66,6 +66,6 @@ pub struct Computed {
     pub tokens: Vec<Token>,
     /// How long it took, without the wait for a turn.
     pub took: Duration,
-    /// The part of `took` that has yet to pass before the tokens may be seen: a mock's.
-    pub unspent: Duration,
+    /// `took` is made up: it has yet to pass before the tokens may be seen.
+    pub is_simulated: bool,
 }
