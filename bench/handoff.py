@@ -3,19 +3,22 @@
     python3 bench/handoff.py target/release/stator [--model DIR] [--requests N]
 
 Sends prompts of 2,000 tokens, computed in chunks of 512 by the prefill worker, and reads from the
-decode worker's log how long the copies of each took and what passed between the first token and the
-last copy. Uses nothing but the standard library.
+decode worker's log how long the copies of each took, how much of that was after the first token,
+and what passed from there until decoding began. Uses nothing but the standard library.
 """
 
 import argparse
 import os
 import re
 import statistics
+import tempfile
 
 from serve import Server, prompt
 
 PROMPT_TOKENS = 2000
-MOVED = re.compile(r"blocks moved .*blocks=(\d+) copies_us=(\d+) after_first_token_us=(\d+)")
+MOVED = re.compile(
+    r"blocks moved .*blocks=(\d+) copies_us=(\d+) exposed_us=(\d+) until_decode_us=(\d+)"
+)
 
 
 def main():
@@ -25,23 +28,26 @@ def main():
     parser.add_argument("--requests", type=int, default=20)
     arguments = parser.parse_args()
     os.environ["STATOR_LOG"] = "decode_worker=debug"
-    server = Server(arguments.binary, arguments.model, log=True)
-    for request in range(arguments.requests):
-        server.stream(prompt(PROMPT_TOKENS, 5000 + request), 4)
-    server.stop()
-    moved = [tuple(map(int, match)) for match in MOVED.findall(server.process.stderr.read())]
+    with tempfile.TemporaryFile("w+") as log:
+        server = Server(arguments.binary, arguments.model, log)
+        for request in range(arguments.requests):
+            server.stream(prompt(PROMPT_TOKENS, 5000 + request), 4)
+        server.stop()
+        log.seek(0)
+        moved = [tuple(map(int, match)) for match in MOVED.findall(log.read())]
     if len(moved) != arguments.requests:
         raise SystemExit(f"{len(moved)} of {arguments.requests} prompts were moved")
     rows = {
-        "blocks": [blocks for blocks, _, _ in moved],
-        "copies (us)": [copies for _, copies, _ in moved],
-        "after the first token (us)": [after for _, _, after in moved],
-        "share (%)": [100 * after / copies for _, copies, after in moved],
+        "blocks": [blocks for blocks, _, _, _ in moved],
+        "copies (us)": [copies for _, copies, _, _ in moved],
+        "  after the first token (us)": [exposed for _, _, exposed, _ in moved],
+        "  share (%)": [100 * exposed / copies for _, copies, exposed, _ in moved],
+        "first token to decode (us)": [until for _, _, _, until in moved],
     }
-    print(f"{'':28}{'min':>10}{'median':>10}{'max':>10}")
+    print(f"{'':30}{'min':>10}{'median':>10}{'max':>10}")
     for name, values in rows.items():
         row = (min(values), statistics.median(values), max(values))
-        print(f"{name:28}" + "".join(f"{value:10,.4g}" for value in row))
+        print(f"{name:30}" + "".join(f"{value:10,.4g}" for value in row))
 
 
 if __name__ == "__main__":

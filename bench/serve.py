@@ -26,12 +26,10 @@ OUTPUT_TOKENS = 200
 class Server:
     """A process that serves a model; ready when constructed."""
 
-    def __init__(self, binary, model, log=False):
+    def __init__(self, binary, model, log=None):
         began = time.perf_counter()
         command = [binary, "serve", *([model] if model else []), "--listen", "127.0.0.1:0"]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE if log else None, text=True
-        )
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         self.name = self.address = None
         while self.address is None:
             line = self.process.stdout.readline()

@@ -31,6 +31,9 @@ pub enum PrefillError {
     /// No room to receive the blocks.
     #[error("cannot reserve blocks: {0}")]
     Reserve(#[source] HostError),
+    /// The engine did not take what came.
+    #[error("cannot go on from the blocks that came: {0}")]
+    Activate(#[source] HostError),
     /// The prefill worker cannot be reached.
     #[error("cannot reach the prefill worker")]
     Connect(#[source] ConnectError),
@@ -58,7 +61,7 @@ impl PrefillError {
     /// Whether this is what a full worker does, and nothing is wrong.
     pub fn is_ordinary(&self) -> bool {
         match self {
-            Self::Reserve(_) => true,
+            Self::Reserve(HostError::Refused(_)) => true,
             Self::Call(status) => status.code() == Code::ResourceExhausted,
             _ => false,
         }
@@ -99,7 +102,12 @@ pub async fn run(
 
     let mut handoff = Handoff::new(context, request.request, worker, reservation);
     match handoff.call_and_pull(request).await {
-        Ok(()) => handoff.activate().await.map_err(|e| without_blocks(PrefillError::Reserve(e))),
+        Ok(()) => {
+            let first_token = handoff.first_token;
+            let activated = handoff.activate().await;
+            let failed = |e| Failed { first_token, ..without_blocks(PrefillError::Activate(e)) };
+            activated.map_err(failed)
+        }
         Err(error) => {
             if error.doubts_connection() {
                 context.shared.peers.forget(&worker.data_endpoint);
@@ -133,7 +141,17 @@ struct Handoff<'a> {
 #[derive(Default)]
 struct Times {
     copies: Duration,
+    /// The part of that after the first token.
+    exposed: Duration,
     first_token: Option<Instant>,
+}
+
+impl Times {
+    /// A copy that took so long has just ended.
+    fn add_copy(&mut self, took: Duration) {
+        self.copies += took;
+        self.exposed += self.first_token.map_or(Duration::ZERO, |at| at.elapsed().min(took));
+    }
 }
 
 impl<'a> Handoff<'a> {
@@ -174,14 +192,6 @@ impl<'a> Handoff<'a> {
         let source = Source::from_grant(self.worker, granted, self.context.shared.host.layout())?;
         let _renewing = source.keep_renewing(client.clone());
         self.follow(&source, &mut events).await?;
-        tracing::debug!(
-            request_id = request.request_id,
-            blocks = self.blocks - self.cached_blocks,
-            copies_us = self.times.copies.as_micros() as u64,
-            after_first_token_us =
-                self.times.first_token.map_or(0, |at| at.elapsed().as_micros() as u64),
-            "blocks moved"
-        );
         if self.ended {
             // Nobody needs the blocks: the lease ends with the stream. A failure to finish it would
             // come after the request's end.
@@ -208,7 +218,7 @@ impl<'a> Handoff<'a> {
                     self.copying = None;
                     let (reservation, copied) = copied.map_err(|_| PrefillError::Copy)?;
                     self.reservation = Some(reservation);
-                    self.times.copies += copied?;
+                    self.times.add_copy(copied?);
                 }
                 event = in_time(events.message()), if !self.is_all_said() => {
                     let event = event??.and_then(|event| event.kind);
@@ -279,7 +289,7 @@ impl<'a> Handoff<'a> {
         if copies.len() * reservation.writer.layout().block_bytes() <= INLINE_COPY_BYTES {
             let copied = source.pull(&pools, &copies, &mut reservation);
             self.reservation = Some(reservation);
-            self.times.copies += copied?;
+            self.times.add_copy(copied?);
             return Ok(());
         }
         let source = source.clone();
@@ -305,6 +315,15 @@ impl<'a> Handoff<'a> {
             return Ok(());
         };
         let ended = self.context.shared.host.activate(reservation, token).await?;
+        let us = |time: Duration| time.as_micros() as u64;
+        tracing::debug!(
+            request = self.request,
+            blocks = self.blocks - self.cached_blocks,
+            copies_us = us(self.times.copies),
+            exposed_us = us(self.times.exposed),
+            until_decode_us = self.times.first_token.map_or(0, |at| us(at.elapsed())),
+            "blocks moved"
+        );
         self.context.report_end(ended, self.request).await;
         Ok(())
     }

@@ -72,6 +72,8 @@ impl Session {
                     Ok(None) | Err(_) => Err(Gone),
                 },
                 () = self.frames.closed() => Err(Gone),
+                // Nobody would say so: this session could still be told to ask the engine.
+                () = self.context.host.stopped() => Err(Gone),
             };
             if handled.is_err() {
                 tracing::debug!(requests = self.requests.len(), "a gateway's session ended");

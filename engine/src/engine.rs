@@ -32,6 +32,7 @@ pub struct EngineConfig {
 /// Prompt lengths and the number of streams of the steps by which an engine warms up.
 const WARM_UP_PROMPTS: [usize; 2] = [16, 128];
 const WARM_UP_STREAMS: usize = 8;
+const WARM_UP_TIMES: usize = 4;
 
 /// Why the engine does not take a sequence.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -53,7 +54,7 @@ pub struct StepOutput {
     pub prefill_tokens: usize,
     /// Sequences that were decoding.
     pub decode_sequences: usize,
-    /// Tokens that the computed ones had before them, summed over computed tokens of prompts.
+    /// For each computed token of a prompt, the tokens up to and with it, summed up.
     pub prefill_attended: usize,
     /// The same, over sequences that were decoding.
     pub decode_attended: usize,
@@ -107,8 +108,8 @@ pub struct Load {
     pub waiting: usize,
     /// Prompt tokens that wait to be computed.
     pub waiting_prompt_tokens: usize,
-    /// Tokens present in the sequences that compute.
-    pub running_tokens: usize,
+    /// Tokens present in all sequences.
+    pub sequence_tokens: usize,
     /// The pool.
     pub blocks: BlockCounts,
 }
@@ -158,7 +159,8 @@ impl Engine {
     /// that nobody has yet, and leaves nothing that could be found.
     pub fn warm_up(&mut self) -> Vec<StepOutput> {
         let block_size = self.config.block_size;
-        let step_tokens = self.config.max_num_batched_tokens.min(self.context_tokens - 1);
+        let step_tokens =
+            self.config.max_num_batched_tokens.min(self.context_tokens.saturating_sub(1));
         let mut outputs = Vec::new();
         for prompt_tokens in WARM_UP_PROMPTS.into_iter().filter(|tokens| *tokens <= step_tokens) {
             outputs.push(self.warm_up_step(1, prompt_tokens, 0));
@@ -170,8 +172,8 @@ impl Engine {
         outputs
     }
 
-    /// A step of so many sequences with `count` tokens each from `start` on, made twice: the first
-    /// time is a cold one.
+    /// A step of so many sequences with `count` tokens each from `start` on, made several times: the
+    /// first time is a cold one, and another may be disturbed.
     fn warm_up_step(&mut self, sequences: usize, count: usize, start: usize) -> StepOutput {
         let Self { runner, layout, memory, .. } = self;
         let (tokens, blocks_each) = (vec![0; count], layout.blocks_for(start + count));
@@ -183,8 +185,8 @@ impl Engine {
             Span { tokens: &tokens, start, blocks, choice }
         };
         let spans: Vec<Span<'_>> = blocks.chunks(blocks_each).map(span).collect();
-        runner.run(&spans, layout, memory);
-        let took = runner.run(&spans, layout, memory).took;
+        let times = (0..WARM_UP_TIMES).map(|_| runner.run(&spans, layout, memory).took);
+        let took = times.min().unwrap_or_default();
         let attended = count * start + count * (count + 1) / 2;
         match count {
             1 => StepOutput {
@@ -314,7 +316,12 @@ impl Engine {
             sequences.map(|sequence| sequence.prompt_tokens.saturating_sub(sequence.computed));
         Load {
             waiting_prompt_tokens: waiting_tokens.sum(),
-            running_tokens: running.iter().map(|sequence| sequence.tokens.len()).sum(),
+            sequence_tokens: running
+                .iter()
+                .chain(self.scheduler.waiting())
+                .chain(self.reserved.values())
+                .map(|sequence| sequence.tokens.len())
+                .sum(),
             running: running.len() + self.reserved.len(),
             waiting: self.scheduler.waiting().len(),
             blocks: self.pool.counts(),

@@ -50,7 +50,14 @@ fn pace(
         if due >= window.end || !wait_until(due, stopped) {
             break;
         }
-        while running.try_join_next().is_some() {}
+        while let Some(ended) = running.try_join_next() {
+            // A panic is a defect and ends the run; nothing else cuts a turn short here.
+            if let Err(error) = ended
+                && error.is_panic()
+            {
+                std::panic::resume_unwind(error.into_panic());
+            }
+        }
         // The second is for rates at which this thread itself falls behind.
         if running.len() >= running_max || Instant::now() >= window.drain_end {
             shared.recorder.drop_arrival(due);

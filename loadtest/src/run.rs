@@ -77,6 +77,10 @@ pub async fn run(
     Ok(report)
 }
 
+/// The list of models and the requests that calibrate prompts take this long together at most: large
+/// models on CPUs are slow.
+const PREPARE_TIMEOUT: Duration = Duration::from_secs(120);
+
 struct Prepared {
     client: Client,
     settings: RequestSettings,
@@ -84,6 +88,16 @@ struct Prepared {
 }
 
 async fn prepare(args: &Args, target: &Target) -> Result<Prepared, LoadtestError> {
+    let prepared = tokio::time::timeout(PREPARE_TIMEOUT, prepare_in_time(args, target)).await;
+    prepared.unwrap_or_else(|_| {
+        let seconds = PREPARE_TIMEOUT.as_secs();
+        Err(LoadtestError::Server(format!(
+            "the server accepts requests and has not answered the first ones in {seconds} s"
+        )))
+    })
+}
+
+async fn prepare_in_time(args: &Args, target: &Target) -> Result<Prepared, LoadtestError> {
     let api_key = std::env::var("OPENAI_API_KEY").ok();
     let client = Client::connect(target, api_key.as_deref()).await?;
     let model = match &args.model {

@@ -26,16 +26,29 @@ impl StepShape {
 impl LatencyModel {
     /// The coefficients in the order of the fields.
     pub fn coefficients(&self) -> [f32; 5] {
-        let Self { step_us, prefill_token_us, prefill_attended_us, sequence_us, attended_us } =
-            *self;
+        let Self {
+            step_us, prefill_token_us, prefill_attended_us, sequence_us, attended_us, ..
+        } = *self;
         [step_us, prefill_token_us, prefill_attended_us, sequence_us, attended_us]
+    }
+
+    /// Whether predictions can be made from it: nothing else may come from another process.
+    pub fn is_sound(&self) -> bool {
+        self.coefficients().iter().all(|c| c.is_finite() && *c >= 0.0)
     }
 
     /// The inverse of `coefficients`.
     pub fn from_coefficients(coefficients: [f32; 5]) -> Self {
         let [step_us, prefill_token_us, prefill_attended_us, sequence_us, attended_us] =
             coefficients;
-        Self { step_us, prefill_token_us, prefill_attended_us, sequence_us, attended_us }
+        Self {
+            step_us,
+            prefill_token_us,
+            prefill_attended_us,
+            sequence_us,
+            attended_us,
+            ..Default::default()
+        }
     }
 
     /// Duration of a step, in microseconds.

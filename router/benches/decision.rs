@@ -40,7 +40,7 @@ fn report(worker: usize) -> v1::LoadReport {
     v1::LoadReport {
         worker_id: name(worker),
         running_sequences: (worker % 17) as u32,
-        running_tokens: 1000 * (worker % 17) as u64,
+        sequence_tokens: 1000 * (worker % 17) as u64,
         waiting_prompt_tokens: 100 * (worker % 5) as u64,
         free_blocks: 5_000,
         latency: Some(LatencyModel {
@@ -49,6 +49,8 @@ fn report(worker: usize) -> v1::LoadReport {
             prefill_attended_us: 0.001,
             sequence_us: 20.0,
             attended_us: 0.01,
+            prefill_steps: 1_000,
+            decode_steps: 1_000,
         }),
         kv_sequence: 1,
         ..Default::default()

@@ -10,6 +10,13 @@ use crate::cost::{self, Cost, Sizes};
 use crate::prefix_index::{Events, PrefixIndex, Slot, Sync};
 use crate::worker_table::{Time, WorkerEntry};
 
+/// Workers known at once; further ones are left out.
+const WORKERS_MAX: usize = 16_384;
+
+/// Steps of a kind that a worker is credited with at most, so that who comes later, or becomes slower,
+/// is heard too.
+const STEPS_COUNTED_MAX: u64 = 1_024;
+
 /// A request, as far as routing is concerned.
 #[derive(Clone, Debug, Default)]
 pub struct Question {
@@ -61,8 +68,28 @@ struct Pool {
     /// In the order of their names: of equal costs the first wins.
     decode: Vec<Slot>,
     prefill: Vec<Slot>,
-    /// What one of them measured last, for those that have not.
+    /// What those of them measured that have made the most steps, for those that have made few.
     latency: Option<LatencyModel>,
+}
+
+impl Pool {
+    /// Each half of the model is taken from who knows most about it; of those who know about as
+    /// much, from who said it last.
+    fn learn(&mut self, mut measured: LatencyModel) {
+        measured.prefill_steps = measured.prefill_steps.min(STEPS_COUNTED_MAX);
+        measured.decode_steps = measured.decode_steps.min(STEPS_COUNTED_MAX);
+        let known = self.latency.get_or_insert(measured);
+        if measured.prefill_steps >= known.prefill_steps / 2 {
+            let LatencyModel { prefill_token_us, prefill_attended_us, prefill_steps, .. } =
+                measured;
+            *known =
+                LatencyModel { prefill_token_us, prefill_attended_us, prefill_steps, ..*known };
+        }
+        if measured.decode_steps >= known.decode_steps / 2 {
+            let LatencyModel { step_us, sequence_us, attended_us, decode_steps, .. } = measured;
+            *known = LatencyModel { step_us, sequence_us, attended_us, decode_steps, ..*known };
+        }
+    }
 }
 
 impl Core {
@@ -71,6 +98,10 @@ impl Core {
         let life = WorkerLife::new(&registration.worker_id, registration.incarnation);
         if self.lives.contains_key(&life) {
             // A life's registration does not change.
+            return;
+        }
+        if self.lives.len() >= WORKERS_MAX {
+            tracing::warn!(worker = %life.id, "too many workers, leaving it out");
             return;
         }
         let free = self.slots.iter().position(Option::is_none);
@@ -116,7 +147,11 @@ impl Core {
     }
 
     /// A worker says how busy it is. Reports of unknown lives are late ones and left out.
-    pub fn report(&mut self, load: v1::LoadReport, now: Time) -> Sync {
+    pub fn report(&mut self, mut load: v1::LoadReport, now: Time) -> Sync {
+        if load.latency.is_some_and(|latency| !latency.is_sound()) {
+            tracing::warn!(worker = load.worker_id, "its measured step times make no sense");
+            load.latency = None;
+        }
         let life = WorkerLife::new(&load.worker_id, load.incarnation);
         let Some(slot) = self.lives.get(&life).copied() else { return Sync::Kept };
         let Some((_, entry)) = &mut self.slots[slot as usize] else { return Sync::Kept };
@@ -125,8 +160,8 @@ impl Core {
         let kv_sequence = load.kv_sequence;
         let equals = pool.as_ref().and_then(|pool| pool.latency);
         entry.report(&load, equals, now);
-        if let (Some(pool), Some(_)) = (pool, load.latency) {
-            pool.latency = Some(entry.latency);
+        if let (Some(pool), Some(measured)) = (pool, load.latency) {
+            pool.learn(measured);
         }
         self.index.expect(slot, kv_sequence, now)
     }
@@ -154,11 +189,11 @@ impl Core {
         self.index.restore(*slot, next_sequence, hashes)
     }
 
-    /// Where a worker is to be asked for its snapshot; nothing if it is gone.
-    pub fn endpoint(&self, worker: &WorkerLife) -> Option<&str> {
+    /// What a worker said of itself; nothing if it is gone.
+    pub fn registration(&self, worker: &WorkerLife) -> Option<&v1::WorkerRegistration> {
         let slot = self.lives.get(worker)?;
         let (_, entry) = self.slots[*slot as usize].as_ref()?;
-        Some(&entry.registration.data_endpoint)
+        Some(&entry.registration)
     }
 
     /// What is known of a worker's prefix cache; nothing while a snapshot is awaited.
@@ -330,6 +365,7 @@ mod tests {
         waiting_tokens: u64,
         us_per_token: f32,
         step_us: f32,
+        steps: u64,
         free_blocks: u32,
         cached_blocks: usize,
         silent: bool,
@@ -344,6 +380,7 @@ mod tests {
             free_blocks: 1000,
             us_per_token: 100.0,
             step_us: 1000.0,
+            steps: 1_000_000_000,
             ..Default::default()
         }
     }
@@ -390,11 +427,13 @@ mod tests {
                 running_sequences: worker.running,
                 waiting_prompt_tokens: worker.waiting_tokens,
                 free_blocks: worker.free_blocks,
-                running_tokens: u64::from(worker.running) * 100,
+                sequence_tokens: u64::from(worker.running) * 100,
                 latency: Some(LatencyModel {
                     step_us: worker.step_us,
                     prefill_token_us: worker.us_per_token,
                     sequence_us: 100.0,
+                    prefill_steps: worker.steps,
+                    decode_steps: worker.steps,
                     ..Default::default()
                 }),
                 kv_sequence: 1,
@@ -479,6 +518,13 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_that_was_slow_in_few_steps_is_tried_again() {
+        let slow = Worker { us_per_token: 150.0, ..prefill("p") };
+        check_route(&[decode("d"), slow.clone()], "d");
+        check_route(&[decode("d"), Worker { steps: 2, ..slow }], "d<-p");
+    }
+
+    #[test]
     fn streams_spread_over_decode_workers() {
         check_route(&[Worker { running: 5, ..decode("d") }, decode("e"), prefill("p")], "e<-p");
         let full = Worker { free_blocks: 3, ..decode("d") };
@@ -513,6 +559,29 @@ mod tests {
         let report = v1::LoadReport { worker_id: "p".into(), ..Default::default() };
         assert_eq!(core.report(report, now + 1_000_000), Sync::Kept);
         assert_eq!(queue_us(&mut core, now + 1_000_000), 0.0);
+    }
+
+    #[test]
+    fn nonsense_from_a_worker_neither_panics_nor_attracts() {
+        let nonsense = [f32::NAN, f32::INFINITY, -1.0, f32::MAX];
+        for us in nonsense {
+            let mut core = core(&[decode("d"), decode("a")], NOW);
+            let load = v1::LoadReport {
+                worker_id: "a".into(),
+                waiting_prompt_tokens: u64::MAX,
+                sequence_tokens: u64::MAX,
+                running_sequences: u32::MAX,
+                free_blocks: u32::MAX,
+                cached_blocks: u32::MAX,
+                latency: Some(LatencyModel { prefill_token_us: us, ..Default::default() }),
+                kv_sequence: 1,
+                ..Default::default()
+            };
+            assert_eq!(core.report(load, NOW), Sync::Kept);
+            for _ in 0..3 {
+                assert_eq!(core.route(&question(), NOW).unwrap().decode.id.as_str(), "d", "{us}");
+            }
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use protocol::StepShape;
 
 use crate::worker_table::{Time, WorkerEntry};
 
-/// Asking another worker for a prompt: call, lease, and the last blocks' way after the last chunk.
+/// Asking another worker for a prompt: call, lease, and the first token's way.
 const HANDOFF_US: f32 = 1_500.0;
 
 /// Bytes moved per microsecond (a memcpy's 10 GB/s).
@@ -77,14 +77,14 @@ pub fn local(decode: &WorkerEntry, sizes: Sizes, cached_tokens: usize, now: Time
 /// A prefill worker computes the prompt for someone.
 pub fn prefill(worker: &WorkerEntry, sizes: Sizes, cached_tokens: usize, now: Time) -> Cost {
     let ttft_us = worker.queue_us(now) + prefill_us(worker, sizes, cached_tokens);
-    Cost { ttft_us, slowdown_us: 0.0 }
+    Cost { ttft_us: ttft_us + wait_us(worker, sizes), slowdown_us: 0.0 }
 }
 
 /// A decode worker takes a prompt over that was computed elsewhere; what it lacks of it moves.
 pub fn receive(decode: &WorkerEntry, sizes: Sizes, cached_tokens: usize) -> Cost {
     let missing = sizes.prompt.saturating_sub(cached_tokens).div_ceil(decode.block_size());
     let bytes = missing as f32 * decode.registration.block_bytes as f32;
-    Cost { ttft_us: 0.0, slowdown_us: HANDOFF_US + bytes / TRANSFER_BYTES_PER_US }
+    Cost { ttft_us: HANDOFF_US, slowdown_us: bytes / TRANSFER_BYTES_PER_US }
 }
 
 /// One more stream among those of a decode worker: its own steps, what it adds to those of the
@@ -101,6 +101,10 @@ pub fn stream(decode: &WorkerEntry, sizes: Sizes) -> Cost {
     };
     let added_us = decode.latency.predict_step_us(&alone) - decode.latency.step_us;
     let own_us = decode.latency.predict_step_us(&together);
-    let wait_us = if decode.has_room(sizes.prompt) { 0.0 } else { NO_ROOM_US };
-    Cost { ttft_us: 0.0, slowdown_us: answer * (own_us + streams * added_us) + wait_us }
+    let slowdown_us = answer * (own_us + streams * added_us);
+    Cost { ttft_us: 0.0, slowdown_us: slowdown_us + wait_us(decode, sizes) }
+}
+
+fn wait_us(worker: &WorkerEntry, sizes: Sizes) -> f32 {
+    if worker.has_room(sizes.prompt) { 0.0 } else { NO_ROOM_US }
 }

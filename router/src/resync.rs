@@ -1,10 +1,12 @@
 //! Fetches snapshots of workers' prefix caches where messages were missed.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
+use futures::FutureExt;
 use messaging::DataPlane;
-use protocol::v1::{GetKvSnapshotRequest, worker_client::WorkerClient};
+use protocol::v1::{GetKvSnapshotRequest, WorkerRegistration, worker_client::WorkerClient};
 use protocol::{BlockHash, MESSAGE_BYTES_MAX, WorkerLife, hashes_from_bytes};
 use tokio::task::JoinSet;
 
@@ -22,8 +24,14 @@ pub struct Resync {
     data_plane: DataPlane,
     fetches: JoinSet<(WorkerLife, Option<Snapshot>)>,
     wanted: HashSet<WorkerLife>,
-    /// Those of `wanted` that wait for a place among the fetches.
-    waiting: Vec<(WorkerLife, String)>,
+    /// Those of `wanted` that wait for a place among the fetches; one per worker at most.
+    waiting: VecDeque<(WorkerLife, Source)>,
+}
+
+/// Where a snapshot comes from, and how many blocks it may have.
+struct Source {
+    endpoint: String,
+    blocks_max: usize,
 }
 
 /// What a worker's prefix cache held.
@@ -37,13 +45,20 @@ pub struct Snapshot {
 impl Resync {
     /// Nothing on its way.
     pub fn new(data_plane: DataPlane) -> Self {
-        Self { data_plane, fetches: JoinSet::new(), wanted: HashSet::new(), waiting: Vec::new() }
+        Self {
+            data_plane,
+            fetches: JoinSet::new(),
+            wanted: HashSet::new(),
+            waiting: VecDeque::new(),
+        }
     }
 
     /// Asks a worker for its snapshot, unless that is under way.
-    pub fn want(&mut self, worker: WorkerLife, endpoint: &str) {
+    pub fn want(&mut self, worker: WorkerLife, registration: &WorkerRegistration) {
         if self.wanted.insert(worker.clone()) {
-            self.waiting.push((worker, endpoint.to_string()));
+            let endpoint = registration.data_endpoint.clone();
+            let source = Source { endpoint, blocks_max: registration.kv_blocks as usize };
+            self.waiting.push_back((worker, source));
             self.begin();
         }
     }
@@ -58,8 +73,7 @@ impl Resync {
                     self.begin();
                     return (worker, snapshot);
                 }
-                // A fetch that panicked is a defect; its worker stays without snapshot.
-                Some(Err(error)) => tracing::error!(%error, "a snapshot's fetch failed"),
+                Some(Err(error)) => tracing::error!(%error, "a snapshot's fetch was cut short"),
                 None => std::future::pending().await,
             }
         }
@@ -67,13 +81,15 @@ impl Resync {
 
     fn begin(&mut self) {
         while self.fetches.len() < FETCHES_MAX {
-            let Some((worker, endpoint)) = self.waiting.pop() else { return };
+            let Some((worker, source)) = self.waiting.pop_front() else { return };
             let data_plane = self.data_plane.clone();
             self.fetches.spawn(async move {
-                let fetching = fetch(&data_plane, &endpoint, &worker);
+                let fetching =
+                    AssertUnwindSafe(fetch(&data_plane, &source, &worker)).catch_unwind();
                 let snapshot = match tokio::time::timeout(FETCH_TIMEOUT, fetching).await {
-                    Ok(Ok(snapshot)) => Some(snapshot),
-                    Ok(Err(error)) => failed(&worker, &error.to_string()).await,
+                    Ok(Ok(Ok(snapshot))) => Some(snapshot),
+                    Ok(Ok(Err(error))) => failed(&worker, &error.to_string()).await,
+                    Ok(Err(_panicked)) => failed(&worker, "a defect").await,
                     Err(_) => failed(&worker, "no answer in time").await,
                 };
                 (worker, snapshot)
@@ -90,10 +106,10 @@ async fn failed(worker: &WorkerLife, error: &str) -> Option<Snapshot> {
 
 async fn fetch(
     data_plane: &DataPlane,
-    endpoint: &str,
+    source: &Source,
     worker: &WorkerLife,
 ) -> Result<Snapshot, Box<dyn std::error::Error + Send + Sync>> {
-    let channel = data_plane.connect(endpoint).await?;
+    let channel = data_plane.connect(&source.endpoint).await?;
     let mut client = WorkerClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let mut parts = client.get_kv_snapshot(GetKvSnapshotRequest {}).await?.into_inner();
     let mut snapshot: Option<Snapshot> = None;
@@ -103,7 +119,13 @@ async fn fetch(
         }
         let snapshot = snapshot
             .get_or_insert(Snapshot { next_sequence: part.next_sequence, hashes: Vec::new() });
+        if snapshot.next_sequence != part.next_sequence {
+            return Err("its parts belong to different snapshots".into());
+        }
         snapshot.hashes.extend(hashes_from_bytes(&part.hashes));
+        if snapshot.hashes.len() > source.blocks_max {
+            return Err("it has more blocks than its pool".into());
+        }
     }
     snapshot.ok_or_else(|| "the snapshot has no parts".into())
 }

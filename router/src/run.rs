@@ -72,9 +72,9 @@ impl Router {
                 }
             };
             if let Some(worker) = lost
-                && let Some(endpoint) = self.core.lock().endpoint(&worker)
+                && let Some(registration) = self.core.lock().registration(&worker)
             {
-                resync.want(worker, endpoint);
+                resync.want(worker, registration);
             }
         }
     }

@@ -24,7 +24,12 @@ const UNMEASURED: LatencyModel = LatencyModel {
     prefill_attended_us: 0.0,
     sequence_us: 500.0,
     attended_us: 0.0,
+    prefill_steps: 0,
+    decode_steps: 0,
 };
+
+/// After so many steps of a kind, what a worker measured counts as much as what its equals did.
+const LEANING_STEPS: f32 = 8.0;
 
 /// One worker's life. What decisions look at lies close together.
 pub struct WorkerEntry {
@@ -78,9 +83,9 @@ impl WorkerEntry {
     }
 
     /// Takes a report in; it supersedes what was dispatched before it was made. What the worker
-    /// has not measured is taken from its equals.
+    /// has measured little of leans on its equals.
     pub fn report(&mut self, load: &v1::LoadReport, equals: Option<LatencyModel>, now: Time) {
-        self.latency = completed(load.latency, equals.unwrap_or(UNMEASURED));
+        self.latency = blended(load.latency, equals.or(load.latency).unwrap_or(UNMEASURED));
         let waiting_tokens = load.waiting_prompt_tokens as f32;
         let waiting_us = match load.waiting_prompt_tokens {
             0 => 0.0,
@@ -88,14 +93,14 @@ impl WorkerEntry {
         };
         self.reported = Reported {
             streams: load.running_sequences.saturating_add(load.waiting_sequences),
-            stream_tokens: load.running_tokens.saturating_add(load.waiting_prompt_tokens),
+            stream_tokens: load.sequence_tokens,
             available_blocks: load.free_blocks.saturating_add(load.cached_blocks),
         };
         self.heard = now;
         self.dispatched.retain(|dispatch| now < dispatch.at + REPORT_DELAY);
         self.dispatched_tokens = self.dispatched.iter().map(|dispatch| dispatch.tokens).sum();
         let unreported: Time = self.dispatched.iter().map(|dispatch| dispatch.prefill_us).sum();
-        self.busy_until = now + waiting_us as Time + unreported;
+        self.busy_until = now + bounded(waiting_us) + unreported;
     }
 
     /// Counts a request sent here, whose prompt of `tokens` tokens takes `prefill_us` of its time.
@@ -105,7 +110,7 @@ impl WorkerEntry {
         {
             self.dispatched_tokens -= oldest.tokens;
         }
-        let prefill_us = prefill_us as Time;
+        let prefill_us = bounded(prefill_us);
         self.busy_until = self.busy_until.max(now) + prefill_us;
         self.dispatched_tokens += tokens;
         self.dispatched.push_back(Dispatch { at: now, prefill_us, tokens });
@@ -128,11 +133,12 @@ impl WorkerEntry {
 
     /// Tokens present in those streams.
     pub fn stream_tokens(&self) -> u64 {
-        self.reported.stream_tokens + self.dispatched_tokens
+        self.reported.stream_tokens.saturating_add(self.dispatched_tokens)
     }
 
-    /// Whether a new sequence of so many tokens could have blocks.
+    /// Whether a new sequence of so many tokens could have blocks beside what was sent here.
     pub fn has_room(&self, tokens: usize) -> bool {
+        let tokens = tokens.saturating_add(self.dispatched_tokens as usize);
         self.reported.available_blocks as usize > tokens / self.block_size()
     }
 
@@ -147,16 +153,24 @@ impl WorkerEntry {
     }
 }
 
-/// A worker that only decodes has learned nothing of prompts, and one that only prefills nothing
-/// of streams.
-fn completed(measured: Option<LatencyModel>, equals: LatencyModel) -> LatencyModel {
-    let Some(mut model) = measured else { return equals };
-    if model.prefill_token_us == 0.0 && model.prefill_attended_us == 0.0 {
-        (model.prefill_token_us, model.prefill_attended_us) =
-            (equals.prefill_token_us, equals.prefill_attended_us);
+/// A predicted time that later ones can be added to: at most an hour.
+fn bounded(us: f32) -> Time {
+    us.clamp(0.0, 3_600e6) as Time
+}
+
+/// What a worker measured, leaning on its equals while it has made few steps of a kind: what it
+/// measured while the machine was busy with something else must not keep work away from it for ever.
+fn blended(measured: Option<LatencyModel>, equals: LatencyModel) -> LatencyModel {
+    let Some(own) = measured else { return equals };
+    let share = |steps: u64| steps as f32 / (steps as f32 + LEANING_STEPS);
+    let (prefill, decode) = (share(own.prefill_steps), share(own.decode_steps));
+    let between = |own: f32, equals: f32, share: f32| share * own + (1.0 - share) * equals;
+    LatencyModel {
+        step_us: between(own.step_us, equals.step_us, prefill.max(decode)),
+        prefill_token_us: between(own.prefill_token_us, equals.prefill_token_us, prefill),
+        prefill_attended_us: between(own.prefill_attended_us, equals.prefill_attended_us, prefill),
+        sequence_us: between(own.sequence_us, equals.sequence_us, decode),
+        attended_us: between(own.attended_us, equals.attended_us, decode),
+        ..own
     }
-    if model.sequence_us == 0.0 && model.attended_us == 0.0 {
-        (model.sequence_us, model.attended_us) = (equals.sequence_us, equals.attended_us);
-    }
-    model
 }

@@ -80,7 +80,7 @@ fn load_report(host: &EngineHost, registration: &v1::WorkerRegistration) -> v1::
         free_blocks: load.blocks.free as u32,
         cached_blocks: load.blocks.cached as u32,
         used_blocks: load.blocks.used as u32,
-        running_tokens: load.running_tokens as u64,
+        sequence_tokens: load.sequence_tokens as u64,
         latency: host.latency(),
         kv_sequence: host.kv_sequence(),
     }

@@ -38,6 +38,7 @@ const RELUCTANCE_WEIGHT: f32 = 1e-4;
 pub struct LatencyLearner {
     sizes: BTreeMap<[u32; 3], Size>,
     steps: u64,
+    prefill_steps: u64,
     fitted_at: u64,
     coefficients: [f32; 5],
 }
@@ -72,6 +73,7 @@ impl LatencyLearner {
 
     fn record_step(&mut self, shape: &StepShape, took_us: f32) {
         self.steps += 1;
+        self.prefill_steps += u64::from(shape.prefill_tokens > 0.0);
         let attended = (shape.prefill_attended + shape.attended)
             / (shape.prefill_tokens + shape.sequences).max(1.0);
         let key = [shape.prefill_tokens, shape.sequences, attended].map(|n| (n as u32 + 1).ilog2());
@@ -102,7 +104,11 @@ impl LatencyLearner {
             self.fit();
             self.fitted_at = self.steps;
         }
-        (self.fitted_at > 0).then(|| LatencyModel::from_coefficients(self.coefficients))
+        (self.fitted_at > 0).then(|| LatencyModel {
+            prefill_steps: self.prefill_steps,
+            decode_steps: self.steps - self.prefill_steps,
+            ..LatencyModel::from_coefficients(self.coefficients)
+        })
     }
 
     fn fit(&mut self) {
@@ -243,6 +249,8 @@ mod tests {
         prefill_attended_us: 0.02,
         sequence_us: 60.0,
         attended_us: 0.05,
+        prefill_steps: 0,
+        decode_steps: 0,
     };
 
     /// A life of mixed steps: 10% noise, and some steps that took up to 30 times as long.

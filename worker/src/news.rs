@@ -63,7 +63,7 @@ impl Outputs {
 
 impl News {
     /// What came since the last call, at least one piece; none once the engine has given these
-    /// sequences up, because too much waited, or has stopped.
+    /// sequences up, because too much waited, or nobody can ask for more.
     pub async fn next(&mut self) -> Option<Vec<SequenceOutput>> {
         loop {
             let is_forsaken = self.mailbox.senders.load(Ordering::Acquire) == 0;

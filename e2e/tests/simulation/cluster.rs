@@ -161,7 +161,13 @@ impl Cluster {
         }
     }
 
+    /// Waits until the router knows the living workers, no others, and what their caches hold.
     async fn synced(&self) {
+        let living = self.running.iter().flatten().map(|running| running.life.clone());
+        let living: HashSet<WorkerLife> = living.collect();
+        while self.router.lock().workers().cloned().collect::<HashSet<_>>() != living {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
         for Running { life, host, .. } in self.running.iter().flatten() {
             loop {
                 let truth = host.kv_snapshot().await.unwrap().hashes;

@@ -89,13 +89,14 @@ impl Plan {
         Self { seed, workers, requests, disturbances, weather: Weather::draw(&mut rng) }
     }
 
-    /// Whether something befell a request for which, until requests migrate, it may fail: a decode
-    /// worker's end or broken connections, or the loss of its routing request.
+    /// Whether something befell a request for which, until requests migrate, it may fail: the end or
+    /// broken connections of its decode worker (of any, where it failed before one answered), or the
+    /// loss of its routing request.
     pub fn excuses(&self, run: &Run, lost_routes: &[Duration]) -> bool {
         let overlaps = |from: Duration, to: Duration| from <= run.ended && run.began <= to;
         let worker_was_away = self.disturbances.iter().any(|disturbance| {
             let worker = disturbance.worker();
-            if self.workers[worker].is_prefill {
+            if self.workers[worker].is_prefill || run.decoder.is_some_and(|own| own != worker) {
                 return false;
             }
             match disturbance {

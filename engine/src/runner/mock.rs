@@ -26,7 +26,7 @@ pub struct MockTimes {
 }
 
 /// See the module's description. Sampling parameters other than the temperature (0 or not), the
-/// seed and `logprobs` are ignored; no token ends a text.
+/// seed and `logprobs` are ignored; no token of its own accord ends a text.
 pub struct MockRunner {
     times: MockTimes,
     words: Vec<u32>,
@@ -74,8 +74,13 @@ impl MockRunner {
         let allowed = (0..words.len()).map(nth).find(|word| !context.forbidden.contains(word));
         let id = allowed.unwrap_or(nth(0));
         let logprob = -((drawn >> 40) as f32 / (1 << 24) as f32);
-        let alternative = |n: usize| TokenLogprob { id: nth(n), logprob: logprob - n as f32 };
-        let top = sampling.logprobs.map(|count| (0..count as usize).map(alternative).collect());
+        // The chosen one first, then its neighbours, none of them twice.
+        let others = (0..words.len()).map(nth).filter(|word| *word != id);
+        let ranked = std::iter::once(id).chain(others).zip(0..);
+        let alternative =
+            |(id, n): (u32, u16)| TokenLogprob { id, logprob: logprob - f32::from(n) };
+        let top =
+            sampling.logprobs.map(|count| ranked.take(count as usize).map(alternative).collect());
         Token { id, logprob: top.as_ref().map(|_| logprob), top_logprobs: top.unwrap_or_default() }
     }
 }
@@ -142,16 +147,16 @@ impl MockKv<'_> {
     /// A function of the states of all positions of a context, and of their order.
     fn digest(&self, blocks: &[u32], context_tokens: usize) -> u64 {
         let mut digest = 0u64;
-        let plane_bytes = self.block_size * HALF_BYTES;
-        for (index, block) in blocks.iter().enumerate() {
+        let held = blocks.iter().take(context_tokens.div_ceil(self.block_size));
+        for (index, block) in held.enumerate() {
             let first = index * self.block_size;
-            let slots = self.block_size.min(context_tokens.saturating_sub(first));
+            let slots = self.block_size.min(context_tokens - first);
             // SAFETY: these positions were computed or filled before; nobody writes them again.
             let (keys, values) = unsafe {
-                let keys = self.memory.read(*block, 0, plane_bytes);
-                (keys, self.memory.read(*block, self.values_at, plane_bytes))
+                let keys = self.memory.read(*block, 0, slots * HALF_BYTES);
+                (keys, self.memory.read(*block, self.values_at, slots * HALF_BYTES))
             };
-            let states = keys.as_chunks().0.iter().zip(values.as_chunks().0).take(slots);
+            let states = keys.as_chunks().0.iter().zip(values.as_chunks().0);
             for (position, (low, high)) in (first as u64..).zip(states) {
                 let state = joined(*low, *high) ^ position.wrapping_mul(GOLDEN_RATIO);
                 digest = digest.wrapping_add(state.wrapping_mul(ODD));

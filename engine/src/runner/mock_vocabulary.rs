@@ -39,6 +39,10 @@ impl MockVocabulary {
             None => Value::Null,
         };
         let context_tokens = config["max_position_embeddings"].as_u64().unwrap_or(CONTEXT_TOKENS);
+        if !(2..=1 << 28).contains(&context_tokens) {
+            let problem = format!("max_position_embeddings is {context_tokens}");
+            return Err(LoadError::Corrupt { path, problem });
+        }
         let tokens = tokens_of(&tokenizer["model"]["vocab"]);
         let added = tokenizer["added_tokens"].as_array().into_iter().flatten();
         let added_ids: Vec<u32> = added.filter_map(|token| token["id"].as_u64()).map(id).collect();
@@ -47,6 +51,10 @@ impl MockVocabulary {
             let problem = "it has no vocabulary".to_string();
             return Err(LoadError::Corrupt { path: directory.join("tokenizer.json"), problem });
         };
+        if last >= 1 << 26 {
+            let problem = format!("it has a token with the id {last}");
+            return Err(LoadError::Corrupt { path: directory.join("tokenizer.json"), problem });
+        }
         let may_be_said = |(text, id): &&(String, u32)| is_word(text) && !added_ids.contains(id);
         let mut words: Vec<u32> = tokens.iter().filter(may_be_said).map(|(_, id)| *id).collect();
         words.sort_unstable();
@@ -116,5 +124,6 @@ mod tests {
         check(r#"{"model": {"vocab": {"1": 0, "2": 1}}}"#, Ok((2, &[0, 1])));
         check(r#"{"model": {}}"#, Err("has no vocabulary"));
         check("{", Err("not usable"));
+        check(r#"{"model": {"vocab": {"a": 99999999999}}}"#, Err("a token with the id"));
     }
 }

@@ -25,6 +25,10 @@ pub struct Scheduled {
     pub count: usize,
 }
 
+/// See `chunk`: from which length on a prompt's last tokens have a step of their own, and how many.
+const LONG_PROMPT_TOKENS: usize = 1024;
+const LAST_STEP_TOKENS: usize = 64;
+
 /// Sequences in order of arrival.
 pub struct Scheduler {
     limits: Limits,
@@ -100,7 +104,7 @@ impl Scheduler {
         let mut index = 0;
         while index < self.running.len() && *budget > 0 {
             let sequence = &mut self.running[index];
-            let count = sequence.uncomputed().min(*budget);
+            let count = chunk(sequence, *budget);
             if sequence.grow(sequence.computed + count, pool) {
                 scheduled.push(Scheduled { index, count });
                 *budget -= count;
@@ -135,7 +139,7 @@ impl Scheduler {
             let Some(mut sequence) = self.waiting.pop_front() else { break };
             sequence.take_cached_prefix(pool);
             let uncomputed = sequence.uncomputed();
-            let count = uncomputed.min(*budget);
+            let count = chunk(&sequence, *budget);
             // What a reader will pull is never half there: all blocks or none.
             let tokens = match sequence.purpose {
                 Purpose::Prefill => sequence.tokens.len(),
@@ -153,6 +157,18 @@ impl Scheduler {
             self.running.push(sequence);
         }
     }
+}
+
+/// Tokens of a sequence to compute in this step. A long prompt's last tokens have a step of their own
+/// where a reader pulls its blocks: all others are on their way by then, so that little is left to
+/// move after the first token.
+fn chunk(sequence: &Sequence, budget: usize) -> usize {
+    let uncomputed = sequence.uncomputed();
+    let is_pulled = sequence.purpose == Purpose::Prefill && uncomputed <= budget;
+    if is_pulled && sequence.tokens.len() >= LONG_PROMPT_TOKENS && uncomputed > LAST_STEP_TOKENS {
+        return uncomputed - LAST_STEP_TOKENS;
+    }
+    uncomputed.min(budget)
 }
 
 #[cfg(test)]
@@ -203,6 +219,24 @@ mod tests {
         assert_eq!(step(&mut scheduler, &mut pool), [(1, 1), (2, 9)]);
         assert_eq!(step(&mut scheduler, &mut pool), [(1, 1), (2, 7)]);
         assert_eq!(step(&mut scheduler, &mut pool), [(1, 1), (2, 1)]);
+    }
+
+    #[test]
+    fn a_long_prompt_that_is_pulled_ends_with_a_short_step() {
+        let check = |tokens, purpose, budget, expected: &[usize]| {
+            let (mut scheduler, mut pool) = (scheduler(8, budget), BlockPool::new(1000));
+            let mut long = sequence(1, tokens);
+            long.purpose = purpose;
+            scheduler.add(long);
+            let steps: Vec<usize> =
+                expected.iter().map(|_| step(&mut scheduler, &mut pool)[0].1).collect();
+            assert_eq!(steps, expected, "{tokens} tokens");
+        };
+        check(2000, Purpose::Prefill, 512, &[512, 512, 512, 400, 64]);
+        check(1600, Purpose::Prefill, 512, &[512, 512, 512, 64]);
+        check(1024, Purpose::Prefill, 4096, &[960, 64]);
+        check(1000, Purpose::Prefill, 4096, &[1000]);
+        check(2000, Purpose::Generate, 4096, &[2000, 1]);
     }
 
     #[test]
