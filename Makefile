@@ -21,7 +21,10 @@ bench:
 	cargo build --release --locked --package stator
 	cargo build --release --locked --package loadtest --example trivial_server
 	$(PYTHON) bench/serve.py target/release/stator
+	$(PYTHON) bench/handoff.py target/release/stator
+	$(PYTHON) bench/mock.py target/release/stator
 	$(PYTHON) bench/loadtest.py target/release/stator target/release/examples/trivial_server
+	cargo bench --locked --package router
 
 $(VENV)/.installed: e2e/python/requirements.txt
 	$(PYTHON) -m venv $(VENV)

@@ -98,7 +98,12 @@ impl Process {
     fn sample(&mut self) {
         // Another beginning is another process with the same number.
         let same = |stat: &Stat| stat.begin_ticks == self.first.begin_ticks;
-        let Some(stat) = Stat::read(self.pid).filter(same).filter(|_| !self.ended) else {
+        let read = Stat::read(self.pid);
+        if read.is_none() && std::fs::exists(format!("/proc/{}", self.pid)).unwrap_or(true) {
+            // It is there and cannot be looked at just now, as when no file can be opened.
+            return;
+        }
+        let Some(stat) = read.filter(same).filter(|_| !self.ended) else {
             self.ended = true;
             return;
         };

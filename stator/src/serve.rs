@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use worker::{EngineHost, EnginePlace, Worker, WorkerConfig, WorkerError, load_card};
 
-use crate::cli::{EngineArgs, ServeArgs};
+use crate::cli::{EngineArgs, EngineKind, ServeArgs};
 use crate::engines::{self, Engines};
 use crate::exit::{self, Exit};
 use crate::model_directory::{self, ModelDirectory};
@@ -78,6 +78,8 @@ pub struct Serving {
     pub address: SocketAddr,
     /// What clients put into `model`.
     pub model_name: String,
+    /// Whether the model has a chat template.
+    serves_chats: bool,
     /// The engines, for whoever wants to look at them.
     pub prefill: Arc<EngineHost>,
     /// See `prefill`.
@@ -94,14 +96,14 @@ pub struct Serving {
 /// Runs the command until a signal ends it.
 pub async fn command(arguments: ServeArgs) -> Result<(), ServeError> {
     let mut signals = Signals::listen()?;
-    let shown_model = arguments.model.clone();
+    let source = source_of(&arguments);
     let mut serving = tokio::select! {
         started = start(arguments) => started?,
         () = signals.next() => return Ok(()),
     };
     let gateway = serving.gateway.clone();
     tokio::select! {
-        () = gateway.has_workers(WORKERS) => print_welcome(&serving, shown_model.as_deref()),
+        () = gateway.has_workers(WORKERS) => print_welcome(&serving, &source),
         failed = serving.failed() => return Err(failed),
         () = signals.next() => return serving.stop().await,
     }
@@ -170,7 +172,7 @@ fn launch(
     listener: TcpListener,
 ) -> Result<Serving, ServeError> {
     let address = listener.local_addr()?;
-    let model_name = card.name.clone();
+    let (model_name, serves_chats) = (card.name.clone(), card.chat_template.is_some());
     let start_worker = |name: &str, role| {
         let life = WorkerLife { id: name.into(), incarnation: Incarnation::begin() };
         let (runner, place, card) = (engines.runner(), EnginePlace::Thread, card.clone());
@@ -202,6 +204,7 @@ fn launch(
     Ok(Serving {
         address,
         model_name,
+        serves_chats,
         prefill: prefill_host,
         decode: decode_host,
         router: router_core,
@@ -255,19 +258,30 @@ fn component_failed<E: std::error::Error>(
     })
 }
 
+/// What the model is, for people.
+fn source_of(arguments: &ServeArgs) -> String {
+    let model = arguments.model.as_deref().unwrap_or("the bundled demo model");
+    match arguments.engine.engine {
+        EngineKind::Cpu => model.to_string(),
+        EngineKind::Mock => format!("a mock with the tokenizer of {model}"),
+    }
+}
+
 /// Says what is served, where, and how to try it. A closed standard output is no reason to stop.
-fn print_welcome(serving: &Serving, shown_model: Option<&str>) {
+fn print_welcome(serving: &Serving, source: &str) {
     let (address, name) = (serving.address, &serving.model_name);
-    let source = shown_model.unwrap_or("the bundled demo model");
-    let question = format!(
-        r#"{{"model": "{name}", "messages": [{{"role": "user", "content": "What is prefill?"}}]}}"#
-    );
+    let (path, asked) = match serving.serves_chats {
+        true => {
+            ("chat/completions", r#""messages": [{"role": "user", "content": "What is prefill?"}]"#)
+        }
+        false => ("completions", r#""prompt": "What is prefill?""#),
+    };
     let welcome = format!(
         "serving {name} ({source})\n\
          \x20 API   http://{address}/v1  (any API key; Ctrl-C stops)\n\
-         \x20 try   curl http://{address}/v1/chat/completions \
+         \x20 try   curl http://{address}/v1/{path} \
          -H 'content-type: application/json' \\\n\
-         \x20         -d '{question}'\n"
+         \x20         -d '{{\"model\": \"{name}\", {asked}}}'\n"
     );
     let _closed = std::io::stdout().write_all(welcome.as_bytes());
 }

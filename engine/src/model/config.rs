@@ -180,6 +180,7 @@ mod tests {
         check("LlamaForCausalLM", "MambaForCausalLM", "architecture MambaForCausalLM");
         check("\"num_key_value_heads\": 2", "\"num_key_value_heads\": 3", "do not divide");
         check("\"vocab_size\": 100", "\"vocab_size\": 0", "vocab_size is 0");
+        check("1e-5", "-1", "rms_norm_eps is -1");
         check("\"hidden_size\": 64,", "", "missing field `hidden_size`");
         check("{", "{\"rope_scaling\": {\"rope_type\": \"yarn\"},", "rope scaling of type yarn");
         check("{", "{\"rope_scaling\": {\"type\": \"llama3\"},", "lacks low_freq_factor");

@@ -146,6 +146,9 @@ impl RawConfig {
                 return Err(format!("{name} is {size}, expected 1 to {max}"));
             }
         }
+        if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps >= 0.0) {
+            return Err(format!("rms_norm_eps is {}, expected 0 or more", self.rms_norm_eps));
+        }
         if !heads.is_multiple_of(kv_heads) {
             return Err(format!("{heads} attention heads do not divide over {kv_heads} KV heads"));
         }
