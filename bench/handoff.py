@@ -35,8 +35,10 @@ def main():
         server.stop()
         log.seek(0)
         moved = [tuple(map(int, match)) for match in MOVED.findall(log.read())]
-    if len(moved) != arguments.requests:
-        raise SystemExit(f"{len(moved)} of {arguments.requests} prompts were moved")
+    # The router may have others computed by the decode worker itself.
+    print(f"{len(moved)} of {arguments.requests} prompts were computed by the prefill worker")
+    if not moved:
+        raise SystemExit(1)
     rows = {
         "blocks": [blocks for blocks, _, _, _ in moved],
         "copies (us)": [copies for _, copies, _, _ in moved],
