@@ -1,21 +1,17 @@
 //! The decision.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fmt;
 
-use protocol::v1::{self, LatencyModel, Role};
+use protocol::v1::{self, Role};
 use protocol::{BlockHash, WorkerLife, hashes_from_bytes};
 
-use crate::cost::{self, Cost, Sizes};
+use crate::choice::{Choice, Pool, Route, Slots, cheaper};
+use crate::cost::{self, Sizes};
 use crate::prefix_index::{Events, PrefixIndex, Slot, Sync};
 use crate::worker_table::{Time, WorkerEntry};
 
 /// Workers known at once; further ones are left out.
 const WORKERS_MAX: usize = 16_384;
-
-/// Steps of a kind that a worker is credited with at most, so that who comes later, or becomes slower,
-/// is heard too.
-const STEPS_COUNTED_MAX: u64 = 1_024;
 
 /// A request, as far as routing is concerned.
 #[derive(Clone, Debug, Default)]
@@ -30,21 +26,6 @@ pub struct Question {
     pub max_tokens: usize,
 }
 
-/// Where a request goes.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Route {
-    /// The worker that owns it.
-    pub decode: WorkerLife,
-    /// The worker that computes its prompt, where that is another one.
-    pub prefill: Option<WorkerLife>,
-    /// Blocks expected in the prefix cache of the one that computes the prompt.
-    pub cached_blocks: usize,
-    /// The prediction that won.
-    pub cost: Cost,
-    /// The best choice of the other kind: with a prefill worker or without.
-    pub otherwise: Option<Box<Route>>,
-}
-
 /// No worker can take the request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NoRoute {
@@ -55,41 +36,11 @@ pub enum NoRoute {
 /// All that routers know. Synchronous; the time is passed in.
 #[derive(Default)]
 pub struct Core {
-    slots: Vec<Option<(WorkerLife, WorkerEntry)>>,
+    slots: Slots,
     lives: BTreeMap<WorkerLife, Slot>,
     /// By model and numerics id: the workers that may pair.
     pools: HashMap<String, BTreeMap<String, Pool>>,
     index: PrefixIndex,
-}
-
-/// Workers that compute the same bits.
-#[derive(Default)]
-struct Pool {
-    /// In the order of their names: of equal costs the first wins.
-    decode: Vec<Slot>,
-    prefill: Vec<Slot>,
-    /// What those of them measured that have made the most steps, for those that have made few.
-    latency: Option<LatencyModel>,
-}
-
-impl Pool {
-    /// Each half of the model is taken from who knows most about it; of those who know about as
-    /// much, from who said it last.
-    fn learn(&mut self, mut measured: LatencyModel) {
-        measured.prefill_steps = measured.prefill_steps.min(STEPS_COUNTED_MAX);
-        measured.decode_steps = measured.decode_steps.min(STEPS_COUNTED_MAX);
-        let known = self.latency.get_or_insert(measured);
-        if measured.prefill_steps >= known.prefill_steps / 2 {
-            let LatencyModel { prefill_token_us, prefill_attended_us, prefill_steps, .. } =
-                measured;
-            *known =
-                LatencyModel { prefill_token_us, prefill_attended_us, prefill_steps, ..*known };
-        }
-        if measured.decode_steps >= known.decode_steps / 2 {
-            let LatencyModel { step_us, sequence_us, attended_us, decode_steps, .. } = measured;
-            *known = LatencyModel { step_us, sequence_us, attended_us, decode_steps, ..*known };
-        }
-    }
 }
 
 impl Core {
@@ -241,7 +192,7 @@ impl Core {
                 cached_blocks[slot as usize] = blocks;
             }
             let sizes = question.sizes();
-            Choice { core: self, cached_blocks, sizes, now, only_fresh }.in_pool(pool)
+            Choice { slots: &self.slots, cached_blocks, sizes, now, only_fresh }.in_pool(pool)
         });
         routes.reduce(cheaper)
     }
@@ -253,103 +204,10 @@ impl Question {
     }
 }
 
-/// Of equal costs the first stays.
-fn cheaper(a: Route, b: Route) -> Route {
-    if b.cost.total_us() < a.cost.total_us() { b } else { a }
-}
-
-/// The choice among the workers of one pool.
-struct Choice<'a> {
-    core: &'a Core,
-    /// By slot.
-    cached_blocks: Vec<usize>,
-    sizes: Sizes,
-    now: Time,
-    only_fresh: bool,
-}
-
-impl Choice<'_> {
-    fn in_pool(&self, pool: &Pool) -> Option<Route> {
-        let Self { sizes, now, .. } = *self;
-        let (mut local, mut receive, mut prefill) = (None, None, None);
-        for (slot, entry, cached_tokens) in self.able(&pool.decode) {
-            let stream = cost::stream(entry, sizes);
-            keep_lower(&mut local, slot, cost::local(entry, sizes, cached_tokens, now) + stream);
-            keep_lower(&mut receive, slot, cost::receive(entry, sizes, cached_tokens) + stream);
-        }
-        for (slot, entry, cached_tokens) in self.able(&pool.prefill) {
-            keep_lower(&mut prefill, slot, cost::prefill(entry, sizes, cached_tokens, now));
-        }
-        let remote = receive.zip(prefill).map(|((decode, receiving), (prefill, computing))| {
-            self.route(decode, Some(prefill), receiving + computing)
-        });
-        let local = local.map(|(decode, cost)| self.route(decode, None, cost));
-        match (local, remote) {
-            (Some(local), Some(remote)) if remote.cost.total_us() < local.cost.total_us() => {
-                Some(Route { otherwise: Some(Box::new(local)), ..remote })
-            }
-            (Some(local), remote) => Some(Route { otherwise: remote.map(Box::new), ..local }),
-            (None, remote) => remote,
-        }
-    }
-
-    /// The workers that may be chosen, with the tokens of the prompt that they have cached.
-    fn able<'b>(
-        &'b self,
-        workers: &'b [Slot],
-    ) -> impl Iterator<Item = (Slot, &'b WorkerEntry, usize)> {
-        workers.iter().filter_map(|slot| {
-            let (_, entry) = self.core.slots[*slot as usize].as_ref()?;
-            let is_able = !self.only_fresh || entry.is_fresh(self.now);
-            let cached_tokens = self.cached_blocks[*slot as usize] * entry.block_size();
-            is_able.then_some((*slot, entry, cached_tokens))
-        })
-    }
-
-    fn route(&self, decode: Slot, prefill: Option<Slot>, cost: Cost) -> Route {
-        let life = |slot: Slot| {
-            let (life, _) = self.core.slots[slot as usize].as_ref().expect("a pool's worker");
-            life.clone()
-        };
-        Route {
-            decode: life(decode),
-            prefill: prefill.map(life),
-            cached_blocks: self.cached_blocks[prefill.unwrap_or(decode) as usize],
-            cost,
-            otherwise: None,
-        }
-    }
-}
-
-/// Of equal costs the first stays.
-fn keep_lower(lowest: &mut Option<(Slot, Cost)>, slot: Slot, cost: Cost) {
-    if lowest.is_none_or(|(_, lowest)| cost.total_us() < lowest.total_us()) {
-        *lowest = Some((slot, cost));
-    }
-}
-
-/// For people: the choice, what was predicted of it, and the best one of the other kind.
-impl fmt::Display for Route {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "decode={};", self.decode.id)?;
-        if let Some(prefill) = &self.prefill {
-            write!(f, "prefill={};", prefill.id)?;
-        }
-        let Cost { ttft_us, slowdown_us } = self.cost;
-        let cached_blocks = self.cached_blocks;
-        write!(
-            f,
-            "cached_blocks={cached_blocks};ttft_us={ttft_us:.0};slowdown_us={slowdown_us:.0}"
-        )?;
-        match &self.otherwise {
-            Some(other) => write!(f, ";otherwise=({other})"),
-            None => Ok(()),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use protocol::v1::LatencyModel;
+
     use super::*;
 
     const NOW: Time = 60_000_000;

@@ -4,6 +4,7 @@
 //! `Core` is synchronous, does no I/O and reads no clock; `run` is the thin shell that feeds it
 //! from the bus.
 
+mod choice;
 mod core;
 mod cost;
 mod prefix_index;
@@ -11,7 +12,8 @@ mod resync;
 mod run;
 mod worker_table;
 
-pub use crate::core::{Core, NoRoute, Question, Route};
+pub use crate::choice::Route;
+pub use crate::core::{Core, NoRoute, Question};
 pub use cost::Cost;
 pub use prefix_index::Sync;
 pub use run::Router;

@@ -13,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::worker_table::Time;
 
-use crate::core::{Core, NoRoute, Question, Route};
+use crate::choice::Route;
+use crate::core::{Core, NoRoute, Question};
 use crate::prefix_index::Sync;
 use crate::resync::{Resync, Snapshot};
 

@@ -3,6 +3,7 @@
 
 mod announce;
 mod card;
+mod engine_loop;
 mod host;
 mod latency;
 mod news;
