@@ -54,8 +54,8 @@ def test_corrupt_config(tiny, text):
         ("architectures", ["MambaForCausalLM"], "architecture MambaForCausalLM"),
         ("architectures", [], "architecture"),
         ("hidden_act", "gelu", "hidden_act gelu"),
-        ("attention_bias", True, "attention_bias"),
-        ("use_sliding_window", True, "use_sliding_window"),
+        ("mlp_bias", True, "mlp_bias"),
+        ("quantization_config", {"bits": 4}, "quantization_config"),
         ("rope_scaling", {"rope_type": "yarn", "factor": 2.0}, "yarn"),
     ],
 )
@@ -76,11 +76,17 @@ def test_unsupported_model(tiny, field, value, part):
         ("head_dim", 31),
         ("max_position_embeddings", 0),
         ("rms_norm_eps", "small"),
+        ("rms_norm_eps", -1),
     ],
 )
 def test_impossible_shape(tiny, field, value):
     edit_json(tiny / "config.json", **{field: value})
     check_refused(tiny, "config.json", "not usable")
+
+
+def test_settings_that_the_weights_do_not_have(tiny):
+    edit_json(tiny / "config.json", attention_bias=True)
+    check_refused(tiny, "q_proj.bias is missing")
 
 
 def test_missing_weights(tiny):
