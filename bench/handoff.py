@@ -10,9 +10,9 @@ and what passed from there until decoding began. Uses nothing but the standard l
 import argparse
 import os
 import re
-import statistics
 import tempfile
 
+from figures import print_figures
 from serve import Server, prompt
 
 PROMPT_TOKENS = 2000
@@ -46,10 +46,7 @@ def main():
         "  share (%)": [100 * exposed / copies for _, copies, exposed, _ in moved],
         "first token to decode (us)": [until for _, _, _, until in moved],
     }
-    print(f"{'':30}{'min':>10}{'median':>10}{'max':>10}")
-    for name, values in rows.items():
-        row = (min(values), statistics.median(values), max(values))
-        print(f"{name:30}" + "".join(f"{value:10,.4g}" for value in row))
+    print_figures(rows)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ import argparse
 import json
 import re
 import signal
-import statistics
 import subprocess
+
+from figures import print_figures
 
 # Concurrency, input tokens, output tokens.
 KINDS = ((64, 30, 8), (64, 64, 128), (64, 1000, 16))
@@ -57,10 +58,7 @@ def main():
     for kind in KINDS:
         runs = [measure(arguments.binary, kind, arguments.duration) for _ in range(arguments.runs)]
         print("{} at once, {} tokens in, {} out".format(*kind))
-        for figure in runs[0]:
-            values = [run[figure] for run in runs]
-            row = (min(values), statistics.median(values), max(values))
-            print(f"  {figure:24}" + "".join(f"{value:12,.4g}" for value in row))
+        print_figures({figure: [run[figure] for run in runs] for figure in runs[0]})
 
 
 if __name__ == "__main__":

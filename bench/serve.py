@@ -12,10 +12,11 @@ import json
 import random
 import re
 import signal
-import statistics
 import subprocess
 import threading
 import time
+
+from figures import print_figures
 
 READY_DEADLINE_S = 60
 PROMPT_TOKENS = 1000
@@ -139,11 +140,7 @@ def main():
     parser.add_argument("--runs", type=int, default=5)
     arguments = parser.parse_args()
     runs = [measure(arguments.binary, arguments.model, run) for run in range(arguments.runs)]
-    print(f"{'':38}{'min':>10}{'median':>10}{'max':>10}")
-    for figure in runs[0]:
-        values = [run[figure] for run in runs]
-        row = (min(values), statistics.median(values), max(values))
-        print(f"{figure:38}" + "".join(f"{value:10.3g}" for value in row))
+    print_figures({figure: [run[figure] for run in runs] for figure in runs[0]})
 
 
 if __name__ == "__main__":

@@ -47,6 +47,16 @@ fn with_steady_steps(arguments: &mut ServeArgs) {
     arguments.engine.mock_step_us = Some(500.0);
 }
 
+/// The request that follows an answer to `first`.
+fn second_turn(first: &Value, answer: &Answer) -> Value {
+    let messages = json!([
+        first,
+        {"role": "assistant", "content": answer.text},
+        {"role": "user", "content": "Tell me more."},
+    ]);
+    json!({"messages": messages, "temperature": 0, "max_tokens": 30})
+}
+
 async fn check_company(adjust: impl FnOnce(&mut ServeArgs)) {
     let alone = System::start(|_| {}).await;
     let mut expected = Vec::new();
@@ -111,13 +121,7 @@ async fn prompts_are_computed_by_the_prefill_worker_and_found_again() {
     assert_eq!(cached(&system.serving.prefill), prompt_blocks, "computed there");
     assert!(cached(&system.serving.decode) >= prompt_blocks, "and moved here");
 
-    let second = json!([
-        first,
-        {"role": "assistant", "content": answer.text},
-        {"role": "user", "content": "Tell me more."},
-    ]);
-    let asked = json!({"messages": second, "temperature": 0, "max_tokens": 30});
-    let answer = system.chat(asked).await;
+    let answer = system.chat(second_turn(&first, &answer)).await;
     let cached_tokens = answer.usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
     assert!(cached_tokens >= prompt_blocks * 16, "{cached_tokens}");
 }
@@ -145,13 +149,7 @@ async fn second_turns_find_what_the_first_left_behind() {
         let asked = json!({"messages": [first], "temperature": 0, "max_tokens": 30});
         let answer = system.chat(asked).await;
         system.at_rest().await;
-        let second = json!([
-            first,
-            {"role": "assistant", "content": answer.text},
-            {"role": "user", "content": "Tell me more."},
-        ]);
-        let asked = json!({"messages": second, "temperature": 0, "max_tokens": 30});
-        let answer = system.chat(asked).await;
+        let answer = system.chat(second_turn(&first, &answer)).await;
         let cached = &answer.usage["prompt_tokens_details"]["cached_tokens"];
         assert!(cached.as_u64().unwrap() >= 16, "{topic}: {}", answer.route);
         system.at_rest().await;

@@ -70,7 +70,7 @@ impl StepOutput {
     /// Counts `count` tokens of a sequence, before it advances by them. Computing again after
     /// preemption is prefill too.
     fn count(&mut self, sequence: &Sequence, count: usize) {
-        let attended = count * sequence.computed + count * (count + 1) / 2;
+        let attended = attended(sequence.computed, count);
         if sequence.in_prefill() || count > 1 {
             self.prefill_tokens += count;
             self.prefill_attended += attended;
@@ -394,6 +394,11 @@ impl SequenceOutput {
     fn nothing(id: SequenceId) -> Self {
         Self { id, token: None, cached_tokens: None, finish: None, ready_blocks: Vec::new() }
     }
+}
+
+/// For each of `count` tokens after `before` others, the tokens up to and with it, summed up.
+fn attended(before: usize, count: usize) -> usize {
+    count * before + count * (count + 1) / 2
 }
 
 fn choice_after<'a>(sequence: &'a Sequence, eos: &[u32]) -> Choice<'a> {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use engine::{Facts, LoadError, read_optional};
+use engine::{Facts, LoadError, parse_json, read_optional};
 use protocol::v1;
 use serde_json::Value;
 
@@ -35,8 +35,7 @@ pub fn load_card(directory: &Path, name: &str, facts: &Facts) -> Result<v1::Mode
 
 fn read_json(path: &Path) -> Result<Value, LoadError> {
     let Some(text) = read_optional(path)? else { return Ok(Value::Null) };
-    serde_json::from_str(&text)
-        .map_err(|error| LoadError::Corrupt { path: path.into(), problem: error.to_string() })
+    parse_json(path, &text)
 }
 
 /// A template, or the one named "default" of several.

@@ -2,7 +2,7 @@
 
 use protocol::v1::Sampling;
 
-use super::{Engine, StepOutput};
+use super::{Engine, StepOutput, attended};
 use crate::runner::{Choice, Context, Span};
 
 /// Prompt lengths and the number of streams of the steps by which an engine warms up.
@@ -44,7 +44,7 @@ impl Engine {
         let spans: Vec<Span<'_>> = blocks.chunks(blocks_each).map(span).collect();
         let times = (0..WARM_UP_TIMES).map(|_| runner.run(&spans, layout, memory).took);
         let took = times.min().unwrap_or_default();
-        let attended = count * start + count * (count + 1) / 2;
+        let attended = attended(start, count);
         match count {
             1 => StepOutput {
                 decode_sequences: sequences,

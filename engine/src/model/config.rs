@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 use super::config_json::{TokenIds, parse};
 use super::family::Biases;
@@ -73,9 +74,17 @@ impl ModelConfig {
 fn eos_of_generation_config(directory: &Path) -> Result<Option<Vec<u32>>, LoadError> {
     let path: PathBuf = directory.join("generation_config.json");
     let Some(text) = read_optional(&path)? else { return Ok(None) };
-    let parsed: GenerationConfig = serde_json::from_str(&text)
-        .map_err(|error| LoadError::Corrupt { path, problem: error.to_string() })?;
+    let parsed: GenerationConfig = parse_json(&path, &text)?;
     Ok(parsed.eos_token_id.map(TokenIds::into_vec))
+}
+
+/// Reads the JSON text of a file. Errors: it is not JSON, or of another shape.
+pub fn parse_json<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T, LoadError> {
+    let corrupt = |error: serde_json::Error| LoadError::Corrupt {
+        path: path.into(),
+        problem: error.to_string(),
+    };
+    serde_json::from_str(text).map_err(corrupt)
 }
 
 /// The text of a file that need not be there. Errors: it is there and cannot be read.

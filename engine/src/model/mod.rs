@@ -12,7 +12,7 @@ mod windows;
 
 use std::path::Path;
 
-pub use config::{ModelConfig, read_optional};
+pub use config::{ModelConfig, parse_json, read_optional};
 pub use decoder::{Decoder, Span};
 
 use crate::{KernelPath, LoadError};

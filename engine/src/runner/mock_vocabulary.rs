@@ -1,12 +1,12 @@
 //! What a mock takes from a model directory: the words it may say and how long a context is. No
 //! weights and no supported architecture are needed.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 
 use crate::LoadError;
-use crate::model::read_optional;
+use crate::model::{parse_json, read_optional};
 
 /// Where `config.json` does not say.
 const CONTEXT_TOKENS: u64 = 32_768;
@@ -32,10 +32,10 @@ impl MockVocabulary {
             source,
             advice: "a mock engine needs MODEL for its tokenizer.json",
         })?;
-        let tokenizer = parse(&path, &text)?;
+        let tokenizer: Value = parse_json(&path, &text)?;
         let path = directory.join("config.json");
         let config = match read_optional(&path)? {
-            Some(text) => parse(&path, &text)?,
+            Some(text) => parse_json(&path, &text)?,
             None => Value::Null,
         };
         let context_tokens = config["max_position_embeddings"].as_u64().unwrap_or(CONTEXT_TOKENS);
@@ -64,14 +64,6 @@ impl MockVocabulary {
         let (vocabulary_size, context_tokens) = (last as usize + 1, context_tokens as usize);
         Ok(Self { vocabulary_size, words, context_tokens })
     }
-}
-
-fn parse(path: &Path, text: &str) -> Result<Value, LoadError> {
-    let corrupt = |error: serde_json::Error| LoadError::Corrupt {
-        path: PathBuf::from(path),
-        problem: error.to_string(),
-    };
-    serde_json::from_str(text).map_err(corrupt)
 }
 
 /// The vocabulary as the kinds of tokenizers write it: an object of ids, or a list with scores.
