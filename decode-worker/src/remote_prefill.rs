@@ -344,6 +344,7 @@ impl<'a> Handoff<'a> {
             sampling: request.sampling.clone(),
             stopping: request.stopping.clone(),
             cache_salt: request.cache_salt.clone(),
+            generated_tokens: request.generated_tokens.clone(),
         }
     }
 }

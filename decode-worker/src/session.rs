@@ -180,7 +180,7 @@ impl Session {
                 self.remove(update.request);
             }
         }
-        self.frames.send(Ok(v1::StepFrame { updates })).await.map_err(|_| Gone)
+        self.frames.send(Ok(v1::StepFrame { updates, progress: None })).await.map_err(|_| Gone)
     }
 }
 

@@ -85,6 +85,7 @@ impl Dispatcher {
             stopping: Some(prompt.stopping),
             prefill,
             cache_salt: prompt.cache_salt,
+            generated_tokens: Vec::new(),
         };
         let started = self.sessions.start(&life, &worker.data_endpoint, request).await;
         let stream = started.map_err(|error| {
@@ -109,6 +110,7 @@ impl Dispatcher {
             prompt_tokens: prompt.tokens.len() as u32,
             max_tokens: prompt.stopping.max_tokens,
             explain: prompt.explain,
+            excluded: Vec::new(),
         };
         let payload = request.encode_to_vec().into();
         let reply = self.network.bus.request(subjects::ROUTE, payload, ROUTE_TIMEOUT).await;

@@ -169,7 +169,7 @@ fn lost() -> ApiError {
 fn error_of(failure: &v1::Failure) -> ApiError {
     match failure.kind() {
         failure::Kind::Invalid => ApiError::invalid_value("prompt", failure.message.clone()),
-        failure::Kind::Overloaded => ApiError::overloaded(RETRY_S),
+        failure::Kind::Overloaded | failure::Kind::Unavailable => ApiError::overloaded(RETRY_S),
         failure::Kind::Internal | failure::Kind::Unspecified => {
             tracing::error!(failure.message, "a worker failed");
             ApiError::internal()

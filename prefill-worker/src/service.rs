@@ -53,6 +53,7 @@ impl PrefillService {
             capability: lease.capability.to_bytes().to_vec().into(),
             lease_ms: self.leases.limits().duration.as_millis() as u32,
             layout: Some(self.host.layout().into()),
+            endpoints: Vec::new(),
         };
         Ok((lease, descriptor))
     }

@@ -2,8 +2,19 @@
 
 use crate::WorkerLife;
 
-/// Routing requests (`RouteRequest` -> `RouteReply`).
+/// Routing requests to whichever router there is.
 pub const ROUTE: &str = "route";
+
+/// Routing requests (`RouteRequest` -> `RouteReply`) to one life of a router.
+pub fn route(router_id: &str, incarnation: u64) -> String {
+    format!("route.{router_id}.{incarnation}")
+}
+
+/// Workers that someone found dead, silent or hung (`Suspicion`).
+pub const SUSPECT: &str = "suspect";
+
+/// What routers gave away lately (`Dispatches`).
+pub const DISPATCHES: &str = "dispatches";
 
 /// Load reports of all workers.
 pub const LOAD: &str = "load";
@@ -13,6 +24,14 @@ pub const KV_EVENTS: &str = "kv";
 
 /// Registry entries of workers begin with this.
 pub const WORKERS: &str = "workers/";
+
+/// Registry entries of routers begin with this.
+pub const ROUTERS: &str = "routers/";
+
+/// The registry key of one life of a router.
+pub fn router_key(router_id: &str, incarnation: u64) -> String {
+    format!("{ROUTERS}{router_id}/{incarnation}")
+}
 
 /// Reads the registry key of a worker.
 pub fn life_of_worker_key(key: &str) -> Option<WorkerLife> {

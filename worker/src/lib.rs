@@ -76,6 +76,8 @@ impl Worker {
             kv_blocks: sizes.kv_blocks as u32,
             block_bytes: engine.layout().block_bytes() as u32,
             max_num_batched_tokens: sizes.max_num_batched_tokens as u32,
+            draining: false,
+            model_id: String::new(),
         };
         let host = match place {
             EnginePlace::Thread => EngineHost::start(engine, &life)?,
