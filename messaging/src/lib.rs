@@ -1,8 +1,8 @@
 //! How components find and talk to each other: the bus (publish, subscribe, request), the registry
 //! of workers, and the data plane's connections.
 //!
-//! Everything here is in process for now. Messages are bytes all the same, and the data plane is
-//! gRPC over `tokio::io::duplex`, so that components cannot tell the difference when it is not.
+//! Messages are bytes and the data plane is gRPC in one process too, so that components cannot tell
+//! whether they share a process or a network.
 
 mod bus;
 mod data_plane;
@@ -10,7 +10,9 @@ mod faults;
 mod registry;
 
 pub use bus::{Bus, Request, RequestError, Requests, Subscription};
-pub use data_plane::{ConnectError, DataPlane, Incoming};
+pub use data_plane::{
+    ConnectError, Connection, DataPlane, Incoming, TcpOptions, TlsError, TlsFiles,
+};
 pub use faults::{Faults, Link};
 pub use registry::{Change, Registry, Watch};
 
