@@ -14,7 +14,9 @@ mod registry;
 mod table;
 
 pub use bus::{Bus, Request, RequestError, Requests, Subscription};
-pub use data_plane::{ConnectError, DataPlane, Incoming};
+pub use data_plane::{
+    ConnectError, Connection, DataPlane, Incoming, TcpOptions, TlsError, TlsFiles,
+};
 pub use faults::{Faults, Link};
 pub use nats::{NatsOptions, NetworkCounters, NetworkError};
 pub use registry::{Change, Registry, Watch};

@@ -96,7 +96,8 @@ impl Proxy {
             worker: PrefillClient::new(system.connect(PREFILL).await),
         };
         let server = Server::builder().add_service(PrefillServer::new(service));
-        tokio::spawn(server.serve_with_incoming(system.network.data_plane.listen(PROXY)));
+        let incoming = system.network.data_plane.listen(PROXY).await.unwrap();
+        tokio::spawn(server.serve_with_incoming(incoming));
     }
 
     /// Waits until it has stopped.
