@@ -94,6 +94,8 @@ pub struct Choice<'a> {
     pub now: Time,
     /// Whether workers not heard of lately are passed over.
     pub only_fresh: bool,
+    /// Workers that the request must not go to.
+    pub excluded: &'a [Slot],
 }
 
 impl Choice<'_> {
@@ -129,7 +131,8 @@ impl Choice<'_> {
     ) -> impl Iterator<Item = (Slot, &'b WorkerEntry, usize)> {
         workers.iter().filter_map(|slot| {
             let (_, entry) = self.slots[*slot as usize].as_ref()?;
-            let is_able = !self.only_fresh || entry.is_fresh(self.now);
+            let is_able =
+                (!self.only_fresh || entry.is_fresh(self.now)) && !self.excluded.contains(slot);
             let cached_tokens = self.cached_blocks[*slot as usize] * entry.block_size();
             is_able.then_some((*slot, entry, cached_tokens))
         })

@@ -24,13 +24,19 @@ pub struct Question {
     pub prompt_tokens: usize,
     /// Length of the answer at most.
     pub max_tokens: usize,
+    /// Lives of workers that it must not go to.
+    pub excluded: Vec<WorkerLife>,
 }
 
 /// No worker can take the request.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NoRoute {
     /// No worker serves this model.
+    #[error("no worker serves this model")]
     NoWorker,
+    /// There are workers, and none that the request may go to.
+    #[error("all workers that serve this model were excluded")]
+    AllExcluded,
 }
 
 /// All that routers know. Synchronous; the time is passed in.
@@ -157,9 +163,19 @@ impl Core {
     /// heard of lately are passed over, unless all of them are.
     pub fn route(&mut self, question: &Question, now: Time) -> Result<Route, NoRoute> {
         let best = self.best(question, now, true).or_else(|| self.best(question, now, false));
-        let route = best.ok_or(NoRoute::NoWorker)?;
+        let route = best.ok_or_else(|| self.why_none(question))?;
         self.count(&route, question, now);
         Ok(route)
+    }
+
+    fn why_none(&self, question: &Question) -> NoRoute {
+        let serves = |worker: &WorkerLife| {
+            self.registration(worker).is_some_and(|registered| registered.model == question.model)
+        };
+        match question.excluded.iter().any(serves) {
+            true => NoRoute::AllExcluded,
+            false => NoRoute::NoWorker,
+        }
     }
 
     fn count(&mut self, route: &Route, question: &Question, now: Time) {
@@ -186,13 +202,16 @@ impl Core {
             .prompt_blocks
             .iter()
             .filter_map(|(numerics_id, hashes)| Some((of_model.get(numerics_id)?, hashes)));
+        let slot = |worker| self.lives.get(worker).copied();
+        let excluded: Vec<Slot> = question.excluded.iter().filter_map(slot).collect();
         let routes = pools.filter_map(|(pool, hashes)| {
             let mut cached_blocks = vec![0; self.slots.len()];
             for (slot, blocks) in self.index.matched_blocks(hashes) {
                 cached_blocks[slot as usize] = blocks;
             }
             let sizes = question.sizes();
-            Choice { slots: &self.slots, cached_blocks, sizes, now, only_fresh }.in_pool(pool)
+            let (slots, excluded) = (&self.slots, &excluded[..]);
+            Choice { slots, cached_blocks, sizes, now, only_fresh, excluded }.in_pool(pool)
         });
         routes.reduce(cheaper)
     }
@@ -260,6 +279,7 @@ mod tests {
             prompt_blocks: vec![("n".into(), hashes.clone()), ("other".into(), hashes)],
             prompt_tokens: PROMPT_TOKENS,
             max_tokens: 100,
+            excluded: Vec::new(),
         }
     }
 
@@ -440,6 +460,35 @@ mod tests {
                 assert_eq!(core.route(&question(), NOW).unwrap().decode.id.as_str(), "d", "{us}");
             }
         }
+    }
+
+    #[test]
+    fn excluded_lives_are_never_chosen() {
+        let excluding = |names: &[&str]| Question {
+            excluded: names.iter().map(|name| WorkerLife::new(name, 0)).collect(),
+            ..question()
+        };
+        let silent = Worker { silent: true, ..decode("e") };
+        let other = Worker { numerics_id: "other", ..decode("o") };
+        let workers =
+            [decode("d"), silent, other, prefill("p"), Worker { running: 9, ..prefill("q") }];
+        let chosen = |names: &[&str]| {
+            let route = core(&workers, NOW).route(&excluding(names), NOW)?;
+            Ok((route.decode.id.to_string(), route.prefill.map(|p| p.id.to_string())))
+        };
+        let pair = |d: &str, p: &str| Ok((d.to_string(), Some(p.to_string())));
+        let alone = |d: &str| Ok((d.to_string(), None));
+        assert_eq!(chosen(&[]), pair("d", "p"));
+        assert_eq!(chosen(&["p", "unknown"]), pair("d", "q"));
+        assert_eq!(chosen(&["p", "q"]), alone("d"));
+        assert_eq!(chosen(&["d"]), alone("o"), "another numerics id rather than a silent worker");
+        assert_eq!(chosen(&["d", "o"]), pair("e", "p"));
+        assert_eq!(chosen(&["d", "o", "e"]), Err(NoRoute::AllExcluded));
+        let other_life = Question { excluded: vec![WorkerLife::new("d", 7)], ..question() };
+        assert_eq!(
+            core(&[decode("d")], NOW).route(&other_life, NOW).unwrap().decode.id.as_str(),
+            "d"
+        );
     }
 
     #[test]

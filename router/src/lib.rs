@@ -16,5 +16,5 @@ pub use crate::choice::Route;
 pub use crate::core::{Core, NoRoute, Question};
 pub use cost::Cost;
 pub use prefix_index::Sync;
-pub use run::Router;
+pub use run::{Router, RouterIdentity};
 pub use worker_table::Time;

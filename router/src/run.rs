@@ -7,30 +7,40 @@ use bytes::Bytes;
 use messaging::{Bus, Change, Network, Registry, Request, Watch};
 use parking_lot::Mutex;
 use prost::Message;
-use protocol::{WorkerLife, hashes_from_bytes, subjects, v1};
+use protocol::{Incarnation, WorkerLife, hashes_from_bytes, subjects, v1};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::worker_table::Time;
 
 use crate::choice::Route;
-use crate::core::{Core, NoRoute, Question};
+use crate::core::{Core, Question};
 use crate::prefix_index::Sync;
 use crate::resync::{Resync, Snapshot};
+
+/// Which router this is, and which of its lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouterIdentity {
+    /// Its name: [A-Za-z0-9_-]{1,64}.
+    pub id: String,
+    /// Its life.
+    pub incarnation: Incarnation,
+}
 
 /// A router on the bus.
 pub struct Router {
     core: Arc<Mutex<Core>>,
     network: Network,
+    identity: RouterIdentity,
     feeds: Feeds,
 }
 
 impl Router {
     /// A router that knows no workers. Listens from here on, not only once it runs: a worker that
     /// starts later says nothing that is missed.
-    pub fn new(network: Network) -> Self {
-        let feeds = Feeds::new(&network.bus);
-        Self { core: Arc::default(), network, feeds }
+    pub fn new(network: Network, identity: RouterIdentity) -> Self {
+        let feeds = Feeds::new(&network.bus, &identity);
+        Self { core: Arc::default(), network, identity, feeds }
     }
 
     /// What it knows, for whoever wants to look at it.
@@ -38,9 +48,11 @@ impl Router {
         self.core.clone()
     }
 
-    /// Answers routing requests until `shutdown`.
+    /// Registers, and answers routing requests until `shutdown`. The registry entry goes when this
+    /// future ends or is dropped.
     pub async fn run(mut self, shutdown: CancellationToken) {
         let registry = self.network.registry.clone();
+        let _entry = RegistryEntry::put(&self.identity, &registry);
         let mut resync = Resync::new(self.network.data_plane.clone());
         let began = Instant::now();
         let now = || began.elapsed().as_micros() as Time;
@@ -71,6 +83,10 @@ impl Router {
                     answer(&mut self.core.lock(), request, now());
                     None
                 }
+                Some(request) = self.feeds.nameless_requests.next() => {
+                    answer(&mut self.core.lock(), request, now());
+                    None
+                }
             };
             if let Some(worker) = lost
                 && let Some(registration) = self.core.lock().registration(&worker)
@@ -97,18 +113,43 @@ fn begin_watch(registry: &Registry, core: &mut Core, now: Time) -> Watch {
     watch
 }
 
+/// This router's entry, while it is held.
+struct RegistryEntry {
+    key: String,
+    registry: Registry,
+}
+
+impl RegistryEntry {
+    fn put(identity: &RouterIdentity, registry: &Registry) -> Self {
+        let (router_id, incarnation) = (identity.id.clone(), identity.incarnation.0);
+        let key = subjects::router_key(&router_id, incarnation);
+        let registration = v1::RouterRegistration { router_id, incarnation };
+        registry.put(&key, registration.encode_to_vec().into());
+        Self { key, registry: registry.clone() }
+    }
+}
+
+impl Drop for RegistryEntry {
+    fn drop(&mut self) {
+        self.registry.delete(&self.key);
+    }
+}
+
 struct Feeds {
     load: messaging::Subscription,
     kv_events: messaging::Subscription,
     requests: messaging::Requests,
+    /// Of gateways that do not ask by name yet. Goes with `subjects::ROUTE`.
+    nameless_requests: messaging::Requests,
 }
 
 impl Feeds {
-    fn new(bus: &Bus) -> Self {
+    fn new(bus: &Bus, identity: &RouterIdentity) -> Self {
         Self {
             load: bus.subscribe(subjects::LOAD),
             kv_events: bus.subscribe(subjects::KV_EVENTS),
-            requests: bus.respond(subjects::ROUTE),
+            requests: bus.respond(&subjects::route(&identity.id, identity.incarnation.0)),
+            nameless_requests: bus.respond(subjects::ROUTE),
         }
     }
 }
@@ -190,7 +231,7 @@ fn answer(core: &mut Core, request: Request, now: Time) {
                 );
                 v1::route_reply::Outcome::Route(route_message(&route, asked.explain))
             }
-            Err(NoRoute::NoWorker) => no_route("no worker serves this model"),
+            Err(reason) => no_route(&reason.to_string()),
         },
         Err(_) => no_route("the routing request is unreadable"),
     };
@@ -201,11 +242,13 @@ fn question_of(asked: &v1::RouteRequest) -> Question {
     let blocks = |prompt: &v1::PromptBlocks| {
         (prompt.numerics_id.clone(), hashes_from_bytes(&prompt.block_hashes).collect())
     };
+    let life = |worker: &v1::WorkerRef| WorkerLife::new(&worker.worker_id, worker.incarnation);
     Question {
         model: asked.model.clone(),
         prompt_blocks: asked.prompt_blocks.iter().map(blocks).collect(),
         prompt_tokens: asked.prompt_tokens as usize,
         max_tokens: asked.max_tokens as usize,
+        excluded: asked.excluded.iter().map(life).collect(),
     }
 }
 
