@@ -8,7 +8,7 @@ pub mod subjects;
 
 pub use block_hash::{BlockHash, BlockHasher, hashes_from_bytes, hashes_to_bytes};
 pub use identity::{Incarnation, WorkerId, WorkerLife};
-pub use latency::StepShape;
+pub use latency::{LAST_STEP_TOKENS, LONG_PROMPT_TOKENS, StepShape};
 
 /// Largest message of the data plane: a prompt of a million tokens fits.
 pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
