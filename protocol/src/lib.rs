@@ -9,7 +9,7 @@ mod watchdog;
 
 pub use block_hash::{BlockHash, BlockHasher, hashes_from_bytes, hashes_to_bytes};
 pub use identity::{Incarnation, WorkerId, WorkerLife};
-pub use latency::StepShape;
+pub use latency::{LAST_STEP_TOKENS, LONG_PROMPT_TOKENS, StepShape};
 pub use watchdog::{HEARTBEAT, SILENCE_MAX};
 
 /// Largest message of the data plane: a prompt of a million tokens fits.
