@@ -1,6 +1,6 @@
 //! Why there is no network. Each is one sentence for whoever started the process.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Why a NATS server will not do. Never shows a secret.
@@ -97,6 +97,14 @@ impl NetworkError {
     /// Whether the caller's options are at fault, not a server.
     pub fn is_usage(&self) -> bool {
         matches!(self, Self::BadUrl { .. } | Self::BadOption { .. } | Self::BadFile { .. })
+    }
+
+    pub(crate) fn unreadable(
+        what: &'static str,
+        path: &Path,
+        reason: &(dyn std::error::Error + 'static),
+    ) -> Self {
+        Self::BadFile { what, path: path.to_path_buf(), reason: reason.to_string() }
     }
 
     pub(crate) fn slow(address: &str, waited: Duration) -> Self {
