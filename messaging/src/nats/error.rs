@@ -106,9 +106,4 @@ impl NetworkError {
     ) -> Self {
         Self::BadFile { what, path: path.to_path_buf(), reason: reason.to_string() }
     }
-
-    pub(crate) fn slow(address: &str, waited: Duration) -> Self {
-        let reason = "it accepts connections and does not answer in time".to_string();
-        Self::Unreachable { address: address.to_string(), waited, reason }
-    }
 }

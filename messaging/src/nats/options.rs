@@ -8,6 +8,9 @@ use std::time::Duration;
 use super::NetworkError;
 
 /// How to reach a NATS server, and what of it is ours.
+///
+/// A user with limited permissions needs to publish and subscribe `<cluster>.>` and `_INBOX.>`,
+/// and to publish `$KV.<cluster>.>` and `$JS.API.>`.
 #[derive(Clone)]
 pub struct NatsOptions {
     /// `nats://[user:password@]host:port` or `tls://…`; several servers of one NATS cluster with
