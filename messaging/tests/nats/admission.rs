@@ -5,9 +5,8 @@ use std::fs;
 use data_encoding::BASE64URL_NOPAD;
 use messaging::{NatsOptions, Network};
 use nkeys::KeyPair;
-use testkit::{NatsServer, NatsSettings};
+use testkit::{Certificates, NatsServer, NatsSettings};
 
-use crate::certificates::Certificates;
 use crate::{DEADLINE, value};
 
 async fn check(settings: NatsSettings, change: impl FnOnce(&mut NatsOptions)) {
@@ -101,15 +100,15 @@ fn jwt(issuer: &KeyPair, subject: &KeyPair, claims: &str) -> String {
 
 #[tokio::test]
 async fn tls() {
-    let files = Certificates::new("admission");
+    let files = Certificates::new(&["ours"]);
     let (certificate, key, ca) =
-        (files.path("server.pem"), files.path("server.key"), files.path("ca.pem"));
+        (files.path("ours-chain"), files.path("ours-key"), files.path("ours-ca"));
     let trusting = |options: &mut NatsOptions| options.tls_ca_file = Some(ca.clone());
     check(NatsSettings::with_tls(&certificate, &key, None), trusting).await;
     let known = |options: &mut NatsOptions| {
         options.tls_ca_file = Some(ca.clone());
-        options.tls_certificate_file = Some(files.path("client.pem"));
-        options.tls_key_file = Some(files.path("client.key"));
+        options.tls_certificate_file = Some(certificate.clone());
+        options.tls_key_file = Some(key.clone());
     };
     check(NatsSettings::with_tls(&certificate, &key, Some(&ca)), known).await;
 }

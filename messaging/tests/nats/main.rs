@@ -5,7 +5,6 @@
 
 mod admission;
 mod bounds;
-mod certificates;
 mod expiry;
 mod outages;
 mod refusals;

@@ -5,9 +5,7 @@ use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use messaging::{NatsOptions, Network, NetworkError};
-use testkit::{NatsServer, NatsSettings};
-
-use crate::certificates::Certificates;
+use testkit::{Certificates, NatsServer, NatsSettings};
 
 /// Refusals come at once; retrying would last `connect_timeout`.
 const AT_ONCE: Duration = Duration::from_secs(5);
@@ -67,18 +65,23 @@ async fn credentials() {
 
 #[tokio::test]
 async fn tls() {
-    let files = Certificates::new("refusals");
+    let files = Certificates::new(&["ours", "theirs"]);
     let (certificate, key, ca) =
-        (files.path("server.pem"), files.path("server.key"), files.path("ca.pem"));
+        (files.path("ours-chain"), files.path("ours-key"), files.path("ours-ca"));
     let says = ["no TLS connection", "check the CA and client certificates"];
     let server = NatsSettings::with_tls(&certificate, &key, None);
     check_server(server.clone(), |_| {}, &says).await;
-    let other = Certificates::new("strangers");
-    let stranger = |options: &mut NatsOptions| options.tls_ca_file = Some(other.path("ca.pem"));
-    check_server(server, stranger, &says).await;
+    let theirs = |options: &mut NatsOptions| options.tls_ca_file = Some(files.path("theirs-ca"));
+    check_server(server, theirs, &says).await;
     let verifies = NatsSettings::with_tls(&certificate, &key, Some(&ca));
     let without = |options: &mut NatsOptions| options.tls_ca_file = Some(ca.clone());
-    check_server(verifies, without, &says).await;
+    check_server(verifies.clone(), without, &says).await;
+    let strange = |options: &mut NatsOptions| {
+        options.tls_ca_file = Some(ca.clone());
+        options.tls_certificate_file = Some(files.path("theirs-chain"));
+        options.tls_key_file = Some(files.path("theirs-key"));
+    };
+    check_server(verifies, strange, &says).await;
     let plain = |options: &mut NatsOptions| options.tls_ca_file = Some(ca.clone());
     check_server(NatsSettings::default(), plain, &says).await;
 }
