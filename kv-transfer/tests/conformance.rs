@@ -1,5 +1,7 @@
 //! What holds for every way that blocks move.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::sync::Arc;

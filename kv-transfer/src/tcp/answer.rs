@@ -5,7 +5,7 @@ use std::io::{ErrorKind, IoSlice};
 
 use tokio::time::{Instant, timeout};
 
-use super::server::{Shared, Under};
+use super::server::{Sender, Under};
 use super::stream::{Broken, Stream, read as read_bytes, read_payload, read_within, write};
 use super::wire::{
     HEADER_BYTES, Header, Kind, READ_BYTES_MAX, ReadRequest, Refusal, Run, WireError, encode_frame,
@@ -21,12 +21,12 @@ const BATCH_BYTES: usize = 512 * 1024;
 const BATCH_FRAMES: usize = 32;
 
 /// Answers until the reader goes. Errors: why the connection is of no use any more.
-pub async fn serve(mut stream: impl Stream, shared: &Shared) -> Result<(), Broken> {
-    let credit = u64::from(shared.limits.credit_bytes).to_le_bytes();
+pub async fn serve(mut stream: impl Stream, sender: &Sender) -> Result<(), Broken> {
+    let credit = u64::from(sender.limits.credit_bytes).to_le_bytes();
     say(&mut stream, Kind::Hello, 0, &credit).await?;
     for read in 1.. {
         let Some(request) = next_request(&mut stream, read).await? else { return Ok(()) };
-        match answer(&mut stream, shared, read, &request).await? {
+        match answer(&mut stream, sender, read, &request).await? {
             Ok(()) => say(&mut stream, Kind::Done, read, &[]).await?,
             Err(refusal) => say(&mut stream, Kind::Refused, read, &refusal.encode()).await?,
         }
@@ -72,18 +72,18 @@ async fn next_request(stream: &mut impl Stream, read: u32) -> Result<Option<Read
 /// Sends what is asked for, while the lease pins it. The inner error is for the reader.
 async fn answer(
     stream: &mut impl Stream,
-    shared: &Shared,
+    sender: &Sender,
     read: u32,
     request: &ReadRequest,
 ) -> Result<Result<(), Refusal>, Broken> {
-    let Some(source) = shared.pools.source(&request.worker) else {
+    let Some(source) = sender.pools.source(&request.worker) else {
         return Ok(Err(Refusal::SourceGone));
     };
     let bytes = match bytes_asked_for(&source, &request.runs) {
-        Some(bytes) if bytes <= shared.limits.credit_bytes => bytes,
+        Some(bytes) if bytes <= sender.limits.credit_bytes => bytes,
         _ => return Ok(Err(Refusal::OverCredit)),
     };
-    if let Err(error) = shared.pools.before_read(&request.worker) {
+    if let Err(error) = sender.pools.before_read(&request.worker) {
         return Ok(Err(Refusal::of(error)));
     }
     let blocks = request.runs.iter().flat_map(|run| run.numbers());
@@ -94,12 +94,12 @@ async fn answer(
     if request.layout != source.layout {
         return Ok(Err(Refusal::LayoutMismatch));
     }
-    let _under_way = Under::way(&shared.status.reads);
-    let credit = timeout(CREDIT_WAIT_MAX, shared.credit.acquire_many(bytes)).await;
+    let _under_way = Under::way(&sender.status.reads);
+    let credit = timeout(CREDIT_WAIT_MAX, sender.credit.acquire_many(bytes)).await;
     let Ok(Ok(_credit)) = credit else { return Ok(Err(Refusal::Busy)) };
-    let sending = send_runs(stream, &shared.pools, &source, read, &request.runs);
+    let sending = send_runs(stream, &sender.pools, &source, read, &request.runs);
     timeout(READ_MAX, sending).await.map_err(|_| Broken::Silent)??;
-    shared.status.count(bytes);
+    sender.status.count(bytes);
     Ok(pin.check(Instant::now().into_std()).map_err(Refusal::from))
 }
 

@@ -22,8 +22,10 @@ pub mod wire;
 
 use std::time::Duration;
 
+pub use client::{Connection, Failure, Right};
 pub use connections::{Connections, ReaderLimits};
-pub use server::{Server, ServerLimits, ServerStatus};
+pub use server::{Sender, Server, ServerLimits, ServerStatus};
+pub use stream::{Broken, Stream};
 
 /// From the first packet to the source's hello.
 pub const CONNECT_MAX: Duration = Duration::from_secs(1);

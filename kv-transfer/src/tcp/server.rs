@@ -11,6 +11,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::answer::{serve, turn_away};
+use super::stream::{Broken, Stream};
 use crate::LocalPools;
 
 /// How long the listener rests when the system gives no connections, as with too many open files.
@@ -66,18 +67,37 @@ impl Drop for Under<'_> {
     }
 }
 
-/// What all connections share.
-pub(super) struct Shared {
+/// Sends blocks of this process's pools, within limits over all its streams.
+pub struct Sender {
     pub(super) pools: Arc<LocalPools>,
     pub(super) limits: ServerLimits,
     pub(super) credit: Semaphore,
-    pub(super) status: Arc<ServerStatus>,
+    pub(super) status: ServerStatus,
 }
 
-/// Sends blocks of this process's pools to readers in others.
+impl Sender {
+    /// A sender with no streams yet.
+    pub fn new(pools: Arc<LocalPools>, limits: ServerLimits) -> Self {
+        let credit = Semaphore::new(limits.bytes_max.max(limits.credit_bytes) as usize);
+        Self { pools, limits, credit, status: ServerStatus::default() }
+    }
+
+    /// Answers a reader on any stream, until it goes. Dropping the future lets go of what is
+    /// pinned. Errors: why the stream is of no use any more.
+    pub async fn serve(&self, stream: impl Stream) -> Result<(), Broken> {
+        serve(stream, self).await
+    }
+
+    /// What it is doing.
+    pub fn status(&self) -> &ServerStatus {
+        &self.status
+    }
+}
+
+/// Listens for readers in other processes.
 pub struct Server {
     listener: TcpListener,
-    shared: Arc<Shared>,
+    sender: Arc<Sender>,
 }
 
 impl Server {
@@ -88,9 +108,7 @@ impl Server {
         limits: ServerLimits,
     ) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
-        let credit = Semaphore::new(limits.bytes_max.max(limits.credit_bytes) as usize);
-        let status = Arc::default();
-        Ok(Self { listener, shared: Arc::new(Shared { pools, limits, credit, status }) })
+        Ok(Self { listener, sender: Arc::new(Sender::new(pools, limits)) })
     }
 
     /// Where readers connect to.
@@ -98,9 +116,9 @@ impl Server {
         self.listener.local_addr()
     }
 
-    /// What it is doing, also after it runs.
-    pub fn status(&self) -> Arc<ServerStatus> {
-        self.shared.status.clone()
+    /// What sends the blocks; its `status` says what it is doing, also while the server runs.
+    pub fn sender(&self) -> Arc<Sender> {
+        self.sender.clone()
     }
 
     /// Answers readers for as long as it is polled; dropping it closes all connections and lets go
@@ -113,9 +131,9 @@ impl Server {
                 Some(_) = connections.join_next() => {}
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, reader)) => {
-                        let has_room = connections.len() < self.shared.limits.connections_max;
-                        let shared = self.shared.clone();
-                        connections.spawn(connection(stream, reader, shared, has_room));
+                        let has_room = connections.len() < self.sender.limits.connections_max;
+                        let sender = self.sender.clone();
+                        connections.spawn(connection(stream, reader, sender, has_room));
                     }
                     Err(error) => {
                         tracing::warn!(%error, "cannot accept a reader of KV blocks");
@@ -127,11 +145,11 @@ impl Server {
     }
 }
 
-async fn connection(stream: TcpStream, reader: SocketAddr, shared: Arc<Shared>, has_room: bool) {
-    let _counted = Under::way(&shared.status.connections);
+async fn connection(stream: TcpStream, reader: SocketAddr, sender: Arc<Sender>, has_room: bool) {
+    let _counted = Under::way(&sender.status.connections);
     let served = match stream.set_nodelay(true) {
         Err(error) => Err(error.into()),
-        Ok(()) if has_room => serve(stream, &shared).await,
+        Ok(()) if has_room => sender.serve(stream).await,
         Ok(()) => turn_away(stream).await,
     };
     if let Err(error) = served {

@@ -9,7 +9,7 @@
 //! | 4 | version, 1 |
 //! | 5 | kind: 1 hello, 2 read, 3 blocks, 4 done, 5 refused |
 //! | 6..8 | zero |
-//! | 8..12 | number of the read, from 1 on; 0 in a hello |
+//! | 8..12 | number of the read, from 1 on; 0 in a hello, or where a refusal stands for one |
 //! | 12..16 | blocks: which of the read's runs this is, from 0 on; else zero |
 //! | 16..20 | blocks: first block in the source pool; else zero |
 //! | 20..24 | blocks: how many; else zero |
@@ -159,6 +159,11 @@ impl Header {
         }
         let [read, position, first, blocks, length, payload_crc] =
             std::array::from_fn(|_| rest.get_u32_le());
+        let is_numbered = kind == Kind::Refused || (read != 0) == (kind != Kind::Hello);
+        let is_placed = kind == Kind::Blocks || [position, first, blocks] == [0; 3];
+        if !is_numbered || !is_placed {
+            return Err(Malformed("a field that its kind of frame does not have"));
+        }
         Ok(Self { kind, read, position, run: Run { first, blocks }, length, payload_crc })
     }
 

@@ -1,6 +1,6 @@
 //! A source and a reader, over any way.
 
-#![allow(dead_code)] // each test binary uses a part
+#![allow(dead_code, clippy::unwrap_used)] // helpers of tests; each binary uses a part
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -118,7 +118,7 @@ pub struct System {
     pub worker: WorkerLife,
     pub ways: Ways,
     pub endpoints: Vec<v1::KvEndpoint>,
-    pub server: Option<Arc<tcp::ServerStatus>>,
+    pub sender: Option<Arc<tcp::Sender>>,
     serving: Option<JoinHandle<()>>,
 }
 
@@ -157,7 +157,7 @@ impl System {
             worker,
             ways: Ways::default(),
             endpoints: Vec::new(),
-            server: None,
+            sender: None,
             serving: None,
         };
         match over {
@@ -169,7 +169,7 @@ impl System {
                     v1::KvEndpoint { way: "of the future".into(), address: String::new() },
                     v1::KvEndpoint { way: "tcp".into(), address },
                 ];
-                system.server = Some(server.status());
+                system.sender = Some(server.sender());
                 system.serving = Some(tokio::spawn(server.run()));
             }
         }
