@@ -2,6 +2,8 @@
 
 #![allow(dead_code, clippy::unwrap_used)] // helpers of tests; each binary uses a part
 
+pub mod proxy;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -191,6 +193,13 @@ impl System {
         let way = self.ways.choose(&self.endpoints, worker)?;
         let deadline = Instant::now() + PULL_MAX;
         self.ways.pull(&way, worker, lease, copies, &mut destination.writer, deadline).await
+    }
+
+    /// Ends the source's server, and with it its listener.
+    pub async fn stop(&mut self) {
+        let serving = self.serving.take().unwrap();
+        serving.abort();
+        let _aborted = serving.await;
     }
 
     /// Which way it is, as a reader sees it.
