@@ -92,7 +92,10 @@ async fn downstream(
     mut to: tokio::net::tcp::OwnedWriteHalf,
     script: Script,
 ) -> std::io::Result<()> {
-    tokio::io::copy(&mut (&mut from).take(script.at as u64), &mut to).await?;
+    let before = tokio::io::copy(&mut (&mut from).take(script.at as u64), &mut to).await?;
+    if before < script.at as u64 {
+        return Ok(());
+    }
     match script.fault {
         Fault::None => {}
         Fault::Close => return Ok(()),
