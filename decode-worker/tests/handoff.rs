@@ -126,6 +126,7 @@ fn generate_message(prompt: &[u32], prefill: Option<v1::PrefillWorker>) -> v1::S
         }),
         stopping: Some(v1::Stopping { max_tokens: 24, ignore_eos: true, ..Default::default() }),
         prefill,
+        generated_tokens: Vec::new(),
         cache_salt: String::new(),
     };
     v1::SessionRequest { kind: Some(Kind::Generate(generate)) }
@@ -215,6 +216,7 @@ fn granted(pair: &Pair) -> Event {
         capability: vec![0; 16].into(),
         lease_ms: 10_000,
         layout: Some(pair.decode.layout().into()),
+        endpoints: Vec::new(),
     })
 }
 
@@ -271,7 +273,7 @@ async fn every_way_to_break_off_is_survived_with_the_same_tokens() {
     ];
     for (index, (name, events)) in scripts.into_iter().enumerate() {
         let endpoint = format!("scripted/{index}");
-        let incoming = pair.network.data_plane.listen(&endpoint);
+        let incoming = pair.network.data_plane.listen(&endpoint).await.unwrap();
         let service = PrefillServer::new(Scripted { events });
         let server = tonic::transport::Server::builder().add_service(service);
         tokio::spawn(server.serve_with_incoming(incoming));

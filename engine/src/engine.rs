@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kv_transfer::{BlockWriter, HostMemory, KvLayout};
-use protocol::BlockHash;
 use protocol::v1::{FinishReason, Token};
+use protocol::{BlockHash, StepShape};
 
 use crate::kv::{BlockCounts, BlockPool, KvEvent, Reserved};
 use crate::runner::{Choice, Computed, Context, Facts, Runner, Span};
@@ -65,6 +65,16 @@ impl StepOutput {
     /// Whether there was nothing to compute.
     pub fn is_idle(&self) -> bool {
         self.prefill_tokens + self.decode_sequences == 0
+    }
+
+    /// What it computed, as far as its duration depends on it.
+    pub fn shape(&self) -> StepShape {
+        StepShape {
+            prefill_tokens: self.prefill_tokens as f32,
+            prefill_attended: self.prefill_attended as f32,
+            sequences: self.decode_sequences as f32,
+            attended: self.decode_attended as f32,
+        }
     }
 
     /// Counts `count` tokens of a sequence, before it advances by them. Computing again after
@@ -260,7 +270,7 @@ impl Engine {
         let running = self.scheduler.running();
         let sequences = self.scheduler.waiting().chain(running);
         let waiting_tokens =
-            sequences.map(|sequence| sequence.prompt_tokens.saturating_sub(sequence.computed));
+            sequences.map(|sequence| sequence.given_tokens.saturating_sub(sequence.computed));
         Load {
             waiting_prompt_tokens: waiting_tokens.sum(),
             sequence_tokens: running
@@ -287,19 +297,27 @@ impl Engine {
 
     /// Computes one batch.
     pub fn step(&mut self) -> StepOutput {
+        self.step_announced(|_| ())
+    }
+
+    /// Computes one batch, and says what it is before it begins to.
+    pub fn step_announced(&mut self, announce: impl FnOnce(StepShape)) -> StepOutput {
         let scheduled = self.scheduler.schedule(self.reserved.len(), &mut self.pool);
         let mut output = StepOutput::default();
         if scheduled.is_empty() {
             return output;
         }
+        for Scheduled { index, count } in &scheduled {
+            output.count(&self.scheduler.running()[*index], *count);
+        }
+        announce(output.shape());
         let Computed { tokens, took, is_simulated } = self.compute(&scheduled);
         (output.took, output.is_simulated) = (took, is_simulated);
         let mut tokens = tokens.into_iter();
         let mut ended = Vec::new();
         for Scheduled { index, count } in scheduled {
             let sequence = &mut self.scheduler.running_mut()[index];
-            output.count(sequence, count);
-            let first_time = sequence.output_tokens() == 0;
+            let first_time = sequence.tokens.len() == sequence.given_tokens;
             let catches_up = sequence.uncomputed() == count;
             sequence.advance(count, &mut self.pool);
             let mut news = SequenceOutput::nothing(sequence.id);
@@ -365,15 +383,17 @@ impl Engine {
         if request.prompt.is_empty() {
             return invalid("the prompt is empty".into());
         }
-        if request.prompt.len() >= context {
-            let tokens = request.prompt.len();
+        let tokens = request.prompt.len() + request.generated.len();
+        if tokens >= context {
             return invalid(format!("the prompt has {tokens} tokens; at most {} fit", context - 1));
         }
-        if request.stopping.max_tokens == 0 {
-            return invalid("max_tokens is 0".into());
+        let (generated, wanted) = (request.generated.len(), request.stopping.max_tokens);
+        if generated >= wanted as usize {
+            return invalid(format!("max_tokens is {wanted}, and {generated} are there already"));
         }
         let vocabulary = self.facts.vocabulary_size;
-        if let Some(token) = request.prompt.iter().find(|token| **token as usize >= vocabulary) {
+        let mut given = request.prompt.iter().chain(&request.generated);
+        if let Some(token) = given.find(|token| **token as usize >= vocabulary) {
             return invalid(format!("token {token} is not in the vocabulary of {vocabulary}"));
         }
         if self.scheduler.waiting().len() >= self.config.waiting_sequences_max {
@@ -443,6 +463,7 @@ mod tests {
         let request = SequenceRequest {
             id: SequenceId(1),
             prompt: vec![1; 7],
+            generated: Vec::new(),
             sampling: Default::default(),
             stopping: Stopping { max_tokens: 5, ..Default::default() },
             cache_salt: String::new(),
