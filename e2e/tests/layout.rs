@@ -6,11 +6,12 @@ use std::process::Command;
 use serde_json::Value;
 
 /// What each crate of the workspace may use of the others, and of the libraries that matter.
-const ALLOWED: [(&str, &[&str]); 12] = [
+const ALLOWED: [(&str, &[&str]); 13] = [
     ("protocol", &[]),
     ("messaging", &["protocol"]),
     ("kv-transfer", &["protocol"]),
     ("engine", &["kv-transfer", "protocol"]),
+    ("chaos", &[]),
     ("loadtest", &[]),
     ("router", &["messaging", "protocol"]),
     ("gateway", &["messaging", "protocol"]),

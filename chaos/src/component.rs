@@ -1,0 +1,337 @@
+//! One member of the cluster through all its lives, with the proxies that others reach it by.
+
+use std::ffi::OsString;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use parking_lot::Mutex;
+use rustix::process::Signal;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::process::Command;
+use tokio::time::Instant;
+
+use crate::cluster::{ClusterConfig, Defect};
+use crate::journal::Journal;
+use crate::metrics::Metrics;
+use crate::process::{Addresses, Process};
+use crate::proxy::{Cut, CutGuard, Proxy};
+
+/// What a process is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// `nats-server`
+    Nats,
+    /// `stator router`
+    Router,
+    /// `stator prefill-worker`
+    PrefillWorker,
+    /// `stator decode-worker`
+    DecodeWorker,
+    /// `stator gateway`
+    Gateway,
+}
+
+/// A question about a process' health or figures is answered within this time, or not.
+const ADMIN_DEADLINE: Duration = Duration::from_secs(2);
+
+/// NATS listens this long after its start at the latest.
+const NATS_DEADLINE: Duration = Duration::from_secs(20);
+
+/// A member of the cluster. All but NATS reach NATS through a proxy of their own; workers' data and
+/// KV listeners are reached through proxies too.
+pub struct Component {
+    /// What it is for.
+    pub role: Role,
+    /// Unique, and the same in each life.
+    pub name: String,
+    program: PathBuf,
+    arguments: Vec<OsString>,
+    logs: PathBuf,
+    journal: Arc<Journal>,
+    proxies: Proxies,
+    nats_address: SocketAddr,
+    life: AtomicU64,
+    running: Mutex<Option<Running>>,
+}
+
+#[derive(Default)]
+struct Proxies {
+    nats: Option<Proxy>,
+    data: Option<Proxy>,
+    kv: Option<Proxy>,
+}
+
+struct Running {
+    process: Process,
+    addresses: Addresses,
+}
+
+impl Role {
+    /// Whether it has an engine.
+    pub fn is_worker(self) -> bool {
+        matches!(self, Self::PrefillWorker | Self::DecodeWorker)
+    }
+
+    fn command(self) -> &'static str {
+        match self {
+            Self::Nats => "nats",
+            Self::Router => "router",
+            Self::PrefillWorker => "prefill-worker",
+            Self::DecodeWorker => "decode-worker",
+            Self::Gateway => "gateway",
+        }
+    }
+
+    /// The addresses that it prints when it is ready.
+    fn addresses(self) -> &'static [&'static str] {
+        match self {
+            Self::Nats => &[],
+            Self::Router => &["admin"],
+            Self::PrefillWorker | Self::DecodeWorker => &["data", "kv", "admin"],
+            Self::Gateway => &["API"],
+        }
+    }
+}
+
+impl Component {
+    /// Prepares a member; `before` are those made already, NATS first. Errors: no free port.
+    pub async fn new(
+        role: Role,
+        index: usize,
+        config: &ClusterConfig,
+        journal: Arc<Journal>,
+        before: &[Arc<Self>],
+    ) -> Result<Self> {
+        let nats_address = match before.first() {
+            Some(nats) => nats.nats_address,
+            None => free_address()?,
+        };
+        let proxies = Proxies::start(role, config, nats_address).await?;
+        let name = format!("{}-{index}", role.command());
+        let (program, arguments) = match role {
+            Role::Nats => (&config.nats_server, nats_arguments(config, nats_address)),
+            _ => (&config.stator, stator_arguments(role, &name, config, &proxies)),
+        };
+        Ok(Self {
+            role,
+            name,
+            program: program.clone(),
+            arguments,
+            logs: config.logs.clone(),
+            journal,
+            proxies,
+            nats_address,
+            life: AtomicU64::new(0),
+            running: Mutex::new(None),
+        })
+    }
+
+    /// Begins a life and waits until it can be reached. Errors: it does not come up.
+    pub async fn start(&self) -> Result<()> {
+        let mut command = Command::new(&self.program);
+        command.args(&self.arguments).env("STATOR_LOG", "info");
+        let mut process = Process::start(&self.name, command, &self.logs, &self.journal)?;
+        let addresses = process.addresses(self.role.addresses()).await?;
+        if self.role == Role::Nats {
+            nats_answers(self.nats_address).await?;
+        }
+        for (proxy, key) in [(&self.proxies.data, "data"), (&self.proxies.kv, "kv")] {
+            if let (Some(proxy), Some(address)) = (proxy, addresses.get(key)) {
+                proxy.forward_to(*address);
+            }
+        }
+        self.life.fetch_add(1, Ordering::Relaxed);
+        *self.running.lock() = Some(Running { process, addresses });
+        Ok(())
+    }
+
+    /// Sends a signal, if it runs.
+    pub fn signal(&self, signal: Signal) {
+        if let Some(running) = &*self.running.lock() {
+            running.process.signal(signal);
+        }
+    }
+
+    /// SIGKILL, and waits for the end.
+    pub async fn kill(&self) -> Result<()> {
+        let running = self.running.lock().take();
+        match running {
+            Some(running) => running.process.kill().await,
+            None => Ok(()),
+        }
+    }
+
+    /// SIGTERM, and waits for the end. Errors: it ends with another code than 0, or not.
+    pub async fn terminate(&self) -> Result<()> {
+        let running = self.running.lock().take();
+        match running {
+            Some(running) => running.process.terminate().await,
+            None => Ok(()),
+        }
+    }
+
+    /// Cuts it off from everyone who reaches it through a proxy, and from NATS.
+    pub fn cut_off(&self, cut: Cut) -> Vec<CutGuard> {
+        let Proxies { nats, data, kv } = &self.proxies;
+        [nats, data, kv].into_iter().flatten().map(|proxy| proxy.cut(cut)).collect()
+    }
+
+    /// Cuts it off from NATS alone.
+    pub fn cut_nats(&self, cut: Cut) -> Option<CutGuard> {
+        self.proxies.nats.as_ref().map(|proxy| proxy.cut(cut))
+    }
+
+    /// Cuts off those who read KV blocks from it.
+    pub fn cut_kv(&self, cut: Cut) -> Option<CutGuard> {
+        self.proxies.kv.as_ref().map(|proxy| proxy.cut(cut))
+    }
+
+    /// Whether someone is reading KV blocks from it at this moment.
+    pub fn is_pulled_from(&self) -> bool {
+        self.proxies.kv.as_ref().is_some_and(Proxy::is_carrying)
+    }
+
+    /// Which life this is, from 1, and the memory it has, in bytes.
+    pub fn memory(&self) -> Option<(u64, u64)> {
+        let bytes = self.running.lock().as_ref()?.process.resident_bytes()?;
+        Some((self.life.load(Ordering::Relaxed), bytes))
+    }
+
+    /// Errors: it has ended although nobody ended it.
+    pub fn check_alive(&self) -> Result<()> {
+        let mut running = self.running.lock();
+        let running = running.as_mut().with_context(|| format!("{} is not running", self.name))?;
+        match running.process.ended() {
+            None => Ok(()),
+            Some(status) => bail!("{} ended by itself with {status}", self.name),
+        }
+    }
+
+    /// An address that it printed. Errors: it is not running.
+    pub fn address(&self, key: &str) -> Result<SocketAddr> {
+        let running = self.running.lock();
+        let address = running.as_ref().and_then(|running| running.addresses.get(key).copied());
+        address.with_context(|| format!("{} has no address {key}", self.name))
+    }
+
+    /// Whether it says that it is ready.
+    pub async fn is_ready(&self, http: &reqwest::Client) -> bool {
+        match self.role {
+            Role::Nats => nats_answers(self.nats_address).await.is_ok(),
+            _ => self.get(http, "health/ready").await.is_ok(),
+        }
+    }
+
+    /// Its figures. Errors: it does not answer.
+    pub async fn metrics(&self, http: &reqwest::Client) -> Result<Metrics> {
+        self.get(http, "metrics").await.map(Metrics::new)
+    }
+
+    async fn get(&self, http: &reqwest::Client, path: &str) -> Result<String> {
+        let address = self.address(if self.role == Role::Gateway { "API" } else { "admin" })?;
+        let url = format!("http://{address}/{path}");
+        let asked = http.get(&url).timeout(ADMIN_DEADLINE).send();
+        let answered = asked.await.with_context(|| format!("{} does not answer", self.name))?;
+        let answered = answered.error_for_status().with_context(|| self.name.clone())?;
+        answered.text().await.with_context(|| format!("{} does not answer", self.name))
+    }
+}
+
+impl Proxies {
+    async fn start(role: Role, config: &ClusterConfig, nats: SocketAddr) -> Result<Self> {
+        if role == Role::Nats {
+            return Ok(Self::default());
+        }
+        let to_nats = Proxy::start(None).await?;
+        to_nats.forward_to(nats);
+        let mut proxies = Self { nats: Some(to_nats), ..Self::default() };
+        if role.is_worker() {
+            proxies.data = Some(Proxy::start(None).await?);
+            proxies.kv = Some(Proxy::start(Some(config.kv_bytes_per_s)).await?);
+        }
+        Ok(proxies)
+    }
+}
+
+fn nats_arguments(config: &ClusterConfig, address: SocketAddr) -> Vec<OsString> {
+    let port = address.port().to_string();
+    let store = config.logs.join("nats-store").into_os_string();
+    let arguments = ["-a", "127.0.0.1", "-p", &port, "-js", "-sd"].map(OsString::from);
+    arguments.into_iter().chain([store]).collect()
+}
+
+fn stator_arguments(
+    role: Role,
+    name: &str,
+    config: &ClusterConfig,
+    proxies: &Proxies,
+) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = vec![role.command().into(), "--name".into(), name.into()];
+    let mut push = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
+    if let Some(nats) = &proxies.nats {
+        push(&["--nats", &format!("nats://{}", nats.address)]);
+    }
+    if role == Role::Gateway {
+        push(&["--listen", "127.0.0.1:0"]);
+    }
+    if role.is_worker() {
+        push(&["--model", &config.model.display().to_string(), "--model-name", &config.model_name]);
+        push(&config.engine.iter().map(String::as_str).collect::<Vec<_>>());
+    }
+    if let (Some(data), Some(kv)) = (&proxies.data, &proxies.kv) {
+        push(&["--advertise", &data.address.to_string()]);
+        push(&["--advertise-kv", &kv.address.to_string()]);
+    }
+    if let Some(defect) = config.defect.filter(|defect| defect.is_of(role)) {
+        push(&["--test-defect", defect.argument()]);
+    }
+    arguments
+}
+
+impl Defect {
+    fn is_of(self, role: Role) -> bool {
+        match self {
+            Self::BrokenMigration => role == Role::Gateway,
+            Self::CorruptBlock => role == Role::PrefillWorker,
+        }
+    }
+
+    fn argument(self) -> &'static str {
+        match self {
+            Self::BrokenMigration => "broken-migration",
+            Self::CorruptBlock => "corrupt-block",
+        }
+    }
+}
+
+/// Waits until a NATS server greets.
+async fn nats_answers(address: SocketAddr) -> Result<()> {
+    let deadline = Instant::now() + NATS_DEADLINE;
+    while !nats_greets(address).await {
+        if Instant::now() > deadline {
+            return Err(anyhow!("NATS does not answer on {address} after {NATS_DEADLINE:?}"));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+async fn nats_greets(address: SocketAddr) -> bool {
+    let greeting = async {
+        let mut first = [0; 4];
+        TcpStream::connect(address).await?.read_exact(&mut first).await?;
+        Ok::<_, std::io::Error>(first == *b"INFO")
+    };
+    matches!(tokio::time::timeout(Duration::from_secs(1), greeting).await, Ok(Ok(true)))
+}
+
+fn free_address() -> Result<SocketAddr> {
+    // Free now; the kernel does not give it to others soon, and nats-server may take it again.
+    let listener = TcpListener::bind("127.0.0.1:0").context("no free port")?;
+    Ok(listener.local_addr()?)
+}
