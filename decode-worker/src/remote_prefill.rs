@@ -249,6 +249,7 @@ impl<'a> Handoff<'a> {
                 Ok(())
             }
             Some(Kind::FirstToken(first)) => self.pass_on(first).await,
+            Some(Kind::Progress(_)) => Ok(()),
             Some(Kind::Granted(_)) => Err(PrefillError::Protocol("a second lease came")),
             None => Err(PrefillError::Protocol("its stream ended early")),
         }

@@ -27,6 +27,7 @@ impl RequestContext {
         SequenceRequest {
             id: self.sequence.id(),
             prompt: request.prompt_tokens.clone(),
+            generated: request.generated_tokens.clone(),
             sampling: request.sampling.clone().unwrap_or_default(),
             stopping: request.stopping.clone().unwrap_or_default(),
             cache_salt: request.cache_salt.clone(),

@@ -126,6 +126,7 @@ fn generate_message(prompt: &[u32], prefill: Option<v1::PrefillWorker>) -> v1::S
         }),
         stopping: Some(v1::Stopping { max_tokens: 24, ignore_eos: true, ..Default::default() }),
         prefill,
+        generated_tokens: Vec::new(),
         cache_salt: String::new(),
     };
     v1::SessionRequest { kind: Some(Kind::Generate(generate)) }
@@ -215,6 +216,7 @@ fn granted(pair: &Pair) -> Event {
         capability: vec![0; 16].into(),
         lease_ms: 10_000,
         layout: Some(pair.decode.layout().into()),
+        endpoints: Vec::new(),
     })
 }
 

@@ -260,7 +260,7 @@ impl Engine {
         let running = self.scheduler.running();
         let sequences = self.scheduler.waiting().chain(running);
         let waiting_tokens =
-            sequences.map(|sequence| sequence.prompt_tokens.saturating_sub(sequence.computed));
+            sequences.map(|sequence| sequence.given_tokens.saturating_sub(sequence.computed));
         Load {
             waiting_prompt_tokens: waiting_tokens.sum(),
             sequence_tokens: running
@@ -299,7 +299,7 @@ impl Engine {
         for Scheduled { index, count } in scheduled {
             let sequence = &mut self.scheduler.running_mut()[index];
             output.count(sequence, count);
-            let first_time = sequence.output_tokens() == 0;
+            let first_time = sequence.tokens.len() == sequence.given_tokens;
             let catches_up = sequence.uncomputed() == count;
             sequence.advance(count, &mut self.pool);
             let mut news = SequenceOutput::nothing(sequence.id);
@@ -365,15 +365,17 @@ impl Engine {
         if request.prompt.is_empty() {
             return invalid("the prompt is empty".into());
         }
-        if request.prompt.len() >= context {
-            let tokens = request.prompt.len();
+        let tokens = request.prompt.len() + request.generated.len();
+        if tokens >= context {
             return invalid(format!("the prompt has {tokens} tokens; at most {} fit", context - 1));
         }
-        if request.stopping.max_tokens == 0 {
-            return invalid("max_tokens is 0".into());
+        let (generated, wanted) = (request.generated.len(), request.stopping.max_tokens);
+        if generated >= wanted as usize {
+            return invalid(format!("max_tokens is {wanted}, and {generated} are there already"));
         }
         let vocabulary = self.facts.vocabulary_size;
-        if let Some(token) = request.prompt.iter().find(|token| **token as usize >= vocabulary) {
+        let mut given = request.prompt.iter().chain(&request.generated);
+        if let Some(token) = given.find(|token| **token as usize >= vocabulary) {
             return invalid(format!("token {token} is not in the vocabulary of {vocabulary}"));
         }
         if self.scheduler.waiting().len() >= self.config.waiting_sequences_max {
@@ -443,6 +445,7 @@ mod tests {
         let request = SequenceRequest {
             id: SequenceId(1),
             prompt: vec![1; 7],
+            generated: Vec::new(),
             sampling: Default::default(),
             stopping: Stopping { max_tokens: 5, ..Default::default() },
             cache_salt: String::new(),

@@ -99,6 +99,7 @@ fn request(id: u64, case: &Case, logprobs: Option<u32>) -> SequenceRequest {
     SequenceRequest {
         id: SequenceId(id),
         prompt: case.prompt.clone(),
+        generated: Vec::new(),
         sampling: Sampling { repetition_penalty: 1.0, top_p: 1.0, logprobs, ..Default::default() },
         stopping: Stopping {
             max_tokens: case.greedy.len() as u32,

@@ -74,6 +74,7 @@ impl Prefill for PrefillService {
         let sequence = SequenceRequest {
             id: handle.id(),
             prompt: request.prompt_tokens,
+            generated: request.generated_tokens,
             sampling: request.sampling.unwrap_or_default(),
             stopping: request.stopping.unwrap_or_default(),
             cache_salt: request.cache_salt,

@@ -32,6 +32,7 @@ fn request(handle: &SequenceHandle, prompt_tokens: u32, max_tokens: u32) -> Sequ
     SequenceRequest {
         id: handle.id(),
         prompt: (1..=prompt_tokens).collect(),
+        generated: Vec::new(),
         sampling: Sampling::default(),
         stopping: Stopping { max_tokens, ignore_eos: true, ..Default::default() },
         cache_salt: String::new(),

@@ -52,6 +52,7 @@ fn others_request(handle: &SequenceHandle, prompt_tokens: usize) -> SequenceRequ
     SequenceRequest {
         id: handle.id(),
         prompt: vec![1; prompt_tokens],
+        generated: Vec::new(),
         sampling: v1::Sampling::default(),
         stopping: v1::Stopping { max_tokens: 1, ..Default::default() },
         cache_salt: "others".into(),

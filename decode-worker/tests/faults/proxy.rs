@@ -150,7 +150,7 @@ impl Proxy {
             }
             Some(Kind::Ready(_)) => Some(Point::FirstBlocks),
             Some(Kind::FirstToken(_)) => Some(Point::FirstToken),
-            None => None,
+            Some(Kind::Progress(_)) | None => None,
         };
         (event, point)
     }

@@ -73,6 +73,7 @@ impl Oracle {
         let asked = SequenceRequest {
             id: SequenceId(0),
             prompt: request.prompt.clone(),
+            generated: Vec::new(),
             sampling: v1::Sampling {
                 temperature: request.temperature,
                 seed: u64::from(request.seed),

@@ -182,6 +182,7 @@ mod tests {
         let request = SequenceRequest {
             id: SequenceId(id),
             prompt: (0..tokens as u32).map(|token| token + 1000 * id as u32).collect(),
+            generated: Vec::new(),
             sampling: Default::default(),
             stopping: Default::default(),
             cache_salt: String::new(),

@@ -25,6 +25,8 @@ pub struct SequenceRequest {
     pub id: SequenceId,
     /// Token ids, at least one.
     pub prompt: Vec<u32>,
+    /// What another engine has generated of the answer already: it goes on after these.
+    pub generated: Vec<u32>,
     /// How tokens are chosen.
     pub sampling: Sampling,
     /// When to stop.
@@ -43,6 +45,8 @@ pub struct Sequence {
     pub tokens: Vec<u32>,
     /// How many of them are the prompt.
     pub prompt_tokens: usize,
+    /// How many it began with: the prompt, and what there was of the answer.
+    pub given_tokens: usize,
     /// Tokens whose KV is in `blocks`. The scheduler makes them catch up with `tokens`.
     pub computed: usize,
     /// Blocks held, in order.
@@ -69,11 +73,15 @@ impl Sequence {
         block_size: usize,
     ) -> Self {
         let hasher = BlockHasher::new(numerics_id, &request.cache_salt, block_size);
+        let prompt_tokens = request.prompt.len();
+        let mut tokens = request.prompt;
+        tokens.extend(request.generated);
         Self {
             id: request.id,
             purpose,
-            prompt_tokens: request.prompt.len(),
-            tokens: request.prompt,
+            prompt_tokens,
+            given_tokens: tokens.len(),
+            tokens,
             computed: 0,
             blocks: Vec::new(),
             sampling: request.sampling,
@@ -91,14 +99,14 @@ impl Sequence {
         self.tokens.len() - self.computed
     }
 
-    /// Output tokens so far.
+    /// Output tokens so far, with those it began with.
     pub fn output_tokens(&self) -> usize {
         self.tokens.len() - self.prompt_tokens
     }
 
-    /// Whether it still computes its prompt.
+    /// Whether it still computes what it began with.
     pub fn in_prefill(&self) -> bool {
-        self.computed < self.prompt_tokens
+        self.computed < self.given_tokens
     }
 
     /// Takes what the prefix cache has of this sequence, except for its last token, whose logits
@@ -139,13 +147,13 @@ impl Sequence {
         self.registered_blocks = full_blocks;
     }
 
-    /// Prefill only: blocks that became complete since the last call. The prompt's last block
-    /// counts as complete once the whole prompt is computed.
+    /// Prefill only: blocks that became complete since the last call. The last block of
+    /// what it began with counts as complete once all of that is computed.
     pub fn newly_ready_blocks(&mut self) -> Vec<u32> {
         let block_size = self.hasher.block_size();
         let done = !self.in_prefill();
         let ready =
-            if done { self.prompt_tokens.div_ceil(block_size) } else { self.computed / block_size };
+            if done { self.given_tokens.div_ceil(block_size) } else { self.computed / block_size };
         let start = std::mem::replace(&mut self.announced_blocks, ready);
         self.blocks[start..ready].to_vec()
     }

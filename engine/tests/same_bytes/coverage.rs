@@ -22,12 +22,14 @@ pub enum Event {
     LateFailure,
     /// A request that ended with its remotely computed token.
     RemoteEnd,
+    /// A request that began anew with the tokens that were there.
+    Migration,
     /// A request whose client went away midway.
     Cancellation,
 }
 
 /// How often each must happen in a hundred scenarios: far less than it does.
-const REQUIRED_PER_HUNDRED: [(Event, usize); 9] = [
+const REQUIRED_PER_HUNDRED: [(Event, usize); 10] = [
     (Event::Company, 500),
     (Event::FullStep, 500),
     (Event::Preemption, 50),
@@ -36,6 +38,7 @@ const REQUIRED_PER_HUNDRED: [(Event, usize); 9] = [
     (Event::EarlyFailure, 5),
     (Event::LateFailure, 10),
     (Event::RemoteEnd, 2),
+    (Event::Migration, 50),
     (Event::Cancellation, 20),
 ];
 

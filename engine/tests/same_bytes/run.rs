@@ -59,6 +59,8 @@ fn assert_empty(engine: &Engine, sizes: Sizes) {
 #[derive(Default)]
 struct Progress {
     answer: Answer,
+    /// Tokens of the answer when it last migrated.
+    given_tokens: usize,
     handoff: Option<Handoff>,
     cancelled: bool,
     ended: bool,
@@ -114,6 +116,10 @@ impl<'a> Run<'a> {
             if arrival.tick == tick {
                 self.begin(index);
             }
+            if arrival.migrates_at == Some(tick) && !self.requests[index].ended {
+                self.coverage.add(Event::Migration, 1);
+                self.migrate(index);
+            }
             if arrival.cancelled_at == Some(tick) && !self.requests[index].ended {
                 self.requests[index].cancelled = true;
                 self.coverage.add(Event::Cancellation, 1);
@@ -135,7 +141,10 @@ impl<'a> Run<'a> {
     /// where that is planned, and where there is no room, as a decode worker does.
     fn begin(&mut self, index: usize) {
         let arrival = &self.scenario.arrivals[index];
-        let request = || arrival.request.clone();
+        let tokens = self.requests[index].answer.tokens.iter();
+        let generated: Vec<u32> = tokens.map(|token| token.id).collect();
+        let request =
+            || SequenceRequest { generated: generated.clone(), ..arrival.request.clone() };
         if let Some(plan) = arrival.handoff
             && let Ok(reserved) = self.local.reserve(request())
         {
@@ -188,7 +197,8 @@ impl<'a> Run<'a> {
     fn transfer(&mut self, index: usize) {
         let Some(mut handoff) = self.requests[index].handoff.take() else { return };
         handoff.copy_some(&self.remote, &mut self.rng);
-        let first_token = self.requests[index].answer.tokens.first().map(|token| token.id);
+        let Progress { answer, given_tokens, .. } = &self.requests[index];
+        let first_token = answer.tokens.get(*given_tokens).map(|token| token.id);
         let complete = first_token.filter(|_| handoff.is_complete());
         if handoff.fails(complete.is_some()) {
             handoff.spoil();
@@ -206,6 +216,16 @@ impl<'a> Run<'a> {
         } else {
             self.requests[index].handoff = Some(handoff);
         }
+    }
+
+    /// Begins anew with what there is of the answer, as in another engine.
+    fn migrate(&mut self, index: usize) {
+        let request = &mut self.requests[index];
+        request.handoff = None;
+        request.given_tokens = request.answer.tokens.len();
+        self.local.release(id(index));
+        self.remote.release(id(index));
+        self.begin(index);
     }
 
     fn end(&mut self, index: usize) {

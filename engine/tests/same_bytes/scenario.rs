@@ -43,6 +43,8 @@ pub struct Sizes {
 pub struct Arrival {
     pub request: SequenceRequest,
     pub tick: usize,
+    /// It begins anew with the tokens that are there, if it is not done by then.
+    pub migrates_at: Option<usize>,
     /// Its client goes away, if it is not done by then.
     pub cancelled_at: Option<usize>,
     /// Whether its prompt is to be computed remotely.
@@ -80,13 +82,11 @@ impl Generator {
         let requests = self.requests(count);
         let earlier = [self.earlier(&requests), self.earlier(&requests)];
         let all = || requests.iter().chain(earlier.iter().flatten());
-        let prompt_max = all().map(|request| request.prompt.len()).max().unwrap_or(1);
         let whole =
             |request: &SequenceRequest| request.prompt.len() + request.stopping.max_tokens as usize;
         let whole_max = all().map(whole).max().unwrap_or(1);
         let local = self.sizes(whole_max);
-        // It holds prompts alone.
-        let remote = self.sizes(prompt_max + 1);
+        let remote = self.sizes(whole_max);
         let mut alone = self.sizes(whole_max);
         alone.config.block_size = block_size(&mut self.rng);
         alone.config.kv_blocks = ROOMY_BLOCKS;
@@ -160,6 +160,7 @@ impl Generator {
         SequenceRequest {
             id: SequenceId(id),
             prompt,
+            generated: Vec::new(),
             sampling: self.sampling(),
             stopping: self.stopping(),
             cache_salt: salt.to_string(),
@@ -231,6 +232,7 @@ impl Generator {
         Arrival {
             request,
             tick,
+            migrates_at: self.rng.random_bool(0.3).then(|| tick + self.rng.random_range(1..30)),
             cancelled_at: self.rng.random_bool(0.15).then(|| tick + self.rng.random_range(0..20)),
             handoff: self.rng.random_bool(0.7).then_some(plan),
         }
