@@ -1,5 +1,6 @@
 //! The cluster under test: which processes there are, and what is said to whom through which proxy.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -120,6 +121,11 @@ impl Cluster {
     /// Whether KV blocks are on their way to a reader at this moment.
     pub fn is_pulling(&self) -> bool {
         self.components.iter().any(|component| component.is_pulled_from())
+    }
+
+    /// The readers' ends of the connections on which they are.
+    pub fn readers(&self) -> Vec<SocketAddr> {
+        self.components.iter().flat_map(|component| component.readers()).collect()
     }
 
     /// Waits until every process says that it is ready. Errors: one ended, or does not become so.

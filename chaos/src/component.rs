@@ -196,6 +196,17 @@ impl Component {
         self.proxies.kv.as_ref().is_some_and(Proxy::is_carrying)
     }
 
+    /// The ends of the connections on which someone does.
+    pub fn readers(&self) -> Vec<SocketAddr> {
+        self.proxies.kv.as_ref().map(Proxy::carrying_to).unwrap_or_default()
+    }
+
+    /// Whether one of these connections is its own.
+    pub fn has_any(&self, own_ends: &[SocketAddr]) -> bool {
+        let running = self.running.lock();
+        running.as_ref().is_some_and(|running| running.process.has_any(own_ends))
+    }
+
     /// Which life this is, from 1, and the memory it has, in bytes.
     pub fn memory(&self) -> Option<(u64, u64)> {
         let bytes = self.running.lock().as_ref()?.process.resident_bytes()?;

@@ -1,6 +1,7 @@
 //! What can go wrong, and when: a schedule that a seed decides.
 
 use std::fmt;
+use std::ops::Range;
 use std::time::Duration;
 
 use rand::seq::{IndexedRandom, SliceRandom};
@@ -67,6 +68,26 @@ pub struct Strike {
     pub during_pull: bool,
 }
 
+/// How long faults last before they heal, in milliseconds. A restart takes what it takes.
+#[derive(Clone, Debug)]
+pub struct Pace {
+    /// From a SIGKILL to the new process.
+    pub kill_ms: Range<u64>,
+    /// Of a stop or a silence: longer than the 2 s after which a silent worker counts as gone.
+    pub silence_ms: Range<u64>,
+    /// Of a partition that resets.
+    pub reset_ms: Range<u64>,
+}
+
+impl Pace {
+    /// For long runs.
+    pub const USUAL: Self =
+        Self { kill_ms: 200..1_500, silence_ms: 3_000..4_500, reset_ms: 500..2_000 };
+    /// For a run in which every kind strikes once.
+    pub const SHORT: Self =
+        Self { kill_ms: 200..500, silence_ms: 2_600..3_000, reset_ms: 300..600 };
+}
+
 const TARGETS: [Target; 5] =
     [Target::PrefillWorker, Target::DecodeWorker, Target::Router, Target::Nats, Target::Kv];
 const WAYS: [Way; 5] = [Way::Kill, Way::Stop, Way::Restart, Way::Silence, Way::Reset];
@@ -99,12 +120,11 @@ impl Kind {
     }
 
     /// A kind's fault, with what is open drawn.
-    fn draw(self, random: &mut ChaCha8Rng) -> Fault {
+    fn draw(self, random: &mut ChaCha8Rng, pace: &Pace) -> Fault {
         let hold_ms = match self.way {
-            // Beyond the 2 s of silence after which a worker counts as gone.
-            Way::Stop | Way::Silence => random.random_range(3_000..4_500),
-            Way::Reset => random.random_range(500..2_000),
-            Way::Kill => random.random_range(200..1_500),
+            Way::Stop | Way::Silence => random.random_range(pace.silence_ms.clone()),
+            Way::Reset => random.random_range(pace.reset_ms.clone()),
+            Way::Kill => random.random_range(pace.kill_ms.clone()),
             Way::Restart => 0,
         };
         Fault { kind: self, draw: random.random(), hold: Duration::from_millis(hold_ms) }
@@ -120,7 +140,7 @@ impl Way {
 
 /// `strikes` faults, one at a time: each of `kinds` as often as the others but for one, in random
 /// order, every other one during a pull.
-pub fn schedule(seed: u64, strikes: usize, kinds: &[Kind]) -> Vec<Strike> {
+pub fn schedule(seed: u64, strikes: usize, kinds: &[Kind], pace: &Pace) -> Vec<Strike> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let mut order: Vec<Kind> = Vec::new();
     while order.len() < strikes && !kinds.is_empty() {
@@ -133,14 +153,14 @@ pub fn schedule(seed: u64, strikes: usize, kinds: &[Kind]) -> Vec<Strike> {
     let during_pull =
         |index: usize| (index + index / kinds.len().max(1) * (1 + kinds.len() % 2)) % 2 == 1;
     let strike = |(index, kind): (usize, Kind)| Strike {
-        faults: vec![kind.draw(&mut random)],
+        faults: vec![kind.draw(&mut random, pace)],
         during_pull: during_pull(index),
     };
     order.into_iter().enumerate().map(strike).collect()
 }
 
 /// `strikes` pairs of faults that strike together and leave one of each kind.
-pub fn overlapping_schedule(seed: u64, strikes: usize) -> Vec<Strike> {
+pub fn overlapping_schedule(seed: u64, strikes: usize, pace: &Pace) -> Vec<Strike> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     random.set_stream(1);
     let strike = |index: usize| {
@@ -148,7 +168,7 @@ pub fn overlapping_schedule(seed: u64, strikes: usize) -> Vec<Strike> {
         let mut fault = |target| {
             let kinds: Vec<Kind> =
                 Kind::all().into_iter().filter(|kind| kind.target == target).collect();
-            kinds.choose(&mut random).expect("every target has a kind").draw(&mut random)
+            kinds.choose(&mut random).expect("every target has a kind").draw(&mut random, pace)
         };
         Strike { faults: vec![fault(first), fault(second)], during_pull: index % 2 == 1 }
     };
@@ -201,16 +221,19 @@ mod tests {
     #[test]
     fn a_seed_decides() {
         let kinds = Kind::all();
-        assert_eq!(schedule(7, 50, &kinds), schedule(7, 50, &kinds));
-        assert_ne!(schedule(7, 50, &kinds), schedule(8, 50, &kinds));
-        assert_eq!(overlapping_schedule(7, 20), overlapping_schedule(7, 20));
+        assert_eq!(schedule(7, 50, &kinds, &Pace::USUAL), schedule(7, 50, &kinds, &Pace::USUAL));
+        assert_ne!(schedule(7, 50, &kinds, &Pace::USUAL), schedule(8, 50, &kinds, &Pace::USUAL));
+        assert_eq!(
+            overlapping_schedule(7, 20, &Pace::USUAL),
+            overlapping_schedule(7, 20, &Pace::USUAL)
+        );
     }
 
     #[test]
     fn kinds_and_pulls_share_evenly() {
         #[track_caller]
         fn check(kinds: &[Kind], turns: usize) {
-            let strikes = schedule(3, kinds.len() * turns, kinds);
+            let strikes = schedule(3, kinds.len() * turns, kinds, &Pace::USUAL);
             let mut counts = BTreeMap::new();
             for strike in &strikes {
                 *counts.entry(strike.faults[0].kind).or_insert(0) += 1;
@@ -229,7 +252,7 @@ mod tests {
 
     #[test]
     fn a_pair_never_takes_both_of_a_kind() {
-        for strike in overlapping_schedule(1, 200) {
+        for strike in overlapping_schedule(1, 200, &Pace::SHORT) {
             let targets: Vec<Target> =
                 strike.faults.iter().map(|fault| fault.kind.target).collect();
             assert!(

@@ -42,7 +42,7 @@ pub fn aim(cluster: &Cluster, strike: &Strike) -> Vec<Aimed> {
     aimed
 }
 
-/// Whom a fault may hit: during a pull, of the prefill workers those that are read from.
+/// Whom a fault may hit: of workers during a pull, those that take part in one.
 fn candidates(cluster: &Cluster, fault: &Fault, during_pull: bool) -> Vec<Arc<Component>> {
     let all = match fault.kind.target {
         Target::PrefillWorker => cluster.of(Role::PrefillWorker),
@@ -52,10 +52,15 @@ fn candidates(cluster: &Cluster, fault: &Fault, during_pull: bool) -> Vec<Arc<Co
         Target::Nats => cluster.of(Role::Nats),
         Target::Kv => cluster.components.clone(),
     };
-    let is_read = |component: &&Arc<Component>| component.is_pulled_from();
-    let read: Vec<_> = all.iter().filter(is_read).cloned().collect();
-    let prefers_read = during_pull && fault.kind.target == Target::PrefillWorker;
-    if prefers_read && !read.is_empty() { read } else { all }
+    let is_worker = matches!(fault.kind.target, Target::PrefillWorker | Target::DecodeWorker);
+    if !during_pull || !is_worker {
+        return all;
+    }
+    let readers = cluster.readers();
+    let takes_part =
+        |component: &&Arc<Component>| component.is_pulled_from() || component.has_any(&readers);
+    let taking_part: Vec<_> = all.iter().filter(takes_part).cloned().collect();
+    if taking_part.is_empty() { all } else { taking_part }
 }
 
 fn is_wide(fault: &Fault) -> bool {

@@ -22,3 +22,4 @@ mod question;
 pub mod report;
 mod round;
 pub mod run;
+mod sockets;

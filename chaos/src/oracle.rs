@@ -72,3 +72,60 @@ async fn ask_one(http: &reqwest::Client, base_url: &str, question: &Question) ->
     let name = &question.name;
     asked.answer.map_err(|Broken(reason)| anyhow!("no undisturbed answer to {name}: {reason}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::binaries;
+    use crate::cluster::Counts;
+    use crate::load::{Load, LoadConfig, Verdict};
+    use crate::phase::Phase;
+    use crate::question::questions;
+
+    /// What the oracle says must not depend on who else asks, nor on how long steps take.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_busy_server_answers_as_the_oracle_did() {
+        let phase = Phase::short(8, 0, 0);
+        let logs = std::env::temp_dir().join(format!("chaos-oracle-test-{}", std::process::id()));
+        let config = ClusterConfig {
+            stator: binaries::stator(None).unwrap(),
+            nats_server: "nats-server".into(),
+            logs: logs.clone(),
+            counts: Counts { gateways: 0, routers: 0, prefill_workers: 0, decode_workers: 0 },
+            model: binaries::repository().join("models/demo"),
+            model_name: "demo".into(),
+            engine: Vec::new(),
+            kv_bytes_per_s: 0,
+            defect: None,
+        };
+        let http = reqwest::Client::new();
+        let asked = questions(3, 16, "demo", &phase.lengths);
+        let known = ask(&config, &phase.oracle_engine, asked, &http).await.unwrap();
+        assert_eq!(known.len(), 16);
+        let stopped = known.iter().filter(|known| known.answer.finish_reason == "stop").count();
+        assert_eq!(stopped, 2, "questions with a stop string end with it");
+
+        let mut serve = start(&config, &phase.engine, &config.logs).unwrap();
+        let address = serve.addresses(&["API"]).await.unwrap()["API"];
+        let load = Load::start(
+            http,
+            LoadConfig {
+                streams: 8,
+                base_urls: vec![format!("http://{address}/v1")],
+                known: Arc::new(known),
+                seed: 1,
+                name: "oracle-test".into(),
+            },
+        );
+        while load.past_first_token() < 4 {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        let outcomes = load.finish().await;
+        assert!(outcomes.len() >= 8);
+        for outcome in outcomes {
+            assert_eq!(outcome.verdict, Verdict::Same, "{outcome:?}");
+        }
+        serve.kill().await.unwrap();
+        std::fs::remove_dir_all(logs).unwrap();
+    }
+}

@@ -1,5 +1,6 @@
 //! What a phase computes with, and the sizes that keep its streams running for some seconds.
 
+use crate::fault::Pace;
 use crate::question::Lengths;
 
 /// A part of a run: one engine, one cluster.
@@ -23,6 +24,8 @@ pub struct Phase {
     pub faults: usize,
     /// Pairs of faults at once.
     pub overlapping: usize,
+    /// How long they last.
+    pub pace: Pace,
 }
 
 impl Phase {
@@ -46,7 +49,16 @@ impl Phase {
             kv_bytes_per_s: 40_000,
             faults,
             overlapping,
+            pace: Pace::USUAL,
         }
+    }
+
+    /// As [`Phase::mock`], with everything as short as it may be.
+    pub fn short(streams: usize, faults: usize, overlapping: usize) -> Self {
+        let mut phase = Self::mock(streams, faults, overlapping);
+        phase.lengths.answer_tokens = 50..90;
+        phase.pace = Pace::SHORT;
+        phase
     }
 
     /// The bundled model, computed for real.
@@ -67,6 +79,7 @@ impl Phase {
             kv_bytes_per_s: 4_000_000,
             faults,
             overlapping,
+            pace: Pace::USUAL,
         }
     }
 }

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::journal::Journal;
+use crate::sockets;
 
 /// From the start of a process to its being ready.
 const READY_DEADLINE: Duration = Duration::from_secs(60);
@@ -118,6 +119,11 @@ impl Process {
     /// How the process ended, if it did by itself.
     pub fn ended(&mut self) -> Option<ExitStatus> {
         self.child.try_wait().ok().flatten()
+    }
+
+    /// Whether one of these connections is its own.
+    pub fn has_any(&self, own_ends: &[SocketAddr]) -> bool {
+        sockets::process_has_any(self.pid.as_raw_nonzero().get(), own_ends)
     }
 
     /// Memory in use, in bytes; `None` where the system does not say.

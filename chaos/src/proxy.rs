@@ -1,9 +1,9 @@
 //! A TCP proxy whose link can fail: bytes stop arriving, or every connection is reset.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -65,8 +65,9 @@ struct Shared {
     cuts: Mutex<[usize; 2]>,
     /// Of what comes from upstream; unlimited if absent.
     bytes_per_s: Option<u64>,
-    /// Bytes from upstream that were taken and not passed on yet, over all connections.
-    held_bytes: AtomicUsize,
+    /// The clients' ends of connections on which bytes from upstream were taken and not passed on
+    /// yet.
+    carrying_to: Mutex<BTreeSet<SocketAddr>>,
 }
 
 impl Proxy {
@@ -80,7 +81,7 @@ impl Proxy {
             link: watch::Sender::new(Link::Up),
             cuts: Mutex::default(),
             bytes_per_s,
-            held_bytes: AtomicUsize::new(0),
+            carrying_to: Mutex::default(),
         });
         let accepting = tokio::spawn(accept(listener, shared.clone()));
         Ok(Self { address, shared, _accepting: AbortOnDropHandle::new(accepting) })
@@ -99,7 +100,12 @@ impl Proxy {
 
     /// Whether bytes from upstream are on their way at this moment.
     pub fn is_carrying(&self) -> bool {
-        self.shared.held_bytes.load(Ordering::Relaxed) > 0
+        !self.shared.carrying_to.lock().is_empty()
+    }
+
+    /// To whom: the clients' ends of those connections.
+    pub fn carrying_to(&self) -> Vec<SocketAddr> {
+        self.shared.carrying_to.lock().iter().copied().collect()
     }
 }
 
@@ -123,14 +129,14 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
             biased;
             Some(_ended) = connections.join_next() => {}
             // A client that gave up already is nobody's error.
-            Ok((client, _)) = listener.accept() => {
-                connections.spawn(connection(client, shared.clone()));
+            Ok((client, peer)) = listener.accept() => {
+                connections.spawn(connection(client, peer, shared.clone()));
             }
         }
     }
 }
 
-async fn connection(client: TcpStream, shared: Arc<Shared>) {
+async fn connection(client: TcpStream, peer: SocketAddr, shared: Arc<Shared>) {
     let mut link = shared.link.subscribe();
     let upstream = tokio::select! {
         biased;
@@ -146,7 +152,7 @@ async fn connection(client: TcpStream, shared: Arc<Shared>) {
     let (mut from_upstream, mut to_upstream) = upstream.into_split();
     let passed = {
         let up = Pump { link: shared.link.subscribe(), slow: None };
-        let slow = shared.bytes_per_s.map(|rate| (rate, &shared.held_bytes));
+        let slow = shared.bytes_per_s.map(|rate| (rate, Carrying { to: peer, shared: &shared }));
         let down = Pump { link: shared.link.subscribe(), slow };
         let both = async {
             tokio::try_join!(
@@ -190,8 +196,8 @@ async fn connect(shared: &Shared) -> io::Result<TcpStream> {
 /// One direction of a connection.
 struct Pump<'a> {
     link: watch::Receiver<Link>,
-    /// Bytes per second, and where those on their way are counted.
-    slow: Option<(u64, &'a AtomicUsize)>,
+    /// Bytes per second, and what says that some are on their way.
+    slow: Option<(u64, Carrying<'a>)>,
 }
 
 impl<'a> Pump<'a> {
@@ -206,7 +212,7 @@ impl<'a> Pump<'a> {
                 _changed = self.link.changed() => continue,
                 taken = from.read(&mut hand) => taken?,
             };
-            let _held = self.carry(taken).await;
+            let _held = if taken == 0 { None } else { self.carry(taken).await };
             becomes(&mut self.link, Link::Up).await;
             if taken == 0 {
                 return to.shutdown().await;
@@ -216,35 +222,42 @@ impl<'a> Pump<'a> {
     }
 
     fn hand_bytes(&self) -> usize {
-        let slow = self.slow.map(|(rate, _)| (rate as f64 * SLOW_TURN.as_secs_f64()) as usize);
+        let slow =
+            self.slow.as_ref().map(|(rate, _)| (*rate as f64 * SLOW_TURN.as_secs_f64()) as usize);
         slow.unwrap_or(HAND_BYTES).clamp(1, HAND_BYTES)
     }
 
-    /// Takes the time that a slow link takes. The bytes count as held until the guard is dropped.
+    /// Takes the time that a slow link takes. The bytes are on their way until the guard is dropped.
     async fn carry(&self, bytes: usize) -> Option<Held<'a>> {
-        let (rate, held_bytes) = self.slow?;
-        let held = Held::new(held_bytes, bytes);
-        tokio::time::sleep(Duration::from_secs_f64(bytes as f64 / rate as f64)).await;
+        let (rate, carrying) = self.slow.as_ref()?;
+        let held = carrying.hold();
+        tokio::time::sleep(Duration::from_secs_f64(bytes as f64 / *rate as f64)).await;
         Some(held)
     }
 }
 
-/// Bytes that are counted while this lives.
-struct Held<'a> {
-    total: &'a AtomicUsize,
-    bytes: usize,
+/// A connection that may be carrying bytes from upstream.
+struct Carrying<'a> {
+    to: SocketAddr,
+    shared: &'a Shared,
 }
 
-impl<'a> Held<'a> {
-    fn new(total: &'a AtomicUsize, bytes: usize) -> Self {
-        total.fetch_add(bytes, Ordering::Relaxed);
-        Self { total, bytes }
+/// It is, while this lives.
+struct Held<'a> {
+    to: SocketAddr,
+    shared: &'a Shared,
+}
+
+impl<'a> Carrying<'a> {
+    fn hold(&self) -> Held<'a> {
+        self.shared.carrying_to.lock().insert(self.to);
+        Held { to: self.to, shared: self.shared }
     }
 }
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        self.total.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.shared.carrying_to.lock().remove(&self.to);
     }
 }
 
@@ -345,6 +358,7 @@ mod tests {
             }
         };
         tokio::time::timeout(Duration::from_secs(10), carrying).await.expect("it carries");
+        assert_eq!(proxy.carrying_to(), [client.local_addr().unwrap()]);
         hear(&mut client, &words).await.unwrap();
     }
 

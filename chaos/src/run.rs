@@ -112,11 +112,14 @@ struct PhaseRun<'a> {
 
 impl PhaseRun<'_> {
     async fn all(&mut self) -> Result<()> {
-        let Phase { faults, overlapping, .. } = *self.phase;
+        let Phase { faults, overlapping, ref pace, .. } = *self.phase;
         let mut strikes: Vec<Option<Strike>> = vec![None];
-        strikes
-            .extend(schedule(self.config.seed, faults, &self.config.kinds).into_iter().map(Some));
-        strikes.extend(overlapping_schedule(self.config.seed, overlapping).into_iter().map(Some));
+        strikes.extend(
+            schedule(self.config.seed, faults, &self.config.kinds, pace).into_iter().map(Some),
+        );
+        strikes.extend(
+            overlapping_schedule(self.config.seed, overlapping, pace).into_iter().map(Some),
+        );
         let total = strikes.len() - 1;
         for (number, strike) in strikes.iter().enumerate() {
             if self.broken.len() >= BROKEN_CLUSTERS_MAX {
