@@ -14,7 +14,6 @@ use kv_transfer::LocalPools;
 use messaging::Network;
 use protocol::v1::generation_server::GenerationServer;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
 use worker::{EngineHost, Worker, WorkerError};
 
 use peers::Peers;
@@ -43,7 +42,7 @@ pub async fn run(
         peers: Peers::new(network.data_plane.clone()),
     });
     let service = GenerationService::new(context);
-    let services = Server::builder().add_service(
+    let services = network.data_plane.server().add_service(
         GenerationServer::new(service).max_decoding_message_size(protocol::MESSAGE_BYTES_MAX),
     );
     worker.serve(services, &network, shutdown).await

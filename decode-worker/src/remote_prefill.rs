@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use kv_transfer::{BlockCopy, Capability, KvLayout, Lease, LeaseId, LocalPools, TransferError};
 use messaging::ConnectError;
-use protocol::WorkerLife;
 use protocol::v1::prefill_client::PrefillClient;
 use protocol::v1::{self, RequestUpdate, prefill_event::Kind};
+use protocol::{SILENCE_MAX, WorkerLife};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
@@ -18,9 +18,9 @@ use worker::{HostError, Reservation};
 
 use crate::request_context::{RequestContext, news_of};
 
-/// A prefill worker that says nothing for this long counts as failed. Long, because one chunk of
-/// a large model may take that long on a CPU.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// A prompt that gets no further for this long is computed here. Long, because its worker may have
+/// others to compute first, and one chunk of a large model may take that long on a CPU.
+const STANDSTILL_MAX: Duration = Duration::from_secs(60);
 
 /// A copy of fewer bytes is sooner done than handed to another thread.
 const INLINE_COPY_BYTES: usize = 128 * 1024;
@@ -40,9 +40,15 @@ pub enum PrefillError {
     /// It refused, or its stream broke.
     #[error("the prefill worker answered: {}", .0.message())]
     Call(#[from] Status),
-    /// It said nothing for too long.
+    /// Nothing is heard of it.
     #[error("the prefill worker fell silent")]
     Silent,
+    /// Its engine is stuck in a step.
+    #[error("the prefill worker's engine hangs")]
+    Hung,
+    /// It is there, and the prompt gets no further.
+    #[error("the prefill worker does not come to this prompt")]
+    Standstill,
     /// What it said makes no sense.
     #[error("the prefill worker broke the protocol: {0}")]
     Protocol(&'static str),
@@ -61,7 +67,7 @@ impl PrefillError {
     /// Whether this is what a full worker does, and nothing is wrong.
     pub fn is_ordinary(&self) -> bool {
         match self {
-            Self::Reserve(HostError::Refused(_)) => true,
+            Self::Reserve(HostError::Refused(_)) | Self::Standstill => true,
             Self::Call(status) => status.code() == Code::ResourceExhausted,
             _ => false,
         }
@@ -70,7 +76,7 @@ impl PrefillError {
     /// Whether the connection may be broken.
     fn doubts_connection(&self) -> bool {
         match self {
-            Self::Silent => true,
+            Self::Silent | Self::Hung => true,
             Self::Call(status) => matches!(status.code(), Code::Unavailable | Code::Unknown),
             _ => false,
         }
@@ -181,12 +187,12 @@ impl<'a> Handoff<'a> {
 
     async fn call_and_pull(&mut self, request: &v1::GenerateRequest) -> Result<(), PrefillError> {
         let endpoint = &self.worker.data_endpoint;
-        let client = self.context.shared.peers.client(endpoint).await;
+        let client = in_time(self.context.shared.peers.client(endpoint)).await?;
         let mut client = client.map_err(PrefillError::Connect)?;
         let call = self.prefill_request(request);
-        let mut events = in_time(client.prefill(call)).await??.into_inner();
-        let granted = match in_time(events.message()).await?? {
-            Some(v1::PrefillEvent { kind: Some(Kind::Granted(granted)) }) => granted,
+        let mut events = Events::new(in_time(client.prefill(call)).await??.into_inner());
+        let granted = match events.next().await? {
+            Some(Kind::Granted(granted)) => granted,
             _ => return Err(PrefillError::Protocol("no lease came first")),
         };
         let source = Source::from_grant(self.worker, granted, self.context.shared.host.layout())?;
@@ -202,11 +208,7 @@ impl<'a> Handoff<'a> {
 
     /// Handles events and copies side by side until all blocks were read and the first token came,
     /// or the first token was the last.
-    async fn follow(
-        &mut self,
-        source: &Source,
-        events: &mut Streaming<v1::PrefillEvent>,
-    ) -> Result<(), PrefillError> {
+    async fn follow(&mut self, source: &Source, events: &mut Events) -> Result<(), PrefillError> {
         loop {
             self.copy_announced(source)?;
             if self.is_complete() {
@@ -220,10 +222,7 @@ impl<'a> Handoff<'a> {
                     self.reservation = Some(reservation);
                     self.times.add_copy(copied?);
                 }
-                event = in_time(events.message()), if !self.is_all_said() => {
-                    let event = event??.and_then(|event| event.kind);
-                    self.take(event).await?;
-                }
+                event = events.next(), if !self.is_all_said() => self.take(event?).await?,
             }
         }
     }
@@ -249,8 +248,8 @@ impl<'a> Handoff<'a> {
                 Ok(())
             }
             Some(Kind::FirstToken(first)) => self.pass_on(first).await,
-            Some(Kind::Progress(_)) => Ok(()),
             Some(Kind::Granted(_)) => Err(PrefillError::Protocol("a second lease came")),
+            Some(Kind::Progress(_)) => Ok(()),
             None => Err(PrefillError::Protocol("its stream ended early")),
         }
     }
@@ -350,6 +349,39 @@ impl<'a> Handoff<'a> {
     }
 }
 
+/// What a prefill worker says, watched: a worker that hangs or is gone does not keep its reader waiting.
+struct Events {
+    stream: Streaming<v1::PrefillEvent>,
+    last_news: Instant,
+}
+
+impl Events {
+    fn new(stream: Streaming<v1::PrefillEvent>) -> Self {
+        Self { stream, last_news: Instant::now() }
+    }
+
+    /// The next event but progress; none at the stream's end. Losing this future loses nothing.
+    async fn next(&mut self) -> Result<Option<Kind>, PrefillError> {
+        loop {
+            let Some(event) = in_time(self.stream.message()).await?? else { return Ok(None) };
+            match event.kind {
+                Some(Kind::Progress(progress)) if progress.is_hung() => {
+                    return Err(PrefillError::Hung);
+                }
+                Some(Kind::Progress(_)) if self.last_news.elapsed() > STANDSTILL_MAX => {
+                    return Err(PrefillError::Standstill);
+                }
+                // A newer worker may say things that this one does not know.
+                Some(Kind::Progress(_)) | None => {}
+                Some(news) => {
+                    self.last_news = Instant::now();
+                    return Ok(Some(news));
+                }
+            }
+        }
+    }
+}
+
 /// The prefill worker's side of a handoff: whose blocks, and by what right.
 #[derive(Clone)]
 struct Source {
@@ -401,7 +433,7 @@ impl Source {
         AbortOnDropHandle::new(tokio::spawn(async move {
             loop {
                 tokio::time::sleep(interval).await;
-                if client.renew_lease(reference.clone()).await.is_err() {
+                if in_time(client.renew_lease(reference.clone())).await.is_err() {
                     return;
                 }
             }

@@ -5,8 +5,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use engine::{SequenceId, SequenceOutput};
+use protocol::HEARTBEAT;
 use protocol::v1::{self, RequestUpdate, session_request::Kind};
 use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Status, Streaming};
 use worker::{Outputs, SequenceHandle, outputs};
@@ -55,6 +57,8 @@ impl Session {
     pub async fn run(mut self, mut inbound: Streaming<v1::SessionRequest>) {
         let (outputs, mut engine_news) = outputs(OUTPUT_QUEUE);
         let (updates, mut task_news) = mpsc::channel(UPDATE_QUEUE);
+        let mut heartbeat = tokio::time::interval(HEARTBEAT);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let handled = tokio::select! {
                 // In this order: a task reports a first token before it hands its sequence to
@@ -65,6 +69,7 @@ impl Session {
                     Some(news) => self.send_news(news).await,
                     None => Err(Gone),
                 },
+                _ = heartbeat.tick() => self.send_progress().await,
                 message = inbound.message() => match message {
                     Ok(Some(v1::SessionRequest { kind })) => {
                         self.take(kind, &outputs, &updates).await
@@ -181,6 +186,15 @@ impl Session {
             }
         }
         self.frames.send(Ok(v1::StepFrame { updates, progress: None })).await.map_err(|_| Gone)
+    }
+
+    /// A gateway that reads slowly has frames waiting, and needs no more of them.
+    async fn send_progress(&mut self) -> Result<(), Gone> {
+        let progress = Some(self.context.host.progress());
+        match self.frames.try_send(Ok(v1::StepFrame { updates: Vec::new(), progress })) {
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(Gone),
+            Ok(()) | Err(mpsc::error::TrySendError::Full(_)) => Ok(()),
+        }
     }
 }
 

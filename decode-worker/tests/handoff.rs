@@ -273,7 +273,7 @@ async fn every_way_to_break_off_is_survived_with_the_same_tokens() {
     ];
     for (index, (name, events)) in scripts.into_iter().enumerate() {
         let endpoint = format!("scripted/{index}");
-        let incoming = pair.network.data_plane.listen(&endpoint);
+        let incoming = pair.network.data_plane.listen(&endpoint).await.unwrap();
         let service = PrefillServer::new(Scripted { events });
         let server = tonic::transport::Server::builder().add_service(service);
         tokio::spawn(server.serve_with_incoming(incoming));

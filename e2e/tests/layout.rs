@@ -8,6 +8,7 @@ use serde_json::Value;
 /// What each crate of the workspace may use of the others, and of the libraries that matter.
 const ALLOWED: [(&str, &[&str]); 13] = [
     ("protocol", &[]),
+    ("testkit", &[]),
     ("messaging", &["protocol"]),
     ("kv-transfer", &["protocol"]),
     ("engine", &["kv-transfer", "protocol"]),

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kv_transfer::{BlockWriter, HostMemory, KvLayout};
-use protocol::BlockHash;
 use protocol::v1::{FinishReason, Token};
+use protocol::{BlockHash, StepShape};
 
 use crate::kv::{BlockCounts, BlockPool, KvEvent, Reserved};
 use crate::runner::{Choice, Computed, Context, Facts, Runner, Span};
@@ -65,6 +65,16 @@ impl StepOutput {
     /// Whether there was nothing to compute.
     pub fn is_idle(&self) -> bool {
         self.prefill_tokens + self.decode_sequences == 0
+    }
+
+    /// What it computed, as far as its duration depends on it.
+    pub fn shape(&self) -> StepShape {
+        StepShape {
+            prefill_tokens: self.prefill_tokens as f32,
+            prefill_attended: self.prefill_attended as f32,
+            sequences: self.decode_sequences as f32,
+            attended: self.decode_attended as f32,
+        }
     }
 
     /// Counts `count` tokens of a sequence, before it advances by them. Computing again after
@@ -287,18 +297,26 @@ impl Engine {
 
     /// Computes one batch.
     pub fn step(&mut self) -> StepOutput {
+        self.step_announced(|_| ())
+    }
+
+    /// Computes one batch, and says what it is before it begins to.
+    pub fn step_announced(&mut self, announce: impl FnOnce(StepShape)) -> StepOutput {
         let scheduled = self.scheduler.schedule(self.reserved.len(), &mut self.pool);
         let mut output = StepOutput::default();
         if scheduled.is_empty() {
             return output;
         }
+        for Scheduled { index, count } in &scheduled {
+            output.count(&self.scheduler.running()[*index], *count);
+        }
+        announce(output.shape());
         let Computed { tokens, took, is_simulated } = self.compute(&scheduled);
         (output.took, output.is_simulated) = (took, is_simulated);
         let mut tokens = tokens.into_iter();
         let mut ended = Vec::new();
         for Scheduled { index, count } in scheduled {
             let sequence = &mut self.scheduler.running_mut()[index];
-            output.count(sequence, count);
             let first_time = sequence.tokens.len() == sequence.given_tokens;
             let catches_up = sequence.uncomputed() == count;
             sequence.advance(count, &mut self.pool);

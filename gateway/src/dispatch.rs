@@ -111,6 +111,7 @@ impl Dispatcher {
             max_tokens: prompt.stopping.max_tokens,
             explain: prompt.explain,
             excluded: Vec::new(),
+            preferred_numerics_id: String::new(),
         };
         let payload = request.encode_to_vec().into();
         let reply = self.network.bus.request(subjects::ROUTE, payload, ROUTE_TIMEOUT).await;

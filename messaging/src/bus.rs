@@ -1,34 +1,31 @@
 //! Publish and subscribe, and request and reply, by subject.
 
-use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::faults::Faults;
+use crate::local_bus::LocalBus;
+use crate::nats::{NatsBus, RemoteReply};
 
 /// Messages that one subscriber may lag behind; further ones are dropped and counted.
-const SUBSCRIPTION_QUEUE: usize = 4096;
+pub(crate) const SUBSCRIPTION_QUEUE: usize = 4096;
 
 /// Requests that may wait for one responder; further ones are refused as if there were none.
-const REQUEST_QUEUE: usize = 4096;
+pub(crate) const REQUEST_QUEUE: usize = 4096;
 
-/// A handle to the bus of this process. Clones share it.
-#[derive(Clone, Default)]
+/// A handle to the bus, of this process or over NATS. Clones share it.
+#[derive(Clone)]
 pub struct Bus {
-    shared: Arc<Shared>,
-    faults: Option<Arc<dyn Faults>>,
+    way: Way,
 }
 
-#[derive(Default)]
-struct Shared {
-    subscribers: Mutex<HashMap<String, Vec<mpsc::Sender<Bytes>>>>,
-    responders: Mutex<HashMap<String, mpsc::Sender<Request>>>,
-    dropped: AtomicU64,
+#[derive(Clone)]
+enum Way {
+    Local(LocalBus),
+    Nats(NatsBus),
 }
 
 /// Messages on one subject, from the subscription on.
@@ -41,11 +38,16 @@ pub struct Requests {
     requests: mpsc::Receiver<Request>,
 }
 
-/// A request that waits for its reply.
+/// A request that waits for its reply. Dropped without one, it is refused.
 pub struct Request {
     /// What is asked.
     pub payload: Bytes,
-    reply: oneshot::Sender<Bytes>,
+    pub(crate) reply: Reply,
+}
+
+pub(crate) enum Reply {
+    Local(oneshot::Sender<Bytes>),
+    Nats(RemoteReply),
 }
 
 /// Why a request has no reply.
@@ -54,53 +56,50 @@ pub enum RequestError {
     /// Nobody answers requests on this subject, or its queue is full.
     #[error("nobody answers on this subject")]
     NoResponder,
-    /// The responder took the request and gave no answer in time.
+    /// The responder took the request and gave no answer in time, or nobody could be reached.
     #[error("no answer in time")]
     TimedOut,
 }
 
+impl Default for Bus {
+    fn default() -> Self {
+        Self { way: Way::Local(LocalBus::default()) }
+    }
+}
+
 impl Bus {
     pub(crate) fn with_faults(faults: Arc<dyn Faults>) -> Self {
-        Self { faults: Some(faults), ..Default::default() }
+        Self { way: Way::Local(LocalBus::with_faults(faults)) }
+    }
+
+    pub(crate) fn over_nats(bus: NatsBus) -> Self {
+        Self { way: Way::Nats(bus) }
     }
 
     /// Sends to all subscribers of `subject`. Never waits: a subscriber whose queue is full loses
     /// the message, and sees the gap in the sender's sequence numbers.
     pub fn publish(&self, subject: &str, payload: Bytes) {
-        let Some(faults) = &self.faults else { return self.deliver(subject, &payload) };
-        for (delay, payload) in faults.carry(subject, payload) {
-            let (bus, subject) = (self.clone(), subject.to_string());
-            tokio::spawn(async move {
-                tokio::time::sleep(delay).await;
-                bus.deliver(&subject, &payload);
-            });
+        match &self.way {
+            Way::Local(bus) => bus.publish(subject, payload),
+            Way::Nats(bus) => bus.publish(subject, payload),
         }
-    }
-
-    fn deliver(&self, subject: &str, payload: &Bytes) {
-        let mut subscribers = self.shared.subscribers.lock();
-        let Some(senders) = subscribers.get_mut(subject) else { return };
-        senders.retain(|sender| match sender.try_send(payload.clone()) {
-            Ok(()) => true,
-            Err(mpsc::error::TrySendError::Full(_)) => {
-                self.shared.dropped.fetch_add(1, Ordering::Relaxed);
-                true
-            }
-            Err(mpsc::error::TrySendError::Closed(_)) => false,
-        });
     }
 
     /// Receives what is published on `subject` from now on.
     pub fn subscribe(&self, subject: &str) -> Subscription {
-        let (sender, messages) = mpsc::channel(SUBSCRIPTION_QUEUE);
-        self.shared.subscribers.lock().entry(subject.to_string()).or_default().push(sender);
+        let messages = match &self.way {
+            Way::Local(bus) => bus.subscribe(subject),
+            Way::Nats(bus) => bus.subscribe(subject),
+        };
         Subscription { messages }
     }
 
-    /// Answers requests on `subject`, in place of whoever did before.
+    /// Answers requests on `subject`, in place of whoever in this process did before.
     pub fn respond(&self, subject: &str) -> Requests {
-        let (sender, requests) = mpsc::channel(REQUEST_QUEUE);
-        self.shared.responders.lock().insert(subject.to_string(), sender);
+        let requests = match &self.way {
+            Way::Local(bus) => bus.respond(subject),
+            Way::Nats(bus) => bus.respond(subject),
+        };
         Requests { requests }
     }
 
@@ -111,34 +110,18 @@ impl Bus {
         payload: Bytes,
         timeout: Duration,
     ) -> Result<Bytes, RequestError> {
-        let responder = self.shared.responders.lock().get(subject).cloned();
-        let responder = responder.ok_or(RequestError::NoResponder)?;
-        let ask = async {
-            let payload = self.travelled(subject, payload).await;
-            let (reply, answer) = oneshot::channel();
-            let asked = responder.try_send(Request { payload, reply });
-            asked.map_err(|_| RequestError::NoResponder)?;
-            let answer = answer.await.map_err(|_| RequestError::NoResponder)?;
-            Ok(self.travelled(subject, answer).await)
-        };
-        tokio::time::timeout(timeout, ask).await.map_err(|_| RequestError::TimedOut)?
-    }
-
-    /// A message of a request once it has arrived, which it may never do.
-    async fn travelled(&self, subject: &str, payload: Bytes) -> Bytes {
-        let Some(faults) = &self.faults else { return payload };
-        match faults.carry(subject, payload).into_iter().next() {
-            Some((delay, payload)) => {
-                tokio::time::sleep(delay).await;
-                payload
-            }
-            None => std::future::pending().await,
+        match &self.way {
+            Way::Local(bus) => bus.request(subject, payload, timeout).await,
+            Way::Nats(bus) => bus.request(subject, payload, timeout).await,
         }
     }
 
-    /// Messages lost to full queues since the start.
+    /// Messages lost to full queues, or to a server that was away, since the start.
     pub fn dropped(&self) -> u64 {
-        self.shared.dropped.load(Ordering::Relaxed)
+        match &self.way {
+            Way::Local(bus) => bus.dropped(),
+            Way::Nats(bus) => bus.dropped(),
+        }
     }
 }
 
@@ -159,7 +142,12 @@ impl Requests {
 impl Request {
     /// Answers. A requester that no longer waits does not notice.
     pub fn reply(self, payload: Bytes) {
-        let _gone = self.reply.send(payload);
+        match self.reply {
+            Reply::Local(sender) => {
+                let _gone = sender.send(payload);
+            }
+            Reply::Nats(reply) => reply.send(payload),
+        }
     }
 }
 

@@ -1,15 +1,10 @@
 //! Who is there: entries by key, and watches that begin with the present state.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
 use bytes::Bytes;
-use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
-/// Changes that one watcher may lag behind; beyond, its watch ends, and it has to begin anew from
-/// what is there then.
-const WATCH_QUEUE: usize = 4096;
+use crate::nats::Keeper;
+use crate::table::Table;
 
 /// What happened to an entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,21 +15,14 @@ pub enum Change {
     Deleted(String),
 }
 
-/// A handle to the registry of this process. Clones share it.
+/// A handle to the registry, of this process or of the cluster. Clones share it.
+///
+/// Over NATS, `table` is what was last heard of the cluster's registry, and stays in force while
+/// the server is away; `keeper` keeps the entries of this process alive there.
 #[derive(Clone, Default)]
 pub struct Registry {
-    shared: Arc<Mutex<Shared>>,
-}
-
-#[derive(Default)]
-struct Shared {
-    entries: BTreeMap<String, Bytes>,
-    watchers: Vec<Watcher>,
-}
-
-struct Watcher {
-    prefix: String,
-    changes: mpsc::Sender<Change>,
+    table: Table,
+    keeper: Option<Keeper>,
 }
 
 /// The changes of the entries under a prefix.
@@ -43,41 +31,31 @@ pub struct Watch {
 }
 
 impl Registry {
-    /// Sets an entry.
+    pub(crate) fn over_nats(table: Table, keeper: Keeper) -> Self {
+        Self { table, keeper: Some(keeper) }
+    }
+
+    /// Sets an entry, and keeps it alive until it is deleted or this process ends. Watchers hear
+    /// of it where its value is another than before.
     pub fn put(&self, key: &str, value: Bytes) {
-        let mut shared = self.shared.lock();
-        shared.entries.insert(key.to_string(), value.clone());
-        shared.notify(Change::Put(key.to_string(), value));
+        match &self.keeper {
+            None => self.table.put(key, value),
+            Some(keeper) => keeper.put(key, value),
+        }
     }
 
     /// Removes an entry.
     pub fn delete(&self, key: &str) {
-        let mut shared = self.shared.lock();
-        if shared.entries.remove(key).is_some() {
-            shared.notify(Change::Deleted(key.to_string()));
+        match &self.keeper {
+            None => self.table.delete(key),
+            Some(keeper) => keeper.delete(key),
         }
     }
 
     /// All entries whose key begins with `prefix`, and their changes from now on.
     pub fn watch(&self, prefix: &str) -> (Vec<(String, Bytes)>, Watch) {
-        let mut shared = self.shared.lock();
-        let present = shared.entries.range(prefix.to_string()..);
-        let present = present
-            .take_while(|(key, _)| key.starts_with(prefix))
-            .map(|(key, value)| (key.clone(), value.clone()))
-            .collect();
-        let (changes, receiver) = mpsc::channel(WATCH_QUEUE);
-        shared.watchers.push(Watcher { prefix: prefix.to_string(), changes });
-        (present, Watch { changes: receiver })
-    }
-}
-
-impl Shared {
-    fn notify(&mut self, change: Change) {
-        let (Change::Put(key, _) | Change::Deleted(key)) = &change;
-        self.watchers.retain(|watcher| {
-            !key.starts_with(&watcher.prefix) || watcher.changes.try_send(change.clone()).is_ok()
-        });
+        let (present, changes) = self.table.watch(prefix);
+        (present, Watch { changes })
     }
 }
 

@@ -11,7 +11,6 @@ use messaging::Network;
 use protocol::v1::prefill_server::PrefillServer;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Server;
 use worker::{Worker, WorkerError};
 
 use service::PrefillService;
@@ -36,7 +35,7 @@ pub async fn run(
     });
     pools.add(worker.life.clone(), &source);
     let service = PrefillService::new(&worker, leases.clone());
-    let services = Server::builder().add_service(
+    let services = network.data_plane.server().add_service(
         PrefillServer::new(service).max_decoding_message_size(protocol::MESSAGE_BYTES_MAX),
     );
     tokio::select! {

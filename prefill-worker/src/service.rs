@@ -5,9 +5,9 @@ use std::sync::Arc;
 use engine::{RefusedSequence, SequenceRequest};
 use kv_transfer::{Capability, Lease, LeaseId, LeaseTable};
 use protocol::v1::{self, prefill_event::Kind, prefill_server::Prefill};
-use protocol::{Incarnation, WorkerLife};
+use protocol::{HEARTBEAT, Incarnation, WorkerLife};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use worker::{EngineHost, HostError, News, SequenceHandle, Worker, outputs};
@@ -42,21 +42,6 @@ impl PrefillService {
         }
         Ok(())
     }
-
-    fn grant(&self, handle: &SequenceHandle) -> Result<(Lease, v1::KvDescriptor), Status> {
-        let granted = self.leases.grant(Instant::now().into_std(), handle.as_holder());
-        let lease = granted.map_err(|error| Status::resource_exhausted(error.to_string()))?;
-        let descriptor = v1::KvDescriptor {
-            worker_id: self.life.id.to_string(),
-            incarnation: self.life.incarnation.0,
-            lease: lease.id.0,
-            capability: lease.capability.to_bytes().to_vec().into(),
-            lease_ms: self.leases.limits().duration.as_millis() as u32,
-            layout: Some(self.host.layout().into()),
-            endpoints: Vec::new(),
-        };
-        Ok((lease, descriptor))
-    }
 }
 
 #[tonic::async_trait]
@@ -69,21 +54,14 @@ impl Prefill for PrefillService {
     ) -> Result<Response<Self::PrefillStream>, Status> {
         let request = request.into_inner();
         self.check_addressee(&request)?;
-        let handle = self.host.new_sequence();
-        let (outputs, news) = outputs(OUTPUT_QUEUE);
-        let sequence = SequenceRequest {
-            id: handle.id(),
-            prompt: request.prompt_tokens,
-            generated: request.generated_tokens,
-            sampling: request.sampling.unwrap_or_default(),
-            stopping: request.stopping.unwrap_or_default(),
-            cache_salt: request.cache_salt,
-        };
-        self.host.prefill(sequence, outputs).await.map_err(refusal)?;
-        let (lease, descriptor) = self.grant(&handle)?;
         let (events, stream) = mpsc::channel(EVENT_QUEUE);
-        let forward = Forward { leases: self.leases.clone(), lease: lease.id, events };
-        tokio::spawn(forward.run(descriptor, news));
+        let prompt = Prompt {
+            host: self.host.clone(),
+            leases: self.leases.clone(),
+            life: self.life.clone(),
+            events,
+        };
+        tokio::spawn(prompt.run(request));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 
@@ -106,29 +84,86 @@ impl Prefill for PrefillService {
     }
 }
 
-/// Passes one prompt's news on to its reader.
-struct Forward {
+/// One prompt that is computed for a reader.
+struct Prompt {
+    host: Arc<EngineHost>,
     leases: Arc<LeaseTable>,
-    lease: LeaseId,
+    life: WorkerLife,
     events: mpsc::Sender<Result<v1::PrefillEvent, Status>>,
 }
 
-impl Forward {
-    /// The reader keeps the stream open until it has finished the lease. Whenever it goes, what is
-    /// left of the lease is not wanted; on a finished lease this changes nothing.
-    async fn run(self, granted: v1::KvDescriptor, mut news: News) {
-        tokio::select! {
-            biased;
-            Ok(()) = self.forward(granted, &mut news) => self.events.closed().await,
-            () = self.events.closed() => {}
+/// A lease that ends with its prompt: what is left of it then is not wanted. On a finished lease this
+/// changes nothing.
+struct GrantedLease<'a> {
+    leases: &'a LeaseTable,
+    lease: Lease,
+}
+
+impl Prompt {
+    /// Runs until the reader goes, which it does once it has finished the lease; says all the while how
+    /// the engine gets on.
+    async fn run(self, request: v1::PrefillRequest) {
+        let mut heartbeat = tokio::time::interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut computed = std::pin::pin!(self.compute(request));
+        loop {
+            tokio::select! {
+                biased;
+                _reader_gone = &mut computed => return,
+                () = self.events.closed() => return,
+                _ = heartbeat.tick() => self.say_progress(),
+            }
         }
-        self.leases.revoke(self.lease);
-        self.leases.collect(Instant::now().into_std());
     }
 
-    async fn forward(&self, granted: v1::KvDescriptor, news: &mut News) -> Result<(), ReaderGone> {
+    async fn compute(&self, request: v1::PrefillRequest) -> Result<(), ReaderGone> {
+        let handle = self.host.new_sequence();
+        let (outputs, mut news) = outputs(OUTPUT_QUEUE);
+        let sequence = SequenceRequest {
+            id: handle.id(),
+            prompt: request.prompt_tokens,
+            generated: request.generated_tokens,
+            sampling: request.sampling.unwrap_or_default(),
+            stopping: request.stopping.unwrap_or_default(),
+            cache_salt: request.cache_salt,
+        };
+        let accepted = self.host.prefill(sequence, outputs).await.map_err(refusal);
+        let granted = match accepted.and_then(|()| self.grant(handle)) {
+            Ok(granted) => granted,
+            Err(status) => return self.events.send(Err(status)).await.map_err(|_| ReaderGone),
+        };
+        self.send(Kind::Granted(self.descriptor(granted.lease))).await?;
+        self.forward(granted.lease.id, &mut news).await?;
+        self.events.closed().await;
+        Ok(())
+    }
+
+    fn grant(&self, handle: SequenceHandle) -> Result<GrantedLease<'_>, Status> {
+        let granted = self.leases.grant(Instant::now().into_std(), handle.as_holder());
+        let lease = granted.map_err(|error| Status::resource_exhausted(error.to_string()))?;
+        Ok(GrantedLease { leases: &self.leases, lease })
+    }
+
+    fn descriptor(&self, lease: Lease) -> v1::KvDescriptor {
+        v1::KvDescriptor {
+            worker_id: self.life.id.to_string(),
+            incarnation: self.life.incarnation.0,
+            lease: lease.id.0,
+            capability: lease.capability.to_bytes().to_vec().into(),
+            lease_ms: self.leases.limits().duration.as_millis() as u32,
+            layout: Some(self.host.layout().into()),
+            endpoints: Vec::new(),
+        }
+    }
+
+    /// A reader with events to read needs no more of them.
+    fn say_progress(&self) {
+        let kind = Some(Kind::Progress(self.host.progress()));
+        let _full = self.events.try_send(Ok(v1::PrefillEvent { kind }));
+    }
+
+    async fn forward(&self, lease: LeaseId, news: &mut News) -> Result<(), ReaderGone> {
         let mut announced = 0;
-        self.send(Kind::Granted(granted)).await?;
         while let Some(outputs) = news.next().await {
             for output in outputs {
                 let is_last = output.token.is_some();
@@ -142,7 +177,7 @@ impl Forward {
                     .await?;
                 }
                 if !output.ready_blocks.is_empty() {
-                    self.leases.announce(self.lease, &output.ready_blocks);
+                    self.leases.announce(lease, &output.ready_blocks);
                     announced += output.ready_blocks.len() as u32;
                     let ready = v1::BlocksReady { blocks: announced, added: output.ready_blocks };
                     self.send(Kind::Ready(ready)).await?;
@@ -159,6 +194,13 @@ impl Forward {
     async fn send(&self, kind: Kind) -> Result<(), ReaderGone> {
         let event = v1::PrefillEvent { kind: Some(kind) };
         self.events.send(Ok(event)).await.map_err(|_| ReaderGone)
+    }
+}
+
+impl Drop for GrantedLease<'_> {
+    fn drop(&mut self) {
+        self.leases.revoke(self.lease.id);
+        self.leases.collect(Instant::now().into_std());
     }
 }
 

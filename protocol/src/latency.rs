@@ -3,6 +3,13 @@
 
 use crate::v1::LatencyModel;
 
+/// Where another worker pulls a prompt's blocks, from which length on its last tokens have a step of
+/// their own.
+pub const LONG_PROMPT_TOKENS: usize = 1024;
+
+/// How many these are.
+pub const LAST_STEP_TOKENS: usize = 64;
+
 /// What a step computes, as far as its duration depends on it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct StepShape {
@@ -63,6 +70,17 @@ impl LatencyModel {
         let attended = tokens * (cached + (tokens + 1.0) / 2.0);
         steps * self.step_us + tokens * self.prefill_token_us + attended * self.prefill_attended_us
     }
+
+    /// The same for a prompt that another worker pulls: where it is long, its last tokens are a step
+    /// of their own.
+    pub fn predict_pulled_us(&self, cached: f32, tokens: f32, chunk_tokens: f32) -> f32 {
+        let chunk = chunk_tokens.max(1.0);
+        let last_chunk = tokens - ((tokens / chunk).ceil() - 1.0) * chunk;
+        let is_long = cached + tokens >= LONG_PROMPT_TOKENS as f32;
+        let has_own_step = is_long && last_chunk > LAST_STEP_TOKENS as f32;
+        let last_step_us = if has_own_step { self.step_us } else { 0.0 };
+        self.predict_prefill_us(cached, tokens, chunk_tokens) + last_step_us
+    }
 }
 
 #[cfg(test)]
@@ -81,5 +99,19 @@ mod tests {
         };
         let chunks = step(64.0, 32.0) + step(64.0, 96.0) + step(2.0, 160.0);
         assert_eq!(model.predict_prefill_us(32.0, 130.0, 64.0), chunks);
+        assert_eq!(model.predict_pulled_us(32.0, 130.0, 64.0), chunks, "a short one");
+    }
+
+    #[test]
+    fn the_last_tokens_of_a_long_pulled_prompt_are_a_step() {
+        let model = LatencyModel::from_coefficients([1.0, 0.0, 0.0, 0.0, 0.0]);
+        let check = |cached, tokens, chunk, steps| {
+            assert_eq!(model.predict_pulled_us(cached, tokens, chunk), steps, "{tokens}");
+        };
+        check(0.0, 2000.0, 512.0, 5.0);
+        check(0.0, 1600.0, 512.0, 4.0);
+        check(0.0, 1024.0, 4096.0, 2.0);
+        check(1000.0, 24.0, 4096.0, 1.0);
+        check(0.0, 1023.0, 4096.0, 1.0);
     }
 }

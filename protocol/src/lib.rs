@@ -5,10 +5,12 @@ mod block_hash;
 mod identity;
 mod latency;
 pub mod subjects;
+mod watchdog;
 
 pub use block_hash::{BlockHash, BlockHasher, hashes_from_bytes, hashes_to_bytes};
 pub use identity::{Incarnation, WorkerId, WorkerLife};
-pub use latency::StepShape;
+pub use latency::{LAST_STEP_TOKENS, LONG_PROMPT_TOKENS, StepShape};
+pub use watchdog::{HEARTBEAT, SILENCE_MAX};
 
 /// Largest message of the data plane: a prompt of a million tokens fits.
 pub const MESSAGE_BYTES_MAX: usize = 16 << 20;

@@ -2,7 +2,7 @@
 
 use crate::WorkerLife;
 
-/// Routing requests to whichever router there is.
+/// Routing requests to whichever router there is. Goes once gateways ask routers by name.
 pub const ROUTE: &str = "route";
 
 /// Routing requests (`RouteRequest` -> `RouteReply`) to one life of a router.

@@ -33,6 +33,7 @@ fn question(conversation: usize) -> Question {
         prompt_blocks: vec![("n".into(), blocks)],
         prompt_tokens: PROMPT_BLOCKS * 16 + 5,
         max_tokens: 500,
+        ..Default::default()
     }
 }
 

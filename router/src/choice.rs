@@ -1,13 +1,13 @@
 //! Pools of workers that may pair, and the choice among the workers of one.
 
-use std::fmt;
+use std::{fmt, iter};
 
 use protocol::WorkerLife;
 use protocol::v1::LatencyModel;
 
 use crate::cost::{self, Cost, Sizes};
 use crate::prefix_index::Slot;
-use crate::worker_table::{Time, WorkerEntry};
+use crate::worker_table::{Standing, Time, WorkerEntry};
 
 /// Steps of a kind that a worker is credited with at most, so that who comes later, or becomes slower,
 /// is heard too.
@@ -27,6 +27,8 @@ pub struct Route {
     pub cached_blocks: usize,
     /// The prediction that won.
     pub cost: Cost,
+    /// How long the prompt keeps the one busy that computes it, in microseconds.
+    pub prefill_us: f32,
     /// The best choice of the other kind: with a prefill worker or without.
     pub otherwise: Option<Box<Route>>,
 }
@@ -86,27 +88,30 @@ impl Pool {
 pub struct Choice<'a> {
     /// All workers.
     pub slots: &'a Slots,
+    /// Those that may be chosen.
+    pub pool: &'a Pool,
     /// What each has of the prompt, by slot.
     pub cached_blocks: Vec<usize>,
     /// The request's sizes.
     pub sizes: Sizes,
     /// The present.
     pub now: Time,
-    /// Whether workers not heard of lately are passed over.
-    pub only_fresh: bool,
+    /// Workers that the request must not go to.
+    pub excluded: Vec<Slot>,
 }
 
 impl Choice<'_> {
-    /// The pair, or the one worker, with the lowest cost.
-    pub fn in_pool(&self, pool: &Pool) -> Option<Route> {
+    /// The pair, or the one worker, with the lowest cost, of the workers at least `worst` well. None
+    /// without a decode worker.
+    pub fn among_decode_workers(&self, worst: Standing) -> Option<Route> {
         let Self { sizes, now, .. } = *self;
         let (mut local, mut receive, mut prefill) = (None, None, None);
-        for (slot, entry, cached_tokens) in self.able(&pool.decode) {
+        for (slot, entry, cached_tokens) in self.able(&self.pool.decode, worst) {
             let stream = cost::stream(entry, sizes);
             keep_lower(&mut local, slot, cost::local(entry, sizes, cached_tokens, now) + stream);
             keep_lower(&mut receive, slot, cost::receive(entry, sizes, cached_tokens) + stream);
         }
-        for (slot, entry, cached_tokens) in self.able(&pool.prefill) {
+        for (slot, entry, cached_tokens) in self.able(&self.pool.prefill, worst) {
             keep_lower(&mut prefill, slot, cost::prefill(entry, sizes, cached_tokens, now));
         }
         let remote = receive.zip(prefill).map(|((decode, receiving), (prefill, computing))| {
@@ -122,32 +127,87 @@ impl Choice<'_> {
         }
     }
 
+    /// The prefill worker with the lowest cost of doing all by itself, likewise.
+    pub fn among_prefill_workers(&self, worst: Standing) -> Option<Route> {
+        let Self { sizes, now, .. } = *self;
+        let mut local = None;
+        for (slot, entry, cached_tokens) in self.able(&self.pool.prefill, worst) {
+            let cost = cost::local(entry, sizes, cached_tokens, now) + cost::stream(entry, sizes);
+            keep_lower(&mut local, slot, cost);
+        }
+        local.map(|(slot, cost)| self.route(slot, None, cost))
+    }
+
     /// The workers that may be chosen, with the tokens of the prompt that they have cached.
     fn able<'b>(
         &'b self,
         workers: &'b [Slot],
+        worst: Standing,
     ) -> impl Iterator<Item = (Slot, &'b WorkerEntry, usize)> {
-        workers.iter().filter_map(|slot| {
+        workers.iter().filter_map(move |slot| {
             let (_, entry) = self.slots[*slot as usize].as_ref()?;
-            let is_able = !self.only_fresh || entry.is_fresh(self.now);
+            let is_able = entry.standing(self.now) <= worst
+                && !entry.registration.draining
+                && !self.excluded.contains(slot);
             let cached_tokens = self.cached_blocks[*slot as usize] * entry.block_size();
             is_able.then_some((*slot, entry, cached_tokens))
         })
     }
 
     fn route(&self, decode: Slot, prefill: Option<Slot>, cost: Cost) -> Route {
-        let life = |slot: Slot| {
-            let (life, _) = self.slots[slot as usize].as_ref().expect("a pool's worker");
-            life.clone()
+        let known = |slot: Slot| self.slots[slot as usize].as_ref().expect("a pool's worker");
+        let life = |slot: Slot| known(slot).0.clone();
+        let computing = prefill.unwrap_or(decode);
+        let ((_, entry), cached_blocks) =
+            (known(computing), self.cached_blocks[computing as usize]);
+        let cached_tokens = cached_blocks * entry.block_size();
+        let prefill_us = match prefill {
+            Some(_) => cost::pulled_prefill_us(entry, self.sizes, cached_tokens),
+            None => cost::prefill_us(entry, self.sizes, cached_tokens),
         };
         Route {
             decode: life(decode),
             prefill: prefill.map(life),
-            cached_blocks: self.cached_blocks[prefill.unwrap_or(decode) as usize],
+            cached_blocks,
             cost,
+            prefill_us,
             otherwise: None,
         }
     }
+}
+
+impl Route {
+    /// The workers that it keeps busy, with the microseconds that the prompt takes of their time.
+    pub fn shares(&self) -> impl Iterator<Item = (&WorkerLife, f32)> {
+        let decode_us = if self.prefill.is_some() { 0.0 } else { self.prefill_us };
+        let prefill = self.prefill.as_ref().map(|worker| (worker, self.prefill_us));
+        iter::once((&self.decode, decode_us)).chain(prefill)
+    }
+}
+
+/// The best of some pools, named by their numerics ids. What a `preferred` id began goes on under it
+/// where it can, even if that means a silent worker: bytes stay the same. In each round, prefill
+/// workers own a request only where no decode worker can.
+pub fn best(pools: &[(&str, Choice)], preferred: &str) -> Option<Route> {
+    use Standing::{Silent, Sound, Suspected};
+    let rounds = [
+        (true, Sound),
+        (true, Silent),
+        (false, Sound),
+        (false, Silent),
+        (true, Suspected),
+        (false, Suspected),
+    ];
+    rounds.into_iter().find_map(|(is_preferred, worst)| {
+        let choices = || {
+            let among = pools.iter().filter(move |(id, _)| !is_preferred || *id == preferred);
+            among.map(|(_, choice)| choice)
+        };
+        let decode = choices().filter_map(|choice| choice.among_decode_workers(worst));
+        decode.reduce(cheaper).or_else(|| {
+            choices().filter_map(|choice| choice.among_prefill_workers(worst)).reduce(cheaper)
+        })
+    })
 }
 
 /// Of equal costs the first stays.
@@ -158,6 +218,6 @@ fn keep_lower(lowest: &mut Option<(Slot, Cost)>, slot: Slot, cost: Cost) {
 }
 
 /// Of equal costs the first stays.
-pub fn cheaper(a: Route, b: Route) -> Route {
+fn cheaper(a: Route, b: Route) -> Route {
     if b.cost.total_us() < a.cost.total_us() { b } else { a }
 }

@@ -3,35 +3,15 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use protocol::v1::{self, Role};
-use protocol::{BlockHash, WorkerLife, hashes_from_bytes};
+use protocol::{BlockHash, Incarnation, WorkerLife, hashes_from_bytes};
 
-use crate::choice::{Choice, Pool, Route, Slots, cheaper};
-use crate::cost::{self, Sizes};
+use crate::choice::{Choice, Pool, Route, Slots, best};
 use crate::prefix_index::{Events, PrefixIndex, Slot, Sync};
+use crate::question::{NoRoute, Question};
 use crate::worker_table::{Time, WorkerEntry};
 
 /// Workers known at once; further ones are left out.
 const WORKERS_MAX: usize = 16_384;
-
-/// A request, as far as routing is concerned.
-#[derive(Clone, Debug, Default)]
-pub struct Question {
-    /// Which model is to answer.
-    pub model: String,
-    /// The prompt's full blocks under each numerics id that serves the model.
-    pub prompt_blocks: Vec<(String, Vec<BlockHash>)>,
-    /// Length of the prompt.
-    pub prompt_tokens: usize,
-    /// Length of the answer at most.
-    pub max_tokens: usize,
-}
-
-/// No worker can take the request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum NoRoute {
-    /// No worker serves this model.
-    NoWorker,
-}
 
 /// All that routers know. Synchronous; the time is passed in.
 #[derive(Default)]
@@ -44,11 +24,15 @@ pub struct Core {
 }
 
 impl Core {
-    /// A worker is there.
+    /// A worker is there, or drains now. Older lives of it are gone then.
     pub fn register(&mut self, registration: v1::WorkerRegistration, now: Time) {
         let life = WorkerLife::new(&registration.worker_id, registration.incarnation);
-        if self.lives.contains_key(&life) {
-            // A life's registration does not change.
+        if !self.supersede(&life) {
+            return;
+        }
+        if let Some(entry) = self.entry_mut(&life) {
+            // Nothing else changes in a life.
+            entry.registration.draining = registration.draining;
             return;
         }
         if self.lives.len() >= WORKERS_MAX {
@@ -71,6 +55,23 @@ impl Core {
             self.slots[*other as usize].as_ref().is_some_and(|(other, _)| *other < life)
         };
         workers.insert(workers.partition_point(is_before), slot as Slot);
+    }
+
+    /// Forgets lives before this one. False if a later one is known.
+    fn supersede(&mut self, life: &WorkerLife) -> bool {
+        let first = WorkerLife { incarnation: Incarnation(0), ..life.clone() };
+        let last = WorkerLife { incarnation: Incarnation(u64::MAX), ..life.clone() };
+        // There is one at most.
+        match self.lives.range(first..=last).next_back() {
+            Some((known, _)) if known > life => false,
+            Some((known, _)) if known < life => {
+                let older = known.clone();
+                tracing::info!(worker = %older.id, "it lives again, forgetting its life before");
+                self.remove(&older);
+                true
+            }
+            _ => true,
+        }
     }
 
     /// All workers known.
@@ -152,26 +153,21 @@ impl Core {
         self.index.blocks(*self.lives.get(worker)?)
     }
 
-    /// Chooses the pair (or the one worker) with the lowest predicted cost, and counts the
-    /// request against it. Prefill and decode workers pair within one numerics id. Workers not
-    /// heard of lately are passed over, unless all of them are.
-    pub fn route(&mut self, question: &Question, now: Time) -> Result<Route, NoRoute> {
-        let best = self.best(question, now, true).or_else(|| self.best(question, now, false));
-        let route = best.ok_or(NoRoute::NoWorker)?;
-        self.count(&route, question, now);
-        Ok(route)
+    /// Someone found a worker dead, silent or hung: it is passed over for a while.
+    pub fn suspect(&mut self, worker: &WorkerLife, now: Time) {
+        if let Some(entry) = self.entry_mut(worker) {
+            entry.suspect(now);
+        }
     }
 
-    fn count(&mut self, route: &Route, question: &Question, now: Time) {
-        let (sizes, tokens) = (question.sizes(), question.prompt_tokens as u64);
-        let computing = route.prefill.as_ref().unwrap_or(&route.decode);
-        if let Some(entry) = self.entry_mut(computing) {
-            let cached_tokens = route.cached_blocks * entry.block_size();
-            let prefill_us = cost::prefill_us(entry, sizes, cached_tokens);
-            entry.dispatch(prefill_us, tokens, now);
-        }
-        if let (Some(_), Some(entry)) = (&route.prefill, self.entry_mut(&route.decode)) {
-            entry.dispatch(0.0, tokens, now);
+    /// Another router gave away requests.
+    pub fn dispatched_elsewhere(&mut self, dispatches: &[v1::Dispatch], now: Time) {
+        for dispatch in dispatches {
+            let worker = WorkerLife::new(&dispatch.worker_id, dispatch.worker_incarnation);
+            if let Some(entry) = self.entry_mut(&worker) {
+                let tokens = dispatch.prompt_tokens.into();
+                entry.dispatch_elsewhere(dispatch.prefill_us, tokens, now);
+            }
         }
     }
 
@@ -180,272 +176,55 @@ impl Core {
         self.slots[*slot as usize].as_mut().map(|(_, entry)| entry)
     }
 
-    fn best(&self, question: &Question, now: Time, only_fresh: bool) -> Option<Route> {
-        let of_model = self.pools.get(&question.model)?;
-        let pools = question
-            .prompt_blocks
-            .iter()
-            .filter_map(|(numerics_id, hashes)| Some((of_model.get(numerics_id)?, hashes)));
-        let routes = pools.filter_map(|(pool, hashes)| {
+    /// Chooses the pair (or the one worker) with the lowest predicted cost, and counts the
+    /// request against it. Prefill and decode workers pair within one numerics id.
+    ///
+    /// Passed over, unless there is no one else: workers that are suspected or not heard of lately,
+    /// and prefill workers as owners of a request. Never chosen: those that drain or are excluded.
+    pub fn route(&mut self, question: &Question, now: Time) -> Result<Route, NoRoute> {
+        let pools = self.choices(question, now);
+        let route = best(&pools, question.preferred_numerics_id.as_str());
+        let route = route.ok_or_else(|| self.why_none(question))?;
+        for (worker, prefill_us) in route.shares() {
+            if let Some(entry) = self.entry_mut(worker) {
+                entry.dispatch(prefill_us, question.prompt_tokens as u64, now);
+            }
+        }
+        Ok(route)
+    }
+
+    /// The pools that the question names.
+    fn choices<'a>(&'a self, question: &'a Question, now: Time) -> Vec<(&'a str, Choice<'a>)> {
+        let Some(of_model) = self.pools.get(&question.model) else { return Vec::new() };
+        let slot = |worker| self.lives.get(worker).copied();
+        let excluded: Vec<Slot> = question.excluded.iter().filter_map(slot).collect();
+        let choice = |(numerics_id, hashes): &'a (String, Vec<BlockHash>)| {
+            let pool = of_model.get(numerics_id)?;
             let mut cached_blocks = vec![0; self.slots.len()];
             for (slot, blocks) in self.index.matched_blocks(hashes) {
                 cached_blocks[slot as usize] = blocks;
             }
-            let sizes = question.sizes();
-            Choice { slots: &self.slots, cached_blocks, sizes, now, only_fresh }.in_pool(pool)
-        });
-        routes.reduce(cheaper)
+            let (slots, sizes, excluded) = (&self.slots, question.sizes(), excluded.clone());
+            Some((&**numerics_id, Choice { slots, pool, cached_blocks, sizes, now, excluded }))
+        };
+        question.prompt_blocks.iter().filter_map(choice).collect()
     }
-}
 
-impl Question {
-    fn sizes(&self) -> Sizes {
-        Sizes { prompt: self.prompt_tokens, answer_max: self.max_tokens }
+    fn why_none(&self, question: &Question) -> NoRoute {
+        let of_model = self.pools.get(&question.model);
+        let serving = question.prompt_blocks.iter().filter_map(|(id, _)| of_model?.get(id));
+        let mut slots = serving.flat_map(|pool| pool.decode.iter().chain(&pool.prefill)).peekable();
+        if slots.peek().is_none() {
+            return NoRoute::NoWorker;
+        }
+        let drains = |slot: &Slot| {
+            self.slots[*slot as usize]
+                .as_ref()
+                .is_some_and(|(_, entry)| entry.registration.draining)
+        };
+        if slots.all(drains) { NoRoute::AllDrain } else { NoRoute::AllExcluded }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use protocol::v1::LatencyModel;
-
-    use super::*;
-
-    const NOW: Time = 60_000_000;
-
-    /// A worker as the tables below describe it.
-    #[derive(Clone, Default)]
-    struct Worker {
-        name: &'static str,
-        prefill: bool,
-        numerics_id: &'static str,
-        model: &'static str,
-        running: u32,
-        waiting_tokens: u64,
-        us_per_token: f32,
-        step_us: f32,
-        steps: u64,
-        free_blocks: u32,
-        cached_blocks: usize,
-        silent: bool,
-    }
-
-    fn decode(name: &'static str) -> Worker {
-        let (numerics_id, model) = ("n", "m");
-        Worker {
-            name,
-            numerics_id,
-            model,
-            free_blocks: 1000,
-            us_per_token: 100.0,
-            step_us: 1000.0,
-            steps: 1_000_000_000,
-            ..Default::default()
-        }
-    }
-
-    fn prefill(name: &'static str) -> Worker {
-        Worker { prefill: true, ..decode(name) }
-    }
-
-    const PROMPT_TOKENS: usize = 1600;
-
-    fn hash(block: usize) -> BlockHash {
-        BlockHash([block as u8 + 1; 16])
-    }
-
-    fn question() -> Question {
-        let hashes: Vec<BlockHash> = (0..PROMPT_TOKENS / 16).map(hash).collect();
-        Question {
-            model: "m".into(),
-            prompt_blocks: vec![("n".into(), hashes.clone()), ("other".into(), hashes)],
-            prompt_tokens: PROMPT_TOKENS,
-            max_tokens: 100,
-        }
-    }
-
-    fn core(workers: &[Worker], now: Time) -> Core {
-        let mut core = Core::default();
-        for worker in workers {
-            let role = if worker.prefill { Role::Prefill } else { Role::Decode };
-            let registered = v1::WorkerRegistration {
-                worker_id: worker.name.into(),
-                role: role.into(),
-                model: worker.model.into(),
-                numerics_id: worker.numerics_id.into(),
-                block_size: 16,
-                kv_blocks: 1000,
-                block_bytes: 1 << 16,
-                max_num_batched_tokens: 512,
-                ..Default::default()
-            };
-            let before = now - 10_000_000;
-            core.register(registered, before);
-            let load = v1::LoadReport {
-                worker_id: worker.name.into(),
-                running_sequences: worker.running,
-                waiting_prompt_tokens: worker.waiting_tokens,
-                free_blocks: worker.free_blocks,
-                sequence_tokens: u64::from(worker.running) * 100,
-                latency: Some(LatencyModel {
-                    step_us: worker.step_us,
-                    prefill_token_us: worker.us_per_token,
-                    sequence_us: 100.0,
-                    prefill_steps: worker.steps,
-                    decode_steps: worker.steps,
-                    ..Default::default()
-                }),
-                kv_sequence: 1,
-                ..Default::default()
-            };
-            assert_eq!(core.report(load, if worker.silent { before } else { now }), Sync::Kept);
-            let held: Vec<BlockHash> = (0..worker.cached_blocks).map(hash).collect();
-            let events = v1::KvEvents {
-                worker_id: worker.name.into(),
-                stored: protocol::hashes_to_bytes(&held),
-                ..Default::default()
-            };
-            assert_eq!(core.kv_events(&events), Sync::Kept);
-        }
-        core
-    }
-
-    /// Routes one request; `expected` is "decode" or "decode<-prefill".
-    #[track_caller]
-    fn check_route(workers: &[Worker], expected: &str) {
-        let now = NOW;
-        let route = core(workers, now).route(&question(), now).unwrap();
-        let found = match &route.prefill {
-            Some(prefill) => format!("{}<-{}", route.decode.id, prefill.id),
-            None => route.decode.id.to_string(),
-        };
-        assert_eq!(found, expected, "{route:?}");
-    }
-
-    #[test]
-    fn a_long_new_prompt_goes_to_a_prefill_worker() {
-        check_route(&[decode("d"), prefill("p")], "d<-p");
-        check_route(&[Worker { running: 9, ..decode("d") }, prefill("p")], "d<-p");
-    }
-
-    #[test]
-    fn a_short_prompt_is_not_worth_a_handoff() {
-        let now = NOW;
-        let short = Question { prompt_tokens: 20, ..question() };
-        let route = |workers: &[Worker]| core(workers, now).route(&short, now).unwrap();
-        assert_eq!(route(&[decode("d"), prefill("p")]).prefill, None);
-        let busy = Worker { running: 9, ..decode("d") };
-        assert!(route(&[busy, prefill("p")]).prefill.is_some(), "nine streams would wait");
-    }
-
-    #[test]
-    fn a_decision_explains_itself() {
-        let now = NOW;
-        let route = core(&[decode("d"), prefill("p")], now).route(&question(), now).unwrap();
-        let explained = route.to_string();
-        assert!(
-            explained.starts_with("decode=d;prefill=p;cached_blocks=0;ttft_us="),
-            "{explained}"
-        );
-        assert!(explained.contains(";otherwise=(decode=d;cached_blocks=0;ttft_us="), "{explained}");
-    }
-
-    #[test]
-    fn without_prefill_workers_the_decode_worker_computes() {
-        check_route(&[decode("d")], "d");
-    }
-
-    #[test]
-    fn what_the_decode_worker_has_seen_stays_there() {
-        let seen = Worker { cached_blocks: 90, ..decode("d") };
-        check_route(&[seen.clone(), prefill("p")], "d");
-        check_route(&[seen, Worker { cached_blocks: 99, ..prefill("p") }], "d<-p");
-    }
-
-    #[test]
-    fn prefixes_attract_and_queues_repel() {
-        let seen = Worker { cached_blocks: 80, ..prefill("q") };
-        check_route(&[decode("d"), prefill("p"), seen.clone()], "d<-q");
-        let busy = Worker { waiting_tokens: 50_000, ..seen };
-        check_route(&[decode("d"), prefill("p"), busy], "d<-p");
-    }
-
-    #[test]
-    fn faster_workers_are_preferred() {
-        let fast = Worker { us_per_token: 10.0, ..prefill("q") };
-        check_route(&[decode("d"), prefill("p"), fast], "d<-q");
-    }
-
-    #[test]
-    fn a_worker_that_was_slow_in_few_steps_is_tried_again() {
-        let slow = Worker { us_per_token: 150.0, ..prefill("p") };
-        check_route(&[decode("d"), slow.clone()], "d");
-        check_route(&[decode("d"), Worker { steps: 2, ..slow }], "d<-p");
-    }
-
-    #[test]
-    fn streams_spread_over_decode_workers() {
-        check_route(&[Worker { running: 5, ..decode("d") }, decode("e"), prefill("p")], "e<-p");
-        let full = Worker { free_blocks: 3, ..decode("d") };
-        check_route(&[full, Worker { running: 5, ..decode("e") }, prefill("p")], "e<-p");
-    }
-
-    #[test]
-    fn pairs_share_their_numerics_id_and_model() {
-        let other = Worker { numerics_id: "other", ..prefill("p") };
-        check_route(&[decode("d"), other], "d");
-        let other_model = Worker { model: "other", ..decode("a") };
-        check_route(&[other_model, decode("d"), prefill("p")], "d<-p");
-    }
-
-    #[test]
-    fn silent_workers_are_passed_over_unless_all_are_silent() {
-        let silent = Worker { silent: true, ..decode("d") };
-        check_route(&[silent.clone(), Worker { running: 50, ..decode("e") }], "e");
-        check_route(&[silent], "d");
-    }
-
-    #[test]
-    fn a_dispatch_counts_until_it_is_reported() {
-        let now = NOW;
-        let mut core = core(&[decode("d"), prefill("p"), prefill("q")], now);
-        let chosen = |core: &mut Core| core.route(&question(), now).unwrap().prefill.unwrap();
-        let (first, second) = (chosen(&mut core), chosen(&mut core));
-        assert_eq!((first.id.as_str(), second.id.as_str()), ("p", "q"));
-        let queue_us = |core: &mut Core, at| core.entry_mut(&first).unwrap().queue_us(at);
-        assert_eq!(queue_us(&mut core, now), 164_000.0);
-        assert_eq!(queue_us(&mut core, now + 165_000), 0.0, "164 were predicted");
-        let report = v1::LoadReport { worker_id: "p".into(), ..Default::default() };
-        assert_eq!(core.report(report, now + 1_000_000), Sync::Kept);
-        assert_eq!(queue_us(&mut core, now + 1_000_000), 0.0);
-    }
-
-    #[test]
-    fn nonsense_from_a_worker_neither_panics_nor_attracts() {
-        let nonsense = [f32::NAN, f32::INFINITY, -1.0, f32::MAX];
-        for us in nonsense {
-            let mut core = core(&[decode("d"), decode("a")], NOW);
-            let load = v1::LoadReport {
-                worker_id: "a".into(),
-                waiting_prompt_tokens: u64::MAX,
-                sequence_tokens: u64::MAX,
-                running_sequences: u32::MAX,
-                free_blocks: u32::MAX,
-                cached_blocks: u32::MAX,
-                latency: Some(LatencyModel { prefill_token_us: us, ..Default::default() }),
-                kv_sequence: 1,
-                ..Default::default()
-            };
-            assert_eq!(core.report(load, NOW), Sync::Kept);
-            for _ in 0..3 {
-                assert_eq!(core.route(&question(), NOW).unwrap().decode.id.as_str(), "d", "{us}");
-            }
-        }
-    }
-
-    #[test]
-    fn no_worker_is_an_answer_too() {
-        let now = NOW;
-        assert_eq!(core(&[], now).route(&question(), now), Err(NoRoute::NoWorker));
-        assert_eq!(core(&[prefill("p")], now).route(&question(), now), Err(NoRoute::NoWorker));
-    }
-}
+mod tests;

@@ -60,10 +60,21 @@ impl std::ops::Add for Cost {
 
 /// Computing the rest of a prompt in one worker, alone and without its queue, in microseconds.
 pub fn prefill_us(worker: &WorkerEntry, sizes: Sizes, cached_tokens: usize) -> f32 {
+    let (cached, tokens) = computed(sizes, cached_tokens);
+    worker.latency.predict_prefill_us(cached, tokens, worker.chunk_tokens())
+}
+
+/// The same for a prompt that another worker pulls.
+pub fn pulled_prefill_us(worker: &WorkerEntry, sizes: Sizes, cached_tokens: usize) -> f32 {
+    let (cached, tokens) = computed(sizes, cached_tokens);
+    worker.latency.predict_pulled_us(cached, tokens, worker.chunk_tokens())
+}
+
+/// Tokens of a prompt that are there, and those that are to be computed.
+fn computed(sizes: Sizes, cached_tokens: usize) -> (f32, f32) {
     // The last token is always computed: its logits are the first output token's.
     let tokens = sizes.prompt.saturating_sub(cached_tokens).max(1);
-    let cached = sizes.prompt.saturating_sub(tokens);
-    worker.latency.predict_prefill_us(cached as f32, tokens as f32, worker.chunk_tokens())
+    (sizes.prompt.saturating_sub(tokens) as f32, tokens as f32)
 }
 
 /// The decode worker computes the prompt itself: all its streams wait for that.
@@ -76,7 +87,7 @@ pub fn local(decode: &WorkerEntry, sizes: Sizes, cached_tokens: usize, now: Time
 
 /// A prefill worker computes the prompt for someone.
 pub fn prefill(worker: &WorkerEntry, sizes: Sizes, cached_tokens: usize, now: Time) -> Cost {
-    let ttft_us = worker.queue_us(now) + prefill_us(worker, sizes, cached_tokens);
+    let ttft_us = worker.queue_us(now) + pulled_prefill_us(worker, sizes, cached_tokens);
     Cost { ttft_us: ttft_us + wait_us(worker, sizes), slowdown_us: 0.0 }
 }
 

@@ -7,14 +7,18 @@
 mod choice;
 mod core;
 mod cost;
+mod feeds;
 mod prefix_index;
+mod question;
 mod resync;
 mod run;
+mod telling;
 mod worker_table;
 
 pub use crate::choice::Route;
-pub use crate::core::{Core, NoRoute, Question};
+pub use crate::core::Core;
 pub use cost::Cost;
 pub use prefix_index::Sync;
-pub use run::Router;
+pub use question::{NoRoute, Question};
+pub use run::{Router, RouterIdentity};
 pub use worker_table::Time;

@@ -4,33 +4,45 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use messaging::{Bus, Change, Network, Registry, Request, Watch};
+use messaging::{Change, Network, Registry, Request, Watch};
 use parking_lot::Mutex;
 use prost::Message;
-use protocol::{WorkerLife, hashes_from_bytes, subjects, v1};
+use protocol::{Incarnation, WorkerLife, hashes_from_bytes, subjects, v1};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::choice::Route;
+use crate::core::Core;
+use crate::feeds::{Feeds, News};
+use crate::prefix_index::Sync;
+use crate::question::Question;
+use crate::resync::{Resync, Snapshot};
+use crate::telling::Telling;
 use crate::worker_table::Time;
 
-use crate::choice::Route;
-use crate::core::{Core, NoRoute, Question};
-use crate::prefix_index::Sync;
-use crate::resync::{Resync, Snapshot};
+/// Which router this is, and which of its lives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouterIdentity {
+    /// Its name: [A-Za-z0-9_-]{1,64}.
+    pub id: String,
+    /// Its life.
+    pub incarnation: Incarnation,
+}
 
 /// A router on the bus.
 pub struct Router {
     core: Arc<Mutex<Core>>,
     network: Network,
+    identity: RouterIdentity,
     feeds: Feeds,
 }
 
 impl Router {
     /// A router that knows no workers. Listens from here on, not only once it runs: a worker that
     /// starts later says nothing that is missed.
-    pub fn new(network: Network) -> Self {
-        let feeds = Feeds::new(&network.bus);
-        Self { core: Arc::default(), network, feeds }
+    pub fn new(network: Network, identity: RouterIdentity) -> Self {
+        let feeds = Feeds::new(&network, &identity);
+        Self { core: Arc::default(), network, identity, feeds }
     }
 
     /// What it knows, for whoever wants to look at it.
@@ -38,45 +50,43 @@ impl Router {
         self.core.clone()
     }
 
-    /// Answers routing requests until `shutdown`.
-    pub async fn run(mut self, shutdown: CancellationToken) {
-        let registry = self.network.registry.clone();
-        let mut resync = Resync::new(self.network.data_plane.clone());
+    /// Registers, and answers routing questions until `shutdown`; then those that wait already, without
+    /// the registry entry. That goes also when this future is dropped.
+    pub async fn run(self, shutdown: CancellationToken) {
+        let Self { core, network, identity, mut feeds } = self;
+        let entry = RegistryEntry::put(&identity, &network.registry);
+        let mut resync = Resync::new(network.data_plane.clone());
+        let mut telling = Telling::new(&identity);
         let began = Instant::now();
         let now = || began.elapsed().as_micros() as Time;
-        let mut workers = begin_watch(&registry, &mut self.core.lock(), now());
-        loop {
-            let lost = tokio::select! {
-                // Facts before questions: a question is answered by all that is known.
-                biased;
-                () = shutdown.cancelled() => return,
-                change = workers.next() => match change {
-                    Some(change) => apply_change(&mut self.core.lock(), change, now()),
-                    // The watch lagged too far behind: begin anew from what is there.
-                    None => {
-                        workers = begin_watch(&registry, &mut self.core.lock(), now());
-                        None
-                    }
-                },
-                Some(message) = self.feeds.load.next() => {
-                    apply_load(&mut self.core.lock(), &message, now())
-                }
-                Some(message) = self.feeds.kv_events.next() => {
-                    apply_kv_events(&mut self.core.lock(), &message)
-                }
-                (worker, snapshot) = resync.next() => {
-                    apply_snapshot(&mut self.core.lock(), worker, snapshot)
-                }
-                Some(request) = self.feeds.requests.next() => {
-                    answer(&mut self.core.lock(), request, now());
+        let mut workers = begin_watch(&network.registry, &mut core.lock(), now());
+        while let Some(news) =
+            shutdown.run_until_cancelled(feeds.next(&mut workers, &mut resync, &telling)).await
+        {
+            let lost = match news {
+                News::Worker(None) => {
+                    workers = begin_watch(&network.registry, &mut core.lock(), now());
                     None
                 }
+                News::TellingDue => {
+                    telling.tell(&network.bus);
+                    None
+                }
+                News::Question(question) => {
+                    answer(&mut core.lock(), &mut telling, question, now());
+                    None
+                }
+                fact => apply(&mut core.lock(), &telling, fact, now()),
             };
             if let Some(worker) = lost
-                && let Some(registration) = self.core.lock().registration(&worker)
+                && let Some(registration) = core.lock().registration(&worker)
             {
                 resync.want(worker, registration);
             }
+        }
+        drop(entry);
+        while let Some(question) = feeds.waiting_question() {
+            answer(&mut core.lock(), &mut telling, question, now());
         }
     }
 }
@@ -97,24 +107,43 @@ fn begin_watch(registry: &Registry, core: &mut Core, now: Time) -> Watch {
     watch
 }
 
-struct Feeds {
-    load: messaging::Subscription,
-    kv_events: messaging::Subscription,
-    requests: messaging::Requests,
+/// This router's entry, while it is held.
+struct RegistryEntry {
+    key: String,
+    registry: Registry,
 }
 
-impl Feeds {
-    fn new(bus: &Bus) -> Self {
-        Self {
-            load: bus.subscribe(subjects::LOAD),
-            kv_events: bus.subscribe(subjects::KV_EVENTS),
-            requests: bus.respond(subjects::ROUTE),
-        }
+impl RegistryEntry {
+    fn put(identity: &RouterIdentity, registry: &Registry) -> Self {
+        let (router_id, incarnation) = (identity.id.clone(), identity.incarnation.0);
+        let key = subjects::router_key(&router_id, incarnation);
+        let registration = v1::RouterRegistration { router_id, incarnation };
+        registry.put(&key, registration.encode_to_vec().into());
+        Self { key, registry: registry.clone() }
+    }
+}
+
+impl Drop for RegistryEntry {
+    fn drop(&mut self) {
+        self.registry.delete(&self.key);
     }
 }
 
 /// Like those below: returns the worker whose snapshot has to be fetched, if any.
-fn apply_change(core: &mut Core, change: Change, now: Time) -> Option<WorkerLife> {
+fn apply(core: &mut Core, telling: &Telling, fact: News, now: Time) -> Option<WorkerLife> {
+    match fact {
+        News::Load(message) => return apply_load(core, &message, now),
+        News::KvEvents(message) => return apply_kv_events(core, &message),
+        News::Snapshot(worker, snapshot) => return apply_snapshot(core, worker, snapshot),
+        News::Worker(Some(change)) => apply_change(core, change, now),
+        News::Suspicion(message) => apply_suspicion(core, &message, now),
+        News::Dispatches(message) => apply_dispatches(core, telling, &message, now),
+        News::Worker(None) | News::TellingDue | News::Question(_) => {}
+    }
+    None
+}
+
+fn apply_change(core: &mut Core, change: Change, now: Time) {
     match change {
         Change::Put(key, value) => match v1::WorkerRegistration::decode(value) {
             Ok(registration) => core.register(registration, now),
@@ -126,7 +155,6 @@ fn apply_change(core: &mut Core, change: Change, now: Time) -> Option<WorkerLife
             }
         }
     }
-    None
 }
 
 fn apply_load(core: &mut Core, message: &Bytes, now: Time) -> Option<WorkerLife> {
@@ -155,6 +183,24 @@ fn apply_kv_events(core: &mut Core, message: &Bytes) -> Option<WorkerLife> {
     }
 }
 
+fn apply_suspicion(core: &mut Core, message: &Bytes, now: Time) {
+    match v1::Suspicion::decode(message.clone()) {
+        Ok(suspicion) => {
+            let worker = WorkerLife::new(&suspicion.worker_id, suspicion.incarnation);
+            tracing::info!(worker = %worker.id, "suspected, passing it over for a while");
+            core.suspect(&worker, now);
+        }
+        Err(error) => tracing::warn!(%error, "unreadable suspicion"),
+    }
+}
+
+fn apply_dispatches(core: &mut Core, telling: &Telling, message: &Bytes, now: Time) {
+    match v1::Dispatches::decode(message.clone()) {
+        Ok(message) => core.dispatched_elsewhere(telling.heard(&message), now),
+        Err(error) => tracing::warn!(%error, "unreadable dispatches"),
+    }
+}
+
 fn apply_snapshot(
     core: &mut Core,
     worker: WorkerLife,
@@ -176,10 +222,11 @@ fn lost(sync: Sync, worker: WorkerLife) -> Option<WorkerLife> {
     })
 }
 
-fn answer(core: &mut Core, request: Request, now: Time) {
+fn answer(core: &mut Core, telling: &mut Telling, request: Request, now: Time) {
     let outcome = match v1::RouteRequest::decode(request.payload.clone()) {
         Ok(asked) => match core.route(&question_of(&asked), now) {
             Ok(route) => {
+                telling.add(&route, asked.prompt_tokens);
                 tracing::debug!(
                     request_id = asked.request_id,
                     decode = %route.decode.id,
@@ -190,7 +237,7 @@ fn answer(core: &mut Core, request: Request, now: Time) {
                 );
                 v1::route_reply::Outcome::Route(route_message(&route, asked.explain))
             }
-            Err(NoRoute::NoWorker) => no_route("no worker serves this model"),
+            Err(reason) => no_route(&reason.to_string()),
         },
         Err(_) => no_route("the routing request is unreadable"),
     };
@@ -201,11 +248,14 @@ fn question_of(asked: &v1::RouteRequest) -> Question {
     let blocks = |prompt: &v1::PromptBlocks| {
         (prompt.numerics_id.clone(), hashes_from_bytes(&prompt.block_hashes).collect())
     };
+    let life = |worker: &v1::WorkerRef| WorkerLife::new(&worker.worker_id, worker.incarnation);
     Question {
         model: asked.model.clone(),
         prompt_blocks: asked.prompt_blocks.iter().map(blocks).collect(),
         prompt_tokens: asked.prompt_tokens as usize,
         max_tokens: asked.max_tokens as usize,
+        excluded: asked.excluded.iter().map(life).collect(),
+        preferred_numerics_id: asked.preferred_numerics_id.clone(),
     }
 }
 

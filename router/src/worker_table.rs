@@ -14,6 +14,12 @@ const REPORT_AGE_MAX: Time = 350_000;
 /// A report contains what was dispatched at least this long before it came.
 const REPORT_DELAY: Time = 10_000;
 
+/// A worker that someone found dead, silent or hung is passed over for so long.
+const SUSPICION: Time = 5_000_000;
+
+/// What other routers tell was dispatched about so long ago: they tell every 20 ms.
+const TOLD_AFTER: Time = 10_000;
+
 /// Dispatches remembered per worker; at the limit the oldest are taken as reported.
 const DISPATCHES_MAX: usize = 1024;
 
@@ -38,6 +44,7 @@ pub struct WorkerEntry {
     /// How long its steps take.
     pub latency: LatencyModel,
     heard: Time,
+    suspected_until: Time,
     /// When it will have computed all prompts that were sent to it.
     busy_until: Time,
     reported: Reported,
@@ -45,6 +52,17 @@ pub struct WorkerEntry {
     dispatched: VecDeque<Dispatch>,
     /// Their tokens, summed up.
     dispatched_tokens: u64,
+}
+
+/// What is known against choosing a worker, best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// Nothing.
+    Sound,
+    /// It was not heard of lately.
+    Silent,
+    /// Someone found it dead, silent or hung.
+    Suspected,
 }
 
 /// What the last report said.
@@ -76,6 +94,7 @@ impl WorkerEntry {
             reported: Reported { available_blocks, ..Default::default() },
             latency: equals.unwrap_or(UNMEASURED),
             heard: now,
+            suspected_until: 0,
             busy_until: now,
             dispatched: VecDeque::new(),
             dispatched_tokens: 0,
@@ -103,22 +122,43 @@ impl WorkerEntry {
         self.busy_until = now + bounded(waiting_us) + unreported;
     }
 
-    /// Counts a request sent here, whose prompt of `tokens` tokens takes `prefill_us` of its time.
+    /// Counts a request sent here just now, whose prompt of `tokens` tokens takes `prefill_us` of its
+    /// time.
     pub fn dispatch(&mut self, prefill_us: f32, tokens: u64, now: Time) {
+        self.count(Dispatch { at: now, prefill_us: bounded(prefill_us), tokens }, now);
+    }
+
+    /// Counts one that another router sent here.
+    pub fn dispatch_elsewhere(&mut self, prefill_us: f32, tokens: u64, now: Time) {
+        let at = now.saturating_sub(TOLD_AFTER);
+        self.count(Dispatch { at, prefill_us: bounded(prefill_us), tokens }, now);
+    }
+
+    fn count(&mut self, dispatch: Dispatch, now: Time) {
         if self.dispatched.len() >= DISPATCHES_MAX
             && let Some(oldest) = self.dispatched.pop_front()
         {
             self.dispatched_tokens -= oldest.tokens;
         }
-        let prefill_us = bounded(prefill_us);
-        self.busy_until = self.busy_until.max(now) + prefill_us;
-        self.dispatched_tokens += tokens;
-        self.dispatched.push_back(Dispatch { at: now, prefill_us, tokens });
+        self.busy_until = self.busy_until.max(now) + dispatch.prefill_us;
+        self.dispatched_tokens += dispatch.tokens;
+        self.dispatched.push_back(dispatch);
     }
 
-    /// Whether it was heard of lately.
-    pub fn is_fresh(&self, now: Time) -> bool {
-        now.saturating_sub(self.heard) <= REPORT_AGE_MAX
+    /// Someone found it dead, silent or hung.
+    pub fn suspect(&mut self, now: Time) {
+        self.suspected_until = now + SUSPICION;
+    }
+
+    /// What is known against choosing it.
+    pub fn standing(&self, now: Time) -> Standing {
+        if now < self.suspected_until {
+            Standing::Suspected
+        } else if now.saturating_sub(self.heard) > REPORT_AGE_MAX {
+            Standing::Silent
+        } else {
+            Standing::Sound
+        }
     }
 
     /// Time until it begins to compute a new prompt, in microseconds.

@@ -13,7 +13,7 @@ use messaging::Network;
 use parking_lot::Mutex;
 use protocol::v1::{ModelCard, Role};
 use protocol::{Incarnation, WorkerLife};
-use router::Router;
+use router::{Router, RouterIdentity};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -186,7 +186,8 @@ fn launch(
     let (network, pools) = (Network::default(), Arc::new(LocalPools::default()));
     let (stop_gateway, stop_rest) = (CancellationToken::new(), CancellationToken::new());
     let mut rest = JoinSet::new();
-    let router = Router::new(network.clone());
+    let identity = RouterIdentity { id: "router-0".into(), incarnation: Incarnation::begin() };
+    let router = Router::new(network.clone(), identity);
     let router_core = router.core();
     let router = router.run(stop_rest.clone());
     rest.spawn(async {

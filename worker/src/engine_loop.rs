@@ -1,12 +1,12 @@
 //! What runs beside a host: take commands, step, send news.
 
 use std::sync::Arc;
-use std::time::Instant;
 
-use engine::{Engine, RefusedSequence, SequenceId, SequenceOutput, SequenceRequest};
+use engine::{Engine, RefusedSequence, SequenceId, SequenceOutput, SequenceRequest, StepOutput};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
-use crate::host::{Command, KvEventBatch, KvSnapshot, Reply, Shared};
+use crate::host::{Command, KvEventBatch, KvSnapshot, Reply, Shared, StepUnderWay};
 use crate::news::Outputs;
 
 /// See the module's description.
@@ -25,7 +25,7 @@ impl EngineLoop {
         self.warm_up();
         while self.take_commands() {
             let began = Instant::now();
-            let output = self.engine.step();
+            let output = self.step();
             if output.is_simulated {
                 std::thread::sleep(output.took.saturating_sub(began.elapsed()));
             }
@@ -41,7 +41,7 @@ impl EngineLoop {
     pub(crate) async fn run_as_task(mut self) {
         self.warm_up();
         while self.take_commands() {
-            let output = self.engine.step();
+            let output = self.step();
             if output.took.is_zero() {
                 tokio::task::yield_now().await;
             } else {
@@ -54,6 +54,15 @@ impl EngineLoop {
         }
     }
 
+    fn step(&mut self) -> StepOutput {
+        let shared = &self.shared;
+        self.engine.step_announced(|shape| {
+            let mut status = shared.status.lock();
+            let predicted_us = status.latency.predict_step_us(&shape);
+            status.step = Some(StepUnderWay { began: Instant::now(), predicted_us });
+        })
+    }
+
     fn warm_up(&mut self) {
         let outputs = self.engine.warm_up();
         let mut status = self.shared.status.lock();
@@ -64,7 +73,7 @@ impl EngineLoop {
 
     /// Reports and delivers what a step did. True: there was nothing to do, and nothing is said
     /// that was not heard.
-    fn conclude(&mut self, output: engine::StepOutput) -> bool {
+    fn conclude(&mut self, output: StepOutput) -> bool {
         self.report(&output);
         if !output.is_idle() {
             self.deliver(output.sequences);
@@ -139,11 +148,13 @@ impl EngineLoop {
         let _gone = reply.send(accepted);
     }
 
-    fn report(&mut self, output: &engine::StepOutput) {
+    fn report(&mut self, output: &StepOutput) {
         self.publish_kv_events();
         let mut status = self.shared.status.lock();
         status.load = self.engine.load();
         status.kv_sequence = self.kv_sequence;
+        status.steps += u64::from(!output.is_idle());
+        status.step = None;
         status.latency.record(output);
     }
 

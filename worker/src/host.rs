@@ -9,6 +9,7 @@ use kv_transfer::{BlockWriter, HostMemory, KvLayout};
 use parking_lot::Mutex;
 use protocol::{BlockHash, WorkerLife, v1};
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::engine_loop::EngineLoop;
@@ -106,6 +107,17 @@ pub(crate) struct Status {
     /// The number of the next batch of KV events.
     pub(crate) kv_sequence: u64,
     pub(crate) latency: LatencyLearner,
+    /// Steps that were not idle.
+    pub(crate) steps: u64,
+    /// The step under way.
+    pub(crate) step: Option<StepUnderWay>,
+}
+
+/// A step that the engine is computing.
+#[derive(Clone, Copy)]
+pub(crate) struct StepUnderWay {
+    pub(crate) began: Instant,
+    pub(crate) predicted_us: f32,
 }
 
 /// A sequence's right to be in the engine: when the last clone is dropped, the sequence is
@@ -216,6 +228,17 @@ impl EngineHost {
     /// The number that the next batch of KV events will have.
     pub fn kv_sequence(&self) -> u64 {
         self.shared.status.lock().kv_sequence
+    }
+
+    /// How the present step gets on, for those who watch over this engine.
+    pub fn progress(&self) -> v1::Progress {
+        let status = self.shared.status.lock();
+        let step = status.step;
+        v1::Progress {
+            steps: status.steps,
+            running_us: step.map_or(0, |step| step.began.elapsed().as_micros() as u64),
+            predicted_us: step.map_or(0, |step| step.predicted_us as u64),
+        }
     }
 
     /// How long steps take here, as learned so far; nothing before the first step.

@@ -61,13 +61,7 @@ impl LatencyLearner {
     /// Takes one step into account.
     pub fn record(&mut self, output: &StepOutput) {
         if !output.is_idle() {
-            let shape = StepShape {
-                prefill_tokens: output.prefill_tokens as f32,
-                prefill_attended: output.prefill_attended as f32,
-                sequences: output.decode_sequences as f32,
-                attended: output.decode_attended as f32,
-            };
-            self.record_step(&shape, output.took.as_secs_f32() * 1e6);
+            self.record_step(&output.shape(), output.took.as_secs_f32() * 1e6);
         }
     }
 
@@ -95,6 +89,11 @@ impl LatencyLearner {
         if let Some(key) = oldest.map(|(key, _)| *key) {
             self.sizes.remove(&key);
         }
+    }
+
+    /// How long a step takes by what was last learned, in microseconds; 0 before that.
+    pub fn predict_step_us(&self, shape: &StepShape) -> f32 {
+        LatencyModel::from_coefficients(self.coefficients).predict_step_us(shape)
     }
 
     /// What was learned; nothing before the first step.

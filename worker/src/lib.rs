@@ -101,13 +101,16 @@ impl Worker {
         shutdown: CancellationToken,
     ) -> Result<(), WorkerError> {
         let common = WorkerService::new(self.card.clone(), self.life.clone(), self.host.clone());
-        let incoming = network.data_plane.listen(&self.registration.data_endpoint);
+        let mut registration = self.registration.clone();
+        let listening = network.data_plane.listen(&registration.data_endpoint).await;
+        let incoming = listening.map_err(WorkerError::Listen)?;
+        registration.data_endpoint = incoming.endpoint().to_string();
         let server = services.add_service(WorkerServer::new(common)).serve_with_incoming(incoming);
         tokio::select! {
             biased;
             () = shutdown.cancelled() => Ok(()),
             served = server => served.map_err(WorkerError::Server),
-            () = announce::run(&self.host, &self.registration, network) => {
+            () = announce::run(&self.host, &registration, network) => {
                 Err(WorkerError::EngineStopped)
             }
         }
@@ -120,6 +123,9 @@ pub enum WorkerError {
     /// The engine's thread ended, by a defect.
     #[error("the engine stopped")]
     EngineStopped,
+    /// The data plane's address cannot be listened on.
+    #[error("cannot listen for the data plane")]
+    Listen(#[source] std::io::Error),
     /// The data plane's server failed.
     #[error("the data plane's server failed")]
     Server(#[source] tonic::transport::Error),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use protocol::v1::generation_client::GenerationClient;
 use protocol::v1::{self, FinishReason, failure, session_request::Kind};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
@@ -76,8 +76,13 @@ impl Client {
 
     /// Reads what is left until nothing more comes, and says what came of a request.
     pub async fn silent(&mut self, number: u64) -> Answer {
-        while let Ok(frame) = timeout(SILENCE, self.frames.message()).await {
-            self.take(frame.unwrap().expect("the session goes on"));
+        let mut until = Instant::now() + SILENCE;
+        while let Ok(frame) = timeout_at(until, self.frames.message()).await {
+            let frame = frame.unwrap().expect("the session goes on");
+            if !frame.updates.is_empty() {
+                until = Instant::now() + SILENCE;
+            }
+            self.take(frame);
         }
         self.answers[&number].clone()
     }

@@ -13,7 +13,7 @@ use crate::cancelled::{CANCELLED, Way};
 use crate::client::{Answer, Client, End};
 use crate::proxy::{PROXY, Proxy};
 use crate::system::{
-    BLOCK_SIZE, NOTICED, PROMPT_TOKENS, Plan, SILENCE_MAX, System, alone, request, via,
+    BLOCK_SIZE, NOTICED, PROMPT_TOKENS, Plan, STANDSTILL_MAX, System, alone, request, via,
 };
 
 /// Others hold blocks so long that nothing else happens meanwhile.
@@ -82,12 +82,12 @@ async fn pools_are_full() {
             rest: BUSY + NOTICED,
         },
         Case {
-            name: "the prefill worker's, for good: it is silent for too long",
+            name: "the prefill worker's, for good: the prompt stands still for too long",
             prefill_is_full: true,
             decode_is_full: false,
             others_go: None,
             handoffs: 0,
-            rest: SILENCE_MAX + NOTICED,
+            rest: STANDSTILL_MAX + NOTICED,
         },
         Case {
             name: "the decode worker's: it computes once it has room",

@@ -11,16 +11,16 @@ use tonic::Code;
 use crate::proxy::{Point, Proxy, asked};
 use crate::system::{NOTICED, PREFILL, PROMPT_TOKENS, Plan, System, alone, request};
 
-/// Points at which there is a lease that will be needed.
-const POINTS: [Point; 4] =
-    [Point::Granted, Point::FirstBlocks, Point::FirstToken, Point::LastBlocks];
+/// Points at which there is a lease that will be needed, and its reader waits for events.
+const POINTS: [Point; 3] = [Point::Granted, Point::FirstBlocks, Point::FirstToken];
 
 /// Some of the steps in which the prompt is computed.
 const STEPS: Duration = Duration::from_millis(10);
 
 /// A prefill worker that stops at a point for so long and then goes on: at rest within the time of a
 /// worker alone from then on.
-async fn check(plan: Plan, proxy: Proxy, stop: Duration, is_valid: bool) {
+async fn check(plan: Plan, mut proxy: Proxy, stop: Duration, is_valid: bool) {
+    proxy.keeps_alive = true;
     println!("stops at {:?} for {stop:?}", proxy.stops_at);
     let (expected, took) = alone(&request(PROMPT_TOKENS)).await;
     let (system, mut client) = asked(plan, &proxy, request(PROMPT_TOKENS)).await;

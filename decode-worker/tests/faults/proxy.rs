@@ -4,12 +4,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use protocol::HEARTBEAT;
 use protocol::v1::prefill_client::PrefillClient;
 use protocol::v1::prefill_event::Kind;
 use protocol::v1::prefill_server::{Prefill, PrefillServer};
 use protocol::v1::{self, GenerateRequest, PrefillEvent};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Server};
@@ -53,6 +54,8 @@ impl Point {
 pub struct Proxy {
     /// Where it stops, if anywhere.
     pub stops_at: Option<Point>,
+    /// While it holds events back, it says that the engine gets on.
+    pub keeps_alive: bool,
     /// Renewals are passed on only once it goes on.
     pub holds_renewals: bool,
     /// What it makes of calls and of leases.
@@ -72,6 +75,7 @@ impl Default for Proxy {
     fn default() -> Self {
         Self {
             stops_at: None,
+            keeps_alive: false,
             holds_renewals: false,
             changes_call: |_| {},
             changes_grant: |_| {},
@@ -92,7 +96,8 @@ impl Proxy {
             worker: PrefillClient::new(system.connect(PREFILL).await),
         };
         let server = Server::builder().add_service(PrefillServer::new(service));
-        tokio::spawn(server.serve_with_incoming(system.network.data_plane.listen(PROXY)));
+        let incoming = system.network.data_plane.listen(PROXY).await.unwrap();
+        tokio::spawn(server.serve_with_incoming(incoming));
     }
 
     /// Waits until it has stopped.
@@ -128,8 +133,11 @@ impl Proxy {
                 if to.send(event).await.is_err() {
                     return;
                 }
-                if let Some(point) = point {
-                    self.pass(point).await;
+                let Some(point) = point else { continue };
+                tokio::select! {
+                    biased;
+                    () = self.pass(point) => {}
+                    () = keep_alive(&to), if self.keeps_alive => {}
                 }
             }
         };
@@ -153,6 +161,14 @@ impl Proxy {
             Some(Kind::Progress(_)) | None => None,
         };
         (event, point)
+    }
+}
+
+/// Says that the engine gets on, until nobody hears it.
+async fn keep_alive(to: &mpsc::Sender<Result<PrefillEvent, Status>>) {
+    let kind = Some(Kind::Progress(v1::Progress::default()));
+    while to.send(Ok(PrefillEvent { kind: kind.clone() })).await.is_ok() {
+        sleep(HEARTBEAT).await;
     }
 }
 

@@ -34,8 +34,9 @@ const TIMES: MockTimes =
 /// Beyond the time in which a worker alone answers: noticing a broken connection takes none.
 pub const NOTICED: Duration = Duration::from_millis(100);
 
-/// After which a silent prefill worker counts as failed (`decode_worker::remote_prefill`).
-pub const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// After which a prompt that gets no further is computed elsewhere (`decode_worker::remote_prefill`),
+/// and the heartbeat at which that is noticed.
+pub const STANDSTILL_MAX: Duration = Duration::from_millis(60_000 + 250);
 
 /// A lease that nobody renews, its grace, and the interval in which ended leases are looked for.
 pub const LEASE_GONE: Duration = Duration::from_millis(10_000 + 1_000 + 100);

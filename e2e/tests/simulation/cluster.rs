@@ -10,7 +10,7 @@ use messaging::Network;
 use parking_lot::Mutex;
 use protocol::v1::Role;
 use protocol::{Incarnation, WorkerLife};
-use router::Router;
+use router::{Router, RouterIdentity};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use worker::{EngineHost, EnginePlace, Worker, WorkerConfig, WorkerError};
@@ -51,7 +51,8 @@ impl Cluster {
     /// Starts everything, and waits until all workers are known.
     pub async fn start(plan: &Plan, world: &World) -> Self {
         let network = Network::with_faults(Arc::new(world.clone()));
-        let router = Router::new(network.clone());
+        let identity = RouterIdentity { id: "r0".into(), incarnation: Incarnation(1) };
+        let router = Router::new(network.clone(), identity);
         let core = router.core();
         tokio::spawn(router.run(CancellationToken::new()));
         let gateway = Arc::new(Gateway::new(GatewayConfig::default(), network.clone()));

@@ -4,6 +4,8 @@
 
 use std::collections::VecDeque;
 
+use protocol::{LAST_STEP_TOKENS, LONG_PROMPT_TOKENS};
+
 use super::{Purpose, Sequence, SequenceId};
 use crate::kv::BlockPool;
 
@@ -24,10 +26,6 @@ pub struct Scheduled {
     /// How many tokens.
     pub count: usize,
 }
-
-/// See `chunk`: from which length on a prompt's last tokens have a step of their own, and how many.
-const LONG_PROMPT_TOKENS: usize = 1024;
-const LAST_STEP_TOKENS: usize = 64;
 
 /// Sequences in order of arrival.
 pub struct Scheduler {
