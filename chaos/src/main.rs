@@ -110,7 +110,7 @@ fn config(arguments: Arguments) -> anyhow::Result<RunConfig> {
         phases,
         kinds,
         stator: binaries::stator(arguments.binary)?,
-        nats_server: binaries::nats_server(arguments.nats_server)?,
+        nats_server: arguments.nats_server.unwrap_or_else(testkit::nats_server_binary),
         model: binaries::repository().join("models/demo"),
         logs: logs.unwrap_or_else(|| binaries::repository().join(format!("target/chaos/{seed}"))),
         counts: Counts { gateways, routers: 2, prefill_workers: 2, decode_workers: 3 },

@@ -20,14 +20,14 @@ async fn chaos(name: &str, kinds: &str, phase: Phase, defect: Option<Defect>) ->
         seed: 1,
         phases: vec![phase],
         kinds,
-        stator: binaries::stator(None).unwrap(),
-        nats_server: binaries::nats_server(None).unwrap(),
+        stator: binaries::stator(None).expect("a stator command"),
+        nats_server: testkit::nats_server_binary(),
         model: binaries::repository().join("models/demo"),
         logs: PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name),
         counts: Counts { gateways: 1, routers: 2, prefill_workers: 2, decode_workers: 3 },
         defect,
     };
-    run(&config).await.unwrap()
+    run(&config).await.expect("a run to its end")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

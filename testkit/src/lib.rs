@@ -3,4 +3,5 @@
 mod binary;
 mod nats;
 
+pub use binary::nats_server_binary;
 pub use nats::{NatsServer, NatsSettings};
