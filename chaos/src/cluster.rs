@@ -8,9 +8,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use tokio::time::Instant;
 
-use crate::component::{Component, Role};
+use crate::component::Component;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
+use crate::role::Role;
 
 /// What a cluster consists of.
 #[derive(Clone, Debug)]

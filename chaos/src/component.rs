@@ -1,6 +1,5 @@
 //! One member of the cluster through all its lives, with the proxies that others reach it by.
 
-use std::ffi::OsString;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,26 +14,13 @@ use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio::time::Instant;
 
-use crate::cluster::{ClusterConfig, Defect};
+use crate::cluster::ClusterConfig;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::process::{Addresses, Process};
+use crate::proxies::Proxies;
 use crate::proxy::{Cut, CutGuard, Proxy};
-
-/// What a process is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// `nats-server`
-    Nats,
-    /// `stator router`
-    Router,
-    /// `stator prefill-worker`
-    PrefillWorker,
-    /// `stator decode-worker`
-    DecodeWorker,
-    /// `stator gateway`
-    Gateway,
-}
+use crate::role::{CommandLine, Role};
 
 /// A question about a process' health or figures is answered within this time, or not.
 const ADMIN_DEADLINE: Duration = Duration::from_secs(2);
@@ -49,8 +35,7 @@ pub struct Component {
     pub role: Role,
     /// Unique, and the same in each life.
     pub name: String,
-    program: PathBuf,
-    arguments: Vec<OsString>,
+    command_line: CommandLine,
     logs: PathBuf,
     journal: Arc<Journal>,
     proxies: Proxies,
@@ -59,43 +44,9 @@ pub struct Component {
     running: Mutex<Option<Running>>,
 }
 
-#[derive(Default)]
-struct Proxies {
-    nats: Option<Proxy>,
-    data: Option<Proxy>,
-    kv: Option<Proxy>,
-}
-
 struct Running {
     process: Process,
     addresses: Addresses,
-}
-
-impl Role {
-    /// Whether it has an engine.
-    pub fn is_worker(self) -> bool {
-        matches!(self, Self::PrefillWorker | Self::DecodeWorker)
-    }
-
-    fn command(self) -> &'static str {
-        match self {
-            Self::Nats => "nats",
-            Self::Router => "router",
-            Self::PrefillWorker => "prefill-worker",
-            Self::DecodeWorker => "decode-worker",
-            Self::Gateway => "gateway",
-        }
-    }
-
-    /// The addresses that it prints when it is ready.
-    fn addresses(self) -> &'static [&'static str] {
-        match self {
-            Self::Nats => &[],
-            Self::Router => &["admin"],
-            Self::PrefillWorker | Self::DecodeWorker => &["data", "kv", "admin"],
-            Self::Gateway => &["API"],
-        }
-    }
 }
 
 impl Component {
@@ -113,15 +64,11 @@ impl Component {
         };
         let proxies = Proxies::start(role, config, nats_address).await?;
         let name = format!("{}-{index}", role.command());
-        let (program, arguments) = match role {
-            Role::Nats => (&config.nats_server, nats_arguments(config, nats_address)),
-            _ => (&config.stator, stator_arguments(role, &name, config, &proxies)),
-        };
+        let command_line = role.command_line(&name, config, &proxies, nats_address);
         Ok(Self {
             role,
             name,
-            program: program.clone(),
-            arguments,
+            command_line,
             logs: config.logs.clone(),
             journal,
             proxies,
@@ -133,8 +80,8 @@ impl Component {
 
     /// Begins a life and waits until it can be reached. Errors: it does not come up.
     pub async fn start(&self) -> Result<()> {
-        let mut command = Command::new(&self.program);
-        command.args(&self.arguments).env("STATOR_LOG", "info");
+        let mut command = Command::new(&self.command_line.program);
+        command.args(&self.command_line.arguments).env("STATOR_LOG", "info");
         let mut process = Process::start(&self.name, command, &self.logs, &self.journal)?;
         let addresses = process.addresses(self.role.addresses()).await?;
         if self.role == Role::Nats {
@@ -250,73 +197,6 @@ impl Component {
         let answered = asked.await.with_context(|| format!("{} does not answer", self.name))?;
         let answered = answered.error_for_status().with_context(|| self.name.clone())?;
         answered.text().await.with_context(|| format!("{} does not answer", self.name))
-    }
-}
-
-impl Proxies {
-    async fn start(role: Role, config: &ClusterConfig, nats: SocketAddr) -> Result<Self> {
-        if role == Role::Nats {
-            return Ok(Self::default());
-        }
-        let to_nats = Proxy::start(None).await?;
-        to_nats.forward_to(nats);
-        let mut proxies = Self { nats: Some(to_nats), ..Self::default() };
-        if role.is_worker() {
-            proxies.data = Some(Proxy::start(None).await?);
-            proxies.kv = Some(Proxy::start(Some(config.kv_bytes_per_s)).await?);
-        }
-        Ok(proxies)
-    }
-}
-
-fn nats_arguments(config: &ClusterConfig, address: SocketAddr) -> Vec<OsString> {
-    let port = address.port().to_string();
-    let store = config.logs.join("nats-store").into_os_string();
-    let arguments = ["-a", "127.0.0.1", "-p", &port, "-js", "-sd"].map(OsString::from);
-    arguments.into_iter().chain([store]).collect()
-}
-
-fn stator_arguments(
-    role: Role,
-    name: &str,
-    config: &ClusterConfig,
-    proxies: &Proxies,
-) -> Vec<OsString> {
-    let mut arguments: Vec<OsString> = vec![role.command().into(), "--name".into(), name.into()];
-    let mut push = |words: &[&str]| arguments.extend(words.iter().map(OsString::from));
-    if let Some(nats) = &proxies.nats {
-        push(&["--nats", &format!("nats://{}", nats.address)]);
-    }
-    if role == Role::Gateway {
-        push(&["--listen", "127.0.0.1:0"]);
-    }
-    if role.is_worker() {
-        push(&["--model", &config.model.display().to_string(), "--model-name", &config.model_name]);
-        push(&config.engine.iter().map(String::as_str).collect::<Vec<_>>());
-    }
-    if let (Some(data), Some(kv)) = (&proxies.data, &proxies.kv) {
-        push(&["--advertise", &data.address.to_string()]);
-        push(&["--advertise-kv", &kv.address.to_string()]);
-    }
-    if let Some(defect) = config.defect.filter(|defect| defect.is_of(role)) {
-        push(&["--test-defect", defect.argument()]);
-    }
-    arguments
-}
-
-impl Defect {
-    fn is_of(self, role: Role) -> bool {
-        match self {
-            Self::BrokenMigration => role == Role::Gateway,
-            Self::CorruptBlock => role == Role::PrefillWorker,
-        }
-    }
-
-    fn argument(self) -> &'static str {
-        match self {
-            Self::BrokenMigration => "broken-migration",
-            Self::CorruptBlock => "corrupt-block",
-        }
     }
 }
 

@@ -6,9 +6,10 @@ use anyhow::Result;
 use rustix::process::Signal;
 
 use crate::cluster::Cluster;
-use crate::component::{Component, Role};
+use crate::component::Component;
 use crate::fault::{Fault, Strike, Target, Way};
 use crate::proxy::Cut;
+use crate::role::Role;
 
 /// A fault and whom it hits.
 #[derive(Clone)]

@@ -9,6 +9,7 @@ use chaos::fault::Kind;
 use chaos::phase::Phase;
 use chaos::run::RunConfig;
 use clap::{Parser, ValueEnum};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Breaks a cluster's parts under load and compares every answer with an undisturbed one.
 #[derive(Debug, Parser)]
@@ -85,11 +86,12 @@ async fn main() -> ExitCode {
 
 async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let config = config(arguments)?;
-    let running = chaos::run::run(&config);
+    let mut terminated = signal(SignalKind::terminate())?;
     let report = tokio::select! {
-        report = running => report?,
+        report = chaos::run::run(&config) => report?,
         // Dropping the run kills its processes.
         _interrupted = tokio::signal::ctrl_c() => return Ok(ExitCode::from(130)),
+        _terminated = terminated.recv() => return Ok(ExitCode::from(143)),
     };
     let text = report.to_string();
     std::fs::write(config.logs.join("report.md"), &text)?;

@@ -6,12 +6,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::load::{Outcome, Verdict};
+use crate::memory::{self, Memory};
 use crate::round::{Round, STREAMS_MIN};
 
 /// Failures that are told one by one; the rest is counted.
 const TOLD_MAX: usize = 40;
-
-const MIB: f64 = 1024.0 * 1024.0;
 
 /// A run.
 pub struct Report {
@@ -35,21 +34,6 @@ pub struct PhaseReport {
     pub memory: Vec<Memory>,
     /// Clusters that could be used no further, and why.
     pub broken: Vec<String>,
-}
-
-/// What a process has at rest, in bytes.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Memory {
-    /// Its name.
-    pub process: String,
-    /// Which of its lives, from 1.
-    pub life: u64,
-    /// At the first rest.
-    pub first_bytes: u64,
-    /// At the last.
-    pub last_bytes: u64,
-    /// How often it was looked at.
-    pub rests: usize,
 }
 
 /// Rounds of one kind.
@@ -97,19 +81,6 @@ impl PhaseReport {
             .windows(2)
             .any(|pair| !pair[0].is_counted() && pair[0].strike != pair[1].strike);
         !uncounted_last && self.rounds.last().is_none_or(Round::is_counted)
-    }
-}
-
-impl Memory {
-    /// The first look.
-    pub fn new(process: String, life: u64, bytes: u64) -> Self {
-        Self { process, life, first_bytes: bytes, last_bytes: bytes, rests: 0 }
-    }
-
-    /// A later one.
-    pub fn later(&mut self, bytes: u64) {
-        self.last_bytes = bytes;
-        self.rests += 1;
     }
 }
 
@@ -182,7 +153,7 @@ impl fmt::Display for PhaseReport {
             writeln!(f, "Two faults at once:\n")?;
             write!(f, "{}", table(&overlapping))?;
         }
-        write!(f, "{}", memory_table(&self.memory))
+        write!(f, "{}", memory::table(&self.memory))
     }
 }
 
@@ -249,30 +220,6 @@ fn ms(duration: Duration) -> String {
     format!("{:.0}", duration.as_secs_f64() * 1e3)
 }
 
-/// Per process: its life that was looked at most often.
-fn memory_table(memory: &[Memory]) -> String {
-    let mut longest: BTreeMap<&str, &Memory> = BTreeMap::new();
-    for life in memory {
-        let known = longest.entry(&life.process).or_insert(life);
-        if life.rests > known.rests {
-            *known = life;
-        }
-    }
-    let mut table = String::from(
-        "Memory at rest, of each process' longest life:\n\n\
-         | process | rests | first, MiB | last, MiB | growth, MiB |\n|---|--:|--:|--:|--:|\n",
-    );
-    for life in longest.values() {
-        let (first, last) = (life.first_bytes as f64 / MIB, life.last_bytes as f64 / MIB);
-        let (process, rests) = (&life.process, life.rests);
-        let growth = last - first;
-        let _infallible =
-            writeln!(table, "| {process} | {rests} | {first:.1} | {last:.1} | {growth:+.1} |");
-    }
-    table.push('\n');
-    table
-}
-
 impl Report {
     fn complaints(&self) -> String {
         let mut told = String::new();
@@ -336,7 +283,67 @@ fn times(round: &Round, outcome: &Outcome) -> String {
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::Instant;
+
     use super::*;
+    use crate::cluster::Held;
+
+    fn outcome(verdict: Verdict) -> Outcome {
+        let now = Instant::now();
+        Outcome {
+            request_id: "mock-1-7".into(),
+            question: "greedy-4".into(),
+            verdict,
+            began: now - Duration::from_millis(1500),
+            ended: now + Duration::from_millis(500),
+            first_token_after: Some(Duration::from_millis(9)),
+            longest_stall: Duration::from_millis(30),
+        }
+    }
+
+    fn sound() -> Round {
+        Round {
+            strike: None,
+            victims: "decode-worker-1".into(),
+            struck_at: Some(Instant::now()),
+            past_first_token: 4,
+            outcomes: vec![outcome(Verdict::Same)],
+            notes: Vec::new(),
+            held: Held::default(),
+            errors: Vec::new(),
+        }
+    }
+
+    fn report(rounds: Vec<Round>, broken: Vec<String>) -> Report {
+        let phase =
+            PhaseReport { name: "mock".into(), streams: 8, rounds, memory: Vec::new(), broken };
+        Report { phases: vec![phase], ..Report::new(7, "logs".into()) }
+    }
+
+    #[test]
+    fn whatever_is_wrong_is_told() {
+        #[track_caller]
+        fn check(rounds: Vec<Round>, broken: &[&str], part: Option<&str>) {
+            let report = report(rounds, broken.iter().map(|text| text.to_string()).collect());
+            assert_eq!(report.is_clean(), part.is_none(), "{report}");
+            let text = report.to_string();
+            assert!(text.contains(part.unwrap_or("All as it must be")), "{text}");
+        }
+        let with = |verdict| Round { outcomes: vec![outcome(verdict)], ..sound() };
+        let held = |blocks, leases| Round { held: Held { blocks, leases }, ..sound() };
+        check(vec![sound(), sound()], &[], None);
+        check(vec![with(Verdict::Failed("cut".into()))], &[], Some("mock-1-7 (greedy-4) failed"));
+        check(
+            vec![sound(), with(Verdict::Wrong("byte 3".into()))],
+            &[],
+            Some("wrong, sent at -1.5"),
+        );
+        check(vec![held(2.0, 0.0)], &[], Some("2 blocks and 0 leases"));
+        check(vec![held(0.0, 1.0)], &[], Some("0 blocks and 1 leases"));
+        check(vec![Round { errors: vec!["panicked".into()], ..sound() }], &[], Some("panicked"));
+        check(vec![Round { struck_at: None, ..sound() }], &[], Some("no occasion"));
+        check(vec![sound()], &["round 3: not ready"], Some("not ready"));
+    }
 
     #[test]
     fn percentiles_are_nearest_ranks() {
@@ -349,14 +356,5 @@ mod tests {
         check(&[7], "7 / 7 / 7");
         check(&[1, 2, 3, 4], "2 / 4 / 4");
         check(&(1..=200).collect::<Vec<_>>(), "100 / 198 / 200");
-    }
-
-    #[test]
-    fn memory_is_told_of_the_longest_life() {
-        let mut long = Memory::new("gateway-0".into(), 1, 10 << 20);
-        long.later(11 << 20);
-        long.later(12 << 20);
-        let table = memory_table(&[Memory::new("gateway-0".into(), 2, 50 << 20), long]);
-        assert!(table.contains("| gateway-0 | 2 | 10.0 | 12.0 | +2.0 |"), "{table}");
     }
 }

@@ -9,10 +9,11 @@ use anyhow::{Context, Result};
 use crate::cluster::{Cluster, ClusterConfig, Counts, Defect};
 use crate::fault::{Kind, Strike, overlapping_schedule, schedule};
 use crate::load::{Known, LoadConfig};
+use crate::memory::Memory;
 use crate::oracle;
 use crate::phase::Phase;
 use crate::question::questions;
-use crate::report::{Memory, PhaseReport, Report, line};
+use crate::report::{PhaseReport, Report, line};
 use crate::round::{self, Round};
 
 /// What the model is called.
@@ -59,6 +60,8 @@ pub async fn run(config: &RunConfig) -> Result<Report> {
 async fn run_phase(config: &RunConfig, phase: &Phase) -> Result<PhaseReport> {
     let http = reqwest::Client::builder().no_proxy().build().context("no HTTP client")?;
     let cluster_config = cluster_config(config, phase);
+    // An earlier run's registry would speak of workers that are gone.
+    let _absent = std::fs::remove_dir_all(&cluster_config.logs);
     let asked = questions(config.seed, phase.questions, MODEL_NAME, &phase.lengths);
     let known = oracle::ask(&cluster_config, &phase.oracle_engine, asked, &http).await?;
     let mut phase_run = PhaseRun {
