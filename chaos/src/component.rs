@@ -177,10 +177,15 @@ impl Component {
         address.with_context(|| format!("{} has no address {key}", self.name))
     }
 
-    /// Whether it says that it is ready.
+    /// Whether it says that it is ready; a gateway also when it serves a model.
     pub async fn is_ready(&self, http: &reqwest::Client) -> bool {
         match self.role {
             Role::Nats => nats_answers(self.nats_address).await.is_ok(),
+            Role::Gateway => {
+                let models = self.get(http, "v1/models").await;
+                let serves = models.is_ok_and(|models| models.contains("\"id\""));
+                serves && self.get(http, "health/ready").await.is_ok()
+            }
             _ => self.get(http, "health/ready").await.is_ok(),
         }
     }

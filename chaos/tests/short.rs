@@ -40,7 +40,7 @@ async fn no_single_fault_costs_a_request_or_changes_a_byte() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broken_migration_is_noticed() {
-    let (phase, defect) = (Phase::short(8, 1, 0), Some(Defect::BrokenMigration));
+    let (phase, defect) = (Phase::short(8, 2, 0), Some(Defect::BrokenMigration));
     let report = chaos("chaos-broken-migration", "decode worker: kill", phase, defect).await;
     assert!(report.wrong() > 0 && !report.is_clean(), "{report}");
 }
