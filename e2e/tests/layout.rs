@@ -15,9 +15,12 @@ const ALLOWED: [(&str, &[&str]); 14] = [
     ("chaos", &["testkit"]),
     ("loadtest", &[]),
     ("router", &["messaging", "protocol"]),
-    ("gateway", &["messaging", "protocol"]),
+    ("gateway", &["messaging", "protocol", "router"]),
     ("worker", &["engine", "kv-transfer", "messaging", "protocol"]),
-    ("prefill-worker", &["engine", "kv-transfer", "messaging", "protocol", "worker"]),
+    (
+        "prefill-worker",
+        &["decode-worker", "engine", "kv-transfer", "messaging", "protocol", "worker"],
+    ),
     ("decode-worker", &["engine", "kv-transfer", "messaging", "protocol", "worker"]),
     (
         "stator",
