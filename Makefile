@@ -1,12 +1,13 @@
 # make test    all tests, with everything they need
 # make lint    formatting and clippy, warnings denied
 # make bench   the measurements of bench/RESULTS.md
+# make chaos   faults in a cluster under load: SEED=1 FAULTS=220 OVERLAPPING=18
 
 PYTHON ?= python3
 VENV := target/venv
 PYTEST := $(VENV)/bin/pytest
 
-.PHONY: test lint bench
+.PHONY: test lint bench chaos
 
 test: $(VENV)/.installed
 	cargo build --workspace --all-targets --locked
@@ -25,6 +26,13 @@ bench:
 	$(PYTHON) bench/mock.py target/release/stator
 	$(PYTHON) bench/loadtest.py target/release/stator target/release/examples/trivial_server
 	cargo bench --locked --package router
+
+SEED ?= 1
+FAULTS ?= 220
+OVERLAPPING ?= 18
+chaos: $(VENV)/.installed
+	cargo build --release --locked --package stator --package chaos
+	target/release/chaos --seed $(SEED) --faults $(FAULTS) --overlapping $(OVERLAPPING) $(CHAOS_ARGUMENTS)
 
 $(VENV)/.installed: e2e/python/requirements.txt
 	$(PYTHON) -m venv $(VENV)
