@@ -4,5 +4,6 @@ mod binary;
 mod certificates;
 mod nats;
 
+pub use binary::nats_server_binary;
 pub use certificates::Certificates;
 pub use nats::{NatsServer, NatsSettings};
