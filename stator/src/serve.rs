@@ -28,50 +28,6 @@ use crate::signals::Signals;
 /// One of each role.
 const WORKERS: usize = 2;
 
-/// Why serving did not begin, or ended by itself. `Display` is a sentence for the user.
-#[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    /// The arguments are wrong.
-    #[error("{0}")]
-    Arguments(String),
-    /// The model cannot be used.
-    #[error(transparent)]
-    Model(#[from] LoadError),
-    /// The model's tokenizer or chat template cannot be used.
-    #[error("MODEL {path} cannot be served: {source}; download the model again or convert it anew")]
-    Card {
-        /// The directory.
-        path: String,
-        /// What is wrong with it.
-        source: CardError,
-    },
-    /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {source}; stop what uses it or choose another --listen")]
-    Listen {
-        /// What was asked for.
-        address: SocketAddr,
-        /// The system's reason.
-        source: std::io::Error,
-    },
-    /// The system refuses memory, threads or signals.
-    #[error("the system refuses what serving needs: {0}")]
-    Resources(#[from] std::io::Error),
-    /// A component ended by itself.
-    #[error("a component failed: {0}")]
-    Component(String),
-}
-
-impl ServeError {
-    /// The command's exit code.
-    pub fn exit(&self) -> Exit {
-        match self {
-            Self::Arguments(_) | Self::Model(_) | Self::Card { .. } => Exit::Usage,
-            Self::Listen { .. } | Self::Resources(_) => Exit::Unavailable,
-            Self::Component(_) => Exit::Internal,
-        }
-    }
-}
-
 /// Everything that runs.
 pub struct Serving {
     /// Where the API listens.
@@ -94,7 +50,7 @@ pub struct Serving {
 }
 
 /// Runs the command until a signal ends it.
-pub async fn command(arguments: ServeArgs) -> Result<(), ServeError> {
+pub async fn command(arguments: ServeArgs) -> Result<(), CommandError> {
     let mut signals = Signals::listen()?;
     let source = source_of(&arguments);
     let mut serving = tokio::select! {
@@ -120,29 +76,29 @@ pub async fn command(arguments: ServeArgs) -> Result<(), ServeError> {
 }
 
 /// Checks everything that can be checked, then starts everything.
-pub async fn start(arguments: ServeArgs) -> Result<Serving, ServeError> {
+pub async fn start(arguments: ServeArgs) -> Result<Serving, CommandError> {
     check_address(&arguments)?;
     let ModelDirectory { path, name } =
-        model_directory::find(arguments.model.as_deref()).map_err(ServeError::Arguments)?;
+        model_directory::find(arguments.model.as_deref()).map_err(CommandError::Arguments)?;
     let name = arguments.model_name.clone().unwrap_or(name);
     if name.is_empty() {
-        return Err(ServeError::Arguments(
+        return Err(CommandError::Arguments(
             "--model-name is empty; give the name clients use".into(),
         ));
     }
-    engines::check(&arguments.engine).map_err(ServeError::Arguments)?;
+    engines::check(&arguments.engine).map_err(CommandError::Arguments)?;
     let engine = arguments.engine.clone();
     let loaded = tokio::task::spawn_blocking(move || load(&path, &name, &engine)).await;
-    let (engines, card) = loaded.map_err(|error| ServeError::Component(error.to_string()))??;
+    let (engines, card) = loaded.map_err(|error| CommandError::Component(error.to_string()))??;
     let listener = listen(arguments.listen).await?;
     launch(&arguments, &engines, card, listener)
 }
 
-fn check_address(arguments: &ServeArgs) -> Result<(), ServeError> {
+fn check_address(arguments: &ServeArgs) -> Result<(), CommandError> {
     if arguments.listen.ip().is_loopback() || arguments.insecure {
         return Ok(());
     }
-    Err(ServeError::Arguments(format!(
+    Err(CommandError::Arguments(format!(
         "--listen {} is not a loopback address, and the API asks for no keys: anyone who reaches \
          it may use it; listen on 127.0.0.1, or add --insecure if your network protects it",
         arguments.listen
@@ -153,16 +109,16 @@ fn load(
     path: &Path,
     name: &str,
     arguments: &EngineArgs,
-) -> Result<(Engines, ModelCard), ServeError> {
+) -> Result<(Engines, ModelCard), CommandError> {
     let engines = Engines::load(path, arguments)?;
     let card = load_card(path, name, engines.runner().facts())?;
     gateway::check_card(&card)
-        .map_err(|source| ServeError::Card { path: path.display().to_string(), source })?;
+        .map_err(|source| CommandError::Card { path: path.display().to_string(), source })?;
     Ok((engines, card))
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
-    TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })
+async fn listen(address: SocketAddr) -> Result<TcpListener, CommandError> {
+    TcpListener::bind(address).await.map_err(|source| CommandError::Listen { address, source })
 }
 
 fn launch(
@@ -170,7 +126,7 @@ fn launch(
     engines: &Engines,
     card: ModelCard,
     listener: TcpListener,
-) -> Result<Serving, ServeError> {
+) -> Result<Serving, CommandError> {
     let address = listener.local_addr()?;
     let (model_name, serves_chats) = (card.name.clone(), card.chat_template.is_some());
     let start_worker = |name: &str, role| {
@@ -224,7 +180,7 @@ impl Serving {
     }
 
     /// Waits until a component ends by itself, which none should.
-    pub async fn failed(&mut self) -> ServeError {
+    pub async fn failed(&mut self) -> CommandError {
         tokio::select! {
             ended = &mut self.gateway_task => gateway_failed(ended),
             Some(ended) = self.rest.join_next() => component_failed("a worker or the router", ended),
@@ -232,7 +188,7 @@ impl Serving {
     }
 
     /// Stops accepting, lets requests end within the grace period, then stops everything.
-    pub async fn stop(mut self) -> Result<(), ServeError> {
+    pub async fn stop(mut self) -> Result<(), CommandError> {
         self.stop_gateway.cancel();
         let served = self.gateway_task.await;
         self.stop_rest.cancel();
@@ -241,15 +197,15 @@ impl Serving {
     }
 }
 
-fn gateway_failed(ended: Result<(), tokio::task::JoinError>) -> ServeError {
+fn gateway_failed(ended: Result<(), tokio::task::JoinError>) -> CommandError {
     component_failed("the gateway", ended.map(Ok::<(), std::convert::Infallible>))
 }
 
 fn component_failed<E: std::error::Error>(
     name: &str,
     ended: Result<Result<(), E>, tokio::task::JoinError>,
-) -> ServeError {
-    ServeError::Component(match ended {
+) -> CommandError {
+    CommandError::Component(match ended {
         Ok(Ok(())) => format!("{name} ended"),
         Ok(Err(error)) => match error.source() {
             Some(source) => format!("{name}: {error} ({source})"),
