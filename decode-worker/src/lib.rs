@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use kv_transfer::LocalPools;
 use messaging::Network;
-use protocol::v1::generation_server::GenerationServer;
+use protocol::v1::generation_server::{Generation, GenerationServer};
 use tokio_util::sync::CancellationToken;
 use worker::{EngineHost, Worker, WorkerError};
 
@@ -27,23 +27,30 @@ struct Context {
     peers: Peers,
 }
 
-/// Serves requests until `shutdown`. Reads prefill workers' blocks by `pools`. Errors: the engine
-/// or the server ended by itself.
-pub async fn run(
-    worker: Worker,
-    network: Network,
+/// What a worker serves that owns requests. Reads prefill workers' blocks by `pools`.
+pub fn service(
+    worker: &Worker,
+    network: &Network,
     pools: Arc<LocalPools>,
-    shutdown: CancellationToken,
-) -> Result<(), WorkerError> {
+) -> GenerationServer<impl Generation> {
     let context = Arc::new(Context {
         host: worker.host.clone(),
         numerics_id: worker.numerics_id().to_string(),
         pools,
         peers: Peers::new(network.data_plane.clone()),
     });
-    let service = GenerationService::new(context);
-    let services = network.data_plane.server().add_service(
-        GenerationServer::new(service).max_decoding_message_size(protocol::MESSAGE_BYTES_MAX),
-    );
+    GenerationServer::new(GenerationService::new(context))
+        .max_decoding_message_size(protocol::MESSAGE_BYTES_MAX)
+}
+
+/// Serves requests until `shutdown`. Errors: the engine or the server ended by itself.
+pub async fn run(
+    worker: Worker,
+    network: Network,
+    pools: Arc<LocalPools>,
+    shutdown: CancellationToken,
+) -> Result<(), WorkerError> {
+    let service = service(&worker, &network, pools);
+    let services = network.data_plane.server().add_service(service);
     worker.serve(services, &network, shutdown).await
 }

@@ -14,9 +14,12 @@ const ALLOWED: [(&str, &[&str]); 13] = [
     ("engine", &["kv-transfer", "protocol"]),
     ("loadtest", &[]),
     ("router", &["messaging", "protocol"]),
-    ("gateway", &["messaging", "protocol"]),
+    ("gateway", &["messaging", "protocol", "router"]),
     ("worker", &["engine", "kv-transfer", "messaging", "protocol"]),
-    ("prefill-worker", &["engine", "kv-transfer", "messaging", "protocol", "worker"]),
+    (
+        "prefill-worker",
+        &["decode-worker", "engine", "kv-transfer", "messaging", "protocol", "worker"],
+    ),
     ("decode-worker", &["engine", "kv-transfer", "messaging", "protocol", "worker"]),
     (
         "stator",

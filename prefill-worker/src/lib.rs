@@ -34,10 +34,11 @@ pub async fn run(
         leases: leases.clone(),
     });
     pools.add(worker.life.clone(), &source);
-    let service = PrefillService::new(&worker, leases.clone());
-    let services = network.data_plane.server().add_service(
-        PrefillServer::new(service).max_decoding_message_size(protocol::MESSAGE_BYTES_MAX),
-    );
+    let prefill = PrefillServer::new(PrefillService::new(&worker, leases.clone()))
+        .max_decoding_message_size(protocol::MESSAGE_BYTES_MAX);
+    // Its role is a preference: where no decode worker is left, it owns requests too.
+    let generation = decode_worker::service(&worker, &network, pools);
+    let services = network.data_plane.server().add_service(prefill).add_service(generation);
     tokio::select! {
         biased;
         ended = worker.serve(services, &network, shutdown) => ended,
