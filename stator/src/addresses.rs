@@ -7,6 +7,10 @@ use tokio::net::{TcpListener, lookup_host};
 
 use crate::error::CommandError;
 
+/// Why a data plane must not be open to anyone.
+pub const OPEN_DATA: &str = "nothing protects it: anyone who reaches it may use the model and read \
+    prompts, unless --tls-cert, --tls-key and --tls-ca are given";
+
 /// What protects an address that is not loopback, where anything does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Protection {

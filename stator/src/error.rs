@@ -83,17 +83,13 @@ impl CommandError {
         })
     }
 
-    /// How a worker ended that should not have. `data_listen` is where it was to listen.
-    pub fn of_worker(
-        name: &str,
-        data_listen: SocketAddr,
-        ended: Result<Result<(), WorkerError>, JoinError>,
-    ) -> Self {
+    /// How a worker ended that should not have.
+    pub fn of_worker(name: &str, ended: Result<Result<(), WorkerError>, JoinError>) -> Self {
         match ended {
             Ok(Err(WorkerError::Refused(sentence))) => Self::Refused(sentence),
-            Ok(Err(WorkerError::Listen(source))) => {
-                Self::Listen { address: data_listen, flag: "--data-listen", source }
-            }
+            Ok(Err(WorkerError::Listen(error))) => Self::Unavailable(format!(
+                "cannot listen for the data plane: {error}; choose another --data-listen"
+            )),
             ended => Self::of_component(name, ended),
         }
     }

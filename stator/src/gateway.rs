@@ -38,9 +38,9 @@ pub async fn command(arguments: GatewayArgs) -> Result<(), CommandError> {
     let config = GatewayConfig { grace, ..Default::default() };
     let metrics = Metrics::new();
     observe::network(&metrics, &network);
-    let gateway = Arc::new(Gateway::new(config, network.clone()).with_metrics(&metrics));
-    let known = gateway.clone();
-    observe::workers_known(&metrics, move || known.workers());
+    let gateway = Gateway::new(config, network.clone());
+    let gateway = Arc::new(gateway.with_routes(telemetry::metrics_route(&metrics)));
+    observe::gateway(&metrics, &gateway);
     let stop = CancellationToken::new();
     let (serving, stopping) = (gateway, stop.clone());
     let mut running = tokio::spawn(async move { serving.serve(listener, stopping).await });

@@ -37,7 +37,8 @@ pub async fn command(arguments: HealthArgs) -> Result<(), CommandError> {
 
 async fn status_of(address: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address).await?;
-    let head = format!("GET /health/ready HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+    let head =
+        format!("GET /health/ready HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
     stream.write_all(head.as_bytes()).await?;
     let mut answer = Vec::new();
     stream.take(ANSWER_BYTES_MAX as u64).read_to_end(&mut answer).await?;

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use protocol::v1::Role;
 use stator::cli::{Cli, Command};
-use stator::exit::{self, Exit};
 use stator::error::CommandError;
+use stator::exit::{self, Exit};
 use stator::{gateway, health, load, router, serve, worker};
 
 fn main() -> ExitCode {

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use gateway::Gateway;
 use kv_transfer::LeaseTable;
 use messaging::Network;
 use telemetry::{Metrics, Reading};
@@ -41,9 +42,11 @@ pub fn serve(
 /// Shows how a component's connection to NATS does.
 pub fn network(metrics: &Metrics, network: &Network) {
     let connected = network.clone();
-    metrics.gauge("stator_nats_connected", "Whether the NATS server is there: 1 or 0.", move || {
-        f64::from(u8::from(connected.is_connected()))
-    });
+    metrics.gauge(
+        "stator_nats_connected",
+        "Whether the NATS server is there: 1 or 0.",
+        move || f64::from(u8::from(connected.is_connected())),
+    );
     let counted = network.clone();
     metrics.counter("stator_nats_reconnects", "Times the NATS server came back.", move || {
         counted.counters().reconnects as f64
@@ -63,35 +66,70 @@ pub fn workers_known(metrics: &Metrics, count: impl Fn() -> usize + Send + Sync 
     });
 }
 
-/// Shows what a worker's engine does.
-pub fn engine(metrics: &Metrics, host: &Arc<EngineHost>) {
-    let read = host.clone();
+/// Shows what a gateway does.
+pub fn gateway(metrics: &Metrics, gateway: &Arc<Gateway>) {
+    let read = gateway.clone();
+    workers_known(metrics, move || read.workers());
+    let read = gateway.clone();
+    metrics.gauge("stator_routers_known", "Routers of the cluster that it knows.", move || {
+        read.routers() as f64
+    });
+    let read = gateway.clone();
+    metrics.gauge("stator_requests_in_flight", "Requests that have not ended.", move || {
+        read.requests_in_flight() as f64
+    });
+    let read = gateway.clone();
+    let migrations = Reading {
+        name: "stator_migrations",
+        help: "Answers that went on at another worker, by why the one before could not.",
+        is_counter: true,
+        label: Some("cause"),
+    };
+    metrics.read(migrations, move || {
+        read.migrations().into_iter().map(|(cause, count)| (cause, count as f64)).collect()
+    });
+    let read = gateway.clone();
+    metrics.counter(
+        "stator_migrations_to_other_numerics",
+        "Of these, answers that went on under another arithmetic, as no worker of theirs was left.",
+        move || read.migrations_to_other_numerics() as f64,
+    );
+    let read = gateway.clone();
+    metrics.counter(
+        "stator_fallback_decisions",
+        "Requests for which this gateway chose workers itself, as no router answered.",
+        move || read.fallback_decisions() as f64,
+    );
+}
+
+/// Shows what the engines of this process do, all together.
+pub fn engines(metrics: &Metrics, hosts: Vec<Arc<EngineHost>>) {
+    let hosts: Arc<[_]> = hosts.into();
+    let sum = move |of: fn(&EngineHost) -> usize| {
+        let hosts = hosts.clone();
+        move || hosts.iter().map(|host| of(host)).sum::<usize>() as f64
+    };
     let blocks = Reading {
         name: "stator_kv_blocks",
-        help: "KV blocks of this worker: free, cached (kept for prompts that begin alike) or used.",
+        help: "KV blocks here: free, cached (kept for prompts that begin alike) or used.",
         is_counter: false,
         label: Some("state"),
     };
-    metrics.read(blocks, move || {
-        let blocks = read.load().blocks;
-        let counts = [("free", blocks.free), ("cached", blocks.cached), ("used", blocks.used)];
-        counts.map(|(state, count)| (state, count as f64)).to_vec()
-    });
-    let read = host.clone();
+    let free = sum(|host| host.load().blocks.free);
+    let cached = sum(|host| host.load().blocks.cached);
+    let used = sum(|host| host.load().blocks.used);
+    metrics.read(blocks, move || vec![("free", free()), ("cached", cached()), ("used", used())]);
     let sequences = Reading {
         name: "stator_sequences",
-        help: "Sequences in this worker's engine: running or waiting.",
+        help: "Sequences in the engines here: running or waiting.",
         is_counter: false,
         label: Some("state"),
     };
-    metrics.read(sequences, move || {
-        let load = read.load();
-        vec![("running", load.running as f64), ("waiting", load.waiting as f64)]
-    });
-    let read = host.clone();
-    metrics.counter("stator_steps", "Steps that this worker's engine has made.", move || {
-        read.progress().steps as f64
-    });
+    let running = sum(|host| host.load().running);
+    let waiting = sum(|host| host.load().waiting);
+    metrics.read(sequences, move || vec![("running", running()), ("waiting", waiting())]);
+    let steps = sum(|host| host.progress().steps as usize);
+    metrics.counter("stator_steps", "Steps that the engines here have made.", steps);
 }
 
 /// Shows how many leases others hold on a worker's blocks.

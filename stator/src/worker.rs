@@ -27,11 +27,6 @@ const DRAIN_INTERVAL: Duration = Duration::from_millis(50);
 /// knew that it drains has come by then, and its last tokens have gone out.
 const QUIET: Duration = Duration::from_millis(300);
 
-/// Why a data plane must not be open to anyone.
-const OPEN_DATA: &str =
-    "nothing protects it: anyone who reaches it may use the model and read prompts (--tls-cert, \
-     --tls-key and --tls-ca together would)";
-
 /// A worker that serves.
 struct Running {
     host: Arc<EngineHost>,
@@ -52,8 +47,7 @@ pub async fn command(role: Role, arguments: WorkerArgs) -> Result<(), CommandErr
     let listener = observe::bind(&arguments.admin, arguments.component.insecure).await?;
     let (component, engine) = (&arguments.component, arguments.engine.clone());
     let starting = async {
-        let network =
-            cluster::join(&component.nats, &component.login, &name, data_plane).await?;
+        let network = cluster::join(&component.nats, &component.login, &name, data_plane).await?;
         Ok::<_, CommandError>((network, engines::load(model, engine).await?))
     };
     let (network, (engines, card)) = tokio::select! {
@@ -68,8 +62,7 @@ pub async fn command(role: Role, arguments: WorkerArgs) -> Result<(), CommandErr
     let worker = Worker::start(WorkerConfig { life, role, runner, place, engine, card })?;
     let mut running = run(role, worker, &network);
     let admin = show(listener, &network, &running)?;
-    let data_listen = arguments.data.data_listen;
-    let failed = |ended| CommandError::of_worker("the worker", data_listen, ended);
+    let failed = |ended| CommandError::of_worker("the worker", ended);
     tokio::select! {
         ended = &mut running.task => return Err(failed(ended)),
         data = running.presence.registered() => print_ready(role, &name, &model_name, &data, admin),
@@ -98,7 +91,7 @@ fn short_name(role: Role) -> &'static str {
 async fn data_plane(arguments: &WorkerArgs) -> Result<DataPlane, CommandError> {
     let DataArgs { data_listen, advertise, tls, .. } = &arguments.data;
     let protection = cluster::protection(&arguments.component, tls);
-    addresses::check("--data-listen", *data_listen, protection, OPEN_DATA)?;
+    addresses::check("--data-listen", *data_listen, protection, addresses::OPEN_DATA)?;
     addresses::check_advertised("--data-listen", *data_listen, advertise.as_deref()).await?;
     if tls.tls_ca.is_some() && tls.tls_cert.is_none() {
         return Err(CommandError::Arguments(
@@ -132,7 +125,7 @@ fn show(
 ) -> std::io::Result<SocketAddr> {
     let metrics = Metrics::new();
     observe::network(&metrics, network);
-    observe::engine(&metrics, &running.host);
+    observe::engines(&metrics, vec![running.host.clone()]);
     observe::leases(&metrics, &running.leases);
     let presence = running.presence.clone();
     observe::serve(listener, &metrics, move || presence.is_ready())

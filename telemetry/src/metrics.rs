@@ -1,4 +1,4 @@
-//! The metrics of one process: counted by components, or read from them when somebody asks.
+//! The metrics of one process, read from its components when somebody asks.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::registry::{Metric, Registry};
+use prometheus_client::registry::Registry;
 
 use crate::process;
 
@@ -38,11 +38,6 @@ impl Metrics {
         let metrics = Self { registry: Arc::default() };
         process::register(&metrics);
         metrics
-    }
-
-    /// Adds a metric that a component counts in.
-    pub fn register(&self, name: &str, help: &str, metric: impl Metric) {
-        self.registry.lock().register(name, help, metric);
     }
 
     /// Adds a gauge of one value.
@@ -129,7 +124,6 @@ fn write(is_counter: bool, number: f64, encoder: MetricEncoder<'_>) -> fmt::Resu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::GatewayMetrics;
 
     #[track_caller]
     fn check(text: &str, line: &str) {
@@ -147,10 +141,6 @@ mod tests {
         };
         metrics.read(blocks, || vec![("free", 3.0), ("used", 1.0)]);
         metrics.counter("stator_steps", "Steps made.", || 7.0);
-        let gateway = GatewayMetrics::registered(&metrics);
-        gateway.requests_in_flight.set(2);
-        gateway.migrated("worker_silent");
-        gateway.migrated("worker_silent");
         let text = metrics.text();
         let expected = [
             "# TYPE stator_kv_blocks gauge",
@@ -158,8 +148,6 @@ mod tests {
             "stator_kv_blocks{state=\"used\"} 1.0",
             "# TYPE stator_steps counter",
             "stator_steps_total 7.0",
-            "stator_requests_in_flight 2",
-            "stator_migrations_total{cause=\"worker_silent\"} 2",
             "# EOF",
         ];
         for line in expected {
