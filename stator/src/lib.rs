@@ -9,6 +9,7 @@ pub mod error;
 pub mod exit;
 pub mod gateway;
 pub mod health;
+mod kv_source;
 pub mod load;
 pub mod model_directory;
 mod observe;

@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gateway::{Gateway, GatewayConfig};
-use kv_transfer::{LeaseLimits, LeaseTable, LocalPools};
-use messaging::{DataPlane, Network, TcpOptions};
+use kv_transfer::{LeaseLimits, LeaseTable, Ways};
+use messaging::{DataPlane, Network, TcpOptions, advertised_host};
 use parking_lot::Mutex;
+use prefill_worker::{KvListener, KvSource};
 use protocol::v1::{ModelCard, Role};
 use protocol::{Incarnation, WorkerLife};
 use router::{Router, RouterIdentity};
@@ -25,7 +26,7 @@ use crate::engines::{self, Engines};
 use crate::error::CommandError;
 use crate::gateway::OPEN_API;
 use crate::signals::Signals;
-use crate::{cluster, model_directory, observe};
+use crate::{cluster, kv_source, model_directory, observe};
 
 /// One of each role.
 const WORKERS: usize = 2;
@@ -93,14 +94,13 @@ pub async fn start(arguments: ServeArgs) -> Result<Serving, CommandError> {
             cluster::join(url, &arguments.login, &name, data_plane).await?
         }
     };
-    launch(&arguments, &engines, card, listener, network)
+    launch(&arguments, &engines, card, listener, network).await
 }
 
 /// For a cluster: where its others reach these workers.
 async fn data_plane(arguments: &ServeArgs) -> Result<DataPlane, CommandError> {
     let ServeArgs { advertise, tls, insecure, .. } = arguments;
-    let host = if advertise.is_some() { [0, 0, 0, 0] } else { [127, 0, 0, 1] };
-    let listen = SocketAddr::from((host, 0));
+    let listen = cluster_listen(arguments);
     let client_certificates = tls.tls_ca.is_some() && tls.tls_cert.is_some();
     let protection = Protection { insecure: *insecure, client_certificates };
     addresses::check("the data plane's address", listen, protection, addresses::OPEN_DATA)?;
@@ -109,7 +109,19 @@ async fn data_plane(arguments: &ServeArgs) -> Result<DataPlane, CommandError> {
     Ok(DataPlane::tcp(TcpOptions { listen, advertise, tls })?)
 }
 
-fn launch(
+/// Where others of a cluster connect to: on this machine, unless others are told a host.
+fn cluster_listen(arguments: &ServeArgs) -> SocketAddr {
+    let host = if arguments.advertise.is_some() { [0, 0, 0, 0] } else { [127, 0, 0, 1] };
+    SocketAddr::from((host, 0))
+}
+
+async fn kv_listener(arguments: &ServeArgs, ways: &Ways) -> Result<KvListener, CommandError> {
+    let listen = cluster_listen(arguments);
+    kv_source::check_open("--advertise", listen, arguments.insecure)?;
+    kv_source::listen(listen, arguments.advertise.as_deref().map(advertised_host), ways).await
+}
+
+async fn launch(
     arguments: &ServeArgs,
     engines: &Engines,
     card: ModelCard,
@@ -137,7 +149,7 @@ fn launch(
     let workers = arguments.nats.iter().flat_map(|_| [&prefill, &decode]);
     let presences = workers.map(|worker| worker.presence.clone()).collect();
 
-    let pools = Arc::new(LocalPools::default());
+    let ways = Ways::default();
     let (stop_gateway, stop_rest) = (CancellationToken::new(), CancellationToken::new());
     let mut rest = JoinSet::new();
     let identity = RouterIdentity { id: name("router")?, incarnation: Incarnation::begin() };
@@ -153,9 +165,14 @@ fn launch(
     observe::network(&metrics, &network);
     observe::engines(&metrics, vec![prefill_host.clone(), decode_host.clone()]);
     observe::leases(&metrics, &leases);
+    let listener_kv = match arguments.nats {
+        None => None,
+        Some(_) => Some(kv_listener(arguments, &ways).await?),
+    };
+    let kv = KvSource { leases, listener: listener_kv };
     let (joined, stop) = (network.clone(), stop_rest.clone());
-    rest.spawn(decode_worker::run(decode, joined.clone(), pools.clone(), stop.clone()));
-    rest.spawn(prefill_worker::run(prefill, leases, joined, pools, stop));
+    rest.spawn(decode_worker::run(decode, joined.clone(), ways.clone(), stop.clone()));
+    rest.spawn(prefill_worker::run(prefill, kv, joined, ways, stop));
 
     let grace = Duration::from_secs(arguments.grace_period_s);
     let gateway = Gateway::new(GatewayConfig { grace, ..Default::default() }, network.clone());

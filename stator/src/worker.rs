@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kv_transfer::{LeaseLimits, LeaseTable, LocalPools};
-use messaging::{DataPlane, Network, TcpOptions};
+use kv_transfer::{LeaseLimits, LeaseTable, Ways};
+use messaging::{DataPlane, Network, TcpOptions, advertised_host};
+use prefill_worker::{KvListener, KvSource};
 use protocol::v1::Role;
 use protocol::{Incarnation, WorkerLife};
 use telemetry::Metrics;
@@ -18,7 +19,7 @@ use crate::cli::{DataArgs, WorkerArgs};
 use crate::error::CommandError;
 use crate::model_directory;
 use crate::signals::Signals;
-use crate::{addresses, cluster, engines, observe};
+use crate::{addresses, cluster, engines, kv_source, observe};
 
 /// How often a draining worker is looked at.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(50);
@@ -44,6 +45,12 @@ pub async fn command(role: Role, arguments: WorkerArgs) -> Result<(), CommandErr
     engines::check(&arguments.engine).map_err(CommandError::Arguments)?;
     let model = model_directory::named(arguments.model.as_deref(), arguments.model_name.as_deref())
         .map_err(CommandError::Arguments)?;
+    let ways = Ways::default();
+    let kv = match role {
+        Role::Prefill => Some(kv_listener(&arguments, &ways).await?),
+        _ => None,
+    };
+    let kv_address = kv.as_ref().map(|kv| kv.server.local_address()).transpose()?;
     let listener = observe::bind(&arguments.admin, arguments.component.insecure).await?;
     let (component, engine) = (&arguments.component, arguments.engine.clone());
     let starting = async {
@@ -60,14 +67,21 @@ pub async fn command(role: Role, arguments: WorkerArgs) -> Result<(), CommandErr
     let (runner, place) = (engines.runner(), EnginePlace::Thread);
     let engine = engines::sizes(&arguments.engine, runner.as_ref());
     let worker = Worker::start(WorkerConfig { life, role, runner, place, engine, card })?;
-    let mut running = run(role, worker, &network);
+    let mut running = run(role, worker, kv, &network, ways);
     let admin = show(listener, &network, &running)?;
     let failed = |ended| CommandError::of_worker("the worker", ended);
-    tokio::select! {
+    let data = tokio::select! {
         ended = &mut running.task => return Err(failed(ended)),
-        data = running.presence.registered() => print_ready(role, &name, &model_name, &data, admin),
+        data = running.presence.registered() => data,
         () = signals.next() => return Ok(()),
-    }
+    };
+    let kv = kv_address.map(|address| format!("  kv    {address}\n")).unwrap_or_default();
+    let role = short_name(role);
+    // A closed standard output is no reason to stop.
+    let _closed = write!(
+        std::io::stdout(),
+        "{role}-worker {name} ready, serving {model_name}\n  data  {data}\n{kv}  admin http://{admin}\n"
+    );
     tokio::select! {
         ended = &mut running.task => return Err(failed(ended)),
         () = signals.next() => {}
@@ -104,16 +118,31 @@ async fn data_plane(arguments: &WorkerArgs) -> Result<DataPlane, CommandError> {
     Ok(DataPlane::tcp(TcpOptions { listen, advertise, tls: cluster::tls_files(tls) })?)
 }
 
-fn run(role: Role, worker: Worker, network: &Network) -> Running {
+/// Listens for readers of KV blocks; before the engine begins, so that a taken port is known early.
+async fn kv_listener(arguments: &WorkerArgs, ways: &Ways) -> Result<KvListener, CommandError> {
+    let DataArgs { advertise, advertise_kv, .. } = &arguments.data;
+    let listen = kv_source::check(arguments)?;
+    let advertise = advertise_kv.as_deref().or(advertise.as_deref().map(advertised_host));
+    kv_source::listen(listen, advertise, ways).await
+}
+
+fn run(
+    role: Role,
+    worker: Worker,
+    listener: Option<KvListener>,
+    network: &Network,
+    ways: Ways,
+) -> Running {
     let (host, presence) = (worker.host.clone(), worker.presence.clone());
     let leases = Arc::new(LeaseTable::new(LeaseLimits::default()));
-    let (pools, stop) = (Arc::new(LocalPools::default()), CancellationToken::new());
-    let (network, stopping) = (network.clone(), stop.clone());
+    let (network, stop) = (network.clone(), CancellationToken::new());
+    let stopping = stop.clone();
     let task = match role {
         Role::Prefill => {
-            tokio::spawn(prefill_worker::run(worker, leases.clone(), network, pools, stopping))
+            let kv = KvSource { leases: leases.clone(), listener };
+            tokio::spawn(prefill_worker::run(worker, kv, network, ways, stopping))
         }
-        _ => tokio::spawn(decode_worker::run(worker, network, pools, stopping)),
+        _ => tokio::spawn(decode_worker::run(worker, network, ways, stopping)),
     };
     Running { host, presence, leases, stop, task }
 }
@@ -129,17 +158,6 @@ fn show(
     observe::leases(&metrics, &running.leases);
     let presence = running.presence.clone();
     observe::serve(listener, &metrics, move || presence.is_ready())
-}
-
-/// Says where it is. A closed standard output is no reason to stop.
-fn print_ready(role: Role, name: &str, model_name: &str, data: &str, admin: SocketAddr) {
-    let role = short_name(role);
-    let text = format!(
-        "{role}-worker {name} ready, serving {model_name}\n  \
-           data  {data}\n  \
-           admin http://{admin}\n"
-    );
-    let _closed = std::io::stdout().write_all(text.as_bytes());
 }
 
 impl Running {
