@@ -190,7 +190,8 @@ async fn connections_are_used_again_and_replaced_when_their_source_has_gone() {
     eventually("the connection is closed", || connections(&sender) == 0).await;
     let pools = Arc::new(LocalPools::default());
     pools.add(life(1), &system.source);
-    let server = tcp::Server::bind(&address, pools, tcp::ServerLimits::default()).await.unwrap();
+    let server =
+        tcp::Server::bind(&address, pools, tcp::ServerLimits::default(), None).await.unwrap();
     let sender = server.sender();
     let serving = tokio::spawn(server.run());
     let mut destination = destination();
@@ -222,7 +223,7 @@ async fn pulls_beyond_a_reader_s_own_limit_wait_and_end_by_their_deadline() {
     let proxy = Proxy::start(system.address().to_string(), script).await;
     let lease = lease(&system.source, &WANTED);
     let limits = tcp::ReaderLimits { connections_max: 1, ..tcp::ReaderLimits::default() };
-    let ways = Ways { tcp: tcp::Connections::new(limits), ..Ways::default() };
+    let ways = Ways { tcp: tcp::Connections::new(limits, None), ..Ways::default() };
 
     let (held, address) = (ways.clone(), proxy.address.clone());
     let first = tokio::spawn(async move {
@@ -299,4 +300,35 @@ async fn faults_of_a_test_come_through() {
         assert_eq!(destination.block(index), expected);
     }
     assert_eq!(reads.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
+async fn with_tls_a_reader_without_or_with_another_authority_is_refused() {
+    let source = source(5, layout(BLOCK_BYTES), LeaseLimits::default());
+    let system = System::new(Over::Tls, source).await;
+    let lease = lease(&system.source, &WANTED);
+    let (_, other) = tls::both_ends();
+    for tls in [None, Some(other)] {
+        let tcp = tcp::Connections::new(tcp::ReaderLimits::default(), tls);
+        let ways = Ways { tcp, ..Ways::default() };
+        let error = pull(&ways, system.address(), lease, &mut destination()).await.unwrap_err();
+        assert!(matches!(error, TransferError::Connect(..)), "{error:?}");
+    }
+    pull(&system.ways, system.address(), lease, &mut destination()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_connections_are_closed() {
+    let system = tcp_system(5, BLOCK_BYTES).await;
+    let lease = lease(&system.source, &WANTED);
+    // The clock goes on only where a test waits: bytes come in no time.
+    tokio::time::resume();
+    pull(&system.ways, system.address(), lease, &mut destination()).await.unwrap();
+    let sender = system.sender.as_ref().unwrap();
+    assert_eq!(sender.status().connections.load(Ordering::Relaxed), 1);
+    tokio::time::pause();
+    tokio::time::sleep(tcp::IDLE_MAX * 9 / 10).await;
+    tokio::time::resume();
+    let connections = || sender.status().connections.load(Ordering::Relaxed);
+    eventually("the reader has closed it", || connections() == 0).await;
 }
