@@ -21,7 +21,7 @@ use super::CONNECT_MAX;
 use super::client::{Connection, Failure, Right};
 use super::failure::{failed, not_connected};
 use super::stream::{Broken, Stream};
-use crate::plan::{CopyOp, Extent};
+use crate::plan::CopyOp;
 use crate::{BlockCopy, BlockWriter, Lease, TransferError};
 
 /// Idle connections are closed after this, before their source does it (`IDLE_MAX`).
@@ -106,9 +106,7 @@ impl Connections {
         writer: &mut BlockWriter,
         deadline: Instant,
     ) -> Result<(), TransferError> {
-        // How many blocks the source has is its own to check.
-        let source = Extent { layout: &writer.layout().clone(), blocks: u32::MAX as usize };
-        let ops = writer.plan(source, copies)?;
+        let ops = writer.plan_from_afar(copies)?;
         let bytes = copies.len() * writer.layout().block_bytes();
         if bytes == 0 {
             return Ok(());
@@ -143,7 +141,7 @@ impl Shared {
         let failed = |failure| failed(failure, address, right.worker, block_bytes);
         let credit_bytes = self.limits.credit_bytes as usize;
         if let Some(mut connection) = self.take_idle(address).await {
-            match connection.pull(right, ops, writer, credit_bytes).await {
+            match connection.receive_all(right, ops, writer, credit_bytes).await {
                 Ok(()) => {
                     self.keep(address, connection);
                     return Ok(());
@@ -154,7 +152,7 @@ impl Shared {
             }
         }
         let mut connection = self.connect(address).await?;
-        connection.pull(right, ops, writer, credit_bytes).await.map_err(failed)?;
+        connection.receive_all(right, ops, writer, credit_bytes).await.map_err(failed)?;
         self.keep(address, connection);
         Ok(())
     }

@@ -18,6 +18,7 @@ pub(super) fn not_connected(failure: Failure, address: &str) -> TransferError {
         }
         Failure::Broken(Broken::Io(error)) => TransferError::Connect(at, error),
         Failure::Broken(Broken::Wire(error)) => broken_protocol(error, at),
+        Failure::Plan(error) => error.into(),
         // All that is refused before anything was asked for.
         Failure::Refused(_) | Failure::OverCredit => TransferError::Busy(at),
     }
@@ -36,6 +37,7 @@ pub(super) fn failed(
         Failure::Broken(Broken::Io(error)) => TransferError::Broken(address, error),
         Failure::Broken(Broken::Wire(error)) => broken_protocol(error, address),
         Failure::OverCredit => TransferError::OverCredit { address, block_bytes },
+        Failure::Plan(error) => error.into(),
         Failure::Refused(refusal) => refused(refusal, address, worker),
     }
 }
