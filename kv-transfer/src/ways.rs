@@ -1,6 +1,6 @@
 //! Which way blocks are read.
 //!
-//! ```ignore
+//! ```text
 //! // Once per process; `LocalPools` is the one that this process's own sources were added to.
 //! let ways = Ways { local: pools, tcp: tcp::Connections::new(tcp::ReaderLimits::default(), tls) };
 //! // Once per lease.
