@@ -54,7 +54,7 @@ impl Pull {
         let worker = WorkerLife::new("bench", 1);
         pools.add(worker.clone(), &source);
         let limits = tcp::ServerLimits::default();
-        let server = tcp::Server::bind("127.0.0.1:0", pools.clone(), limits, None).await?;
+        let server = tcp::Server::bind("127.0.0.1:0", pools.clone(), limits).await?;
         let address = server.local_address()?.to_string();
         tokio::spawn(server.run());
         let copies = places(blocks, scattered).into_iter().enumerate();

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! // Once per process; `LocalPools` is the one that this process's own sources were added to.
-//! let ways = Ways { local: pools, tcp: tcp::Connections::new(tcp::ReaderLimits::default(), tls) };
+//! let ways = Ways { local: pools, tcp: tcp::Connections::default() };
 //! // Once per lease.
 //! let way = ways.choose(&descriptor.endpoints, &worker)?;
 //! // Per announcement, in a task that owns the reservation, so that cancelling the request does

@@ -190,8 +190,7 @@ async fn connections_are_used_again_and_replaced_when_their_source_has_gone() {
     eventually("the connection is closed", || connections(&sender) == 0).await;
     let pools = Arc::new(LocalPools::default());
     pools.add(life(1), &system.source);
-    let server =
-        tcp::Server::bind(&address, pools, tcp::ServerLimits::default(), None).await.unwrap();
+    let server = tcp::Server::bind(&address, pools, tcp::ServerLimits::default()).await.unwrap();
     let sender = server.sender();
     let serving = tokio::spawn(server.run());
     let mut destination = destination();
@@ -223,7 +222,7 @@ async fn pulls_beyond_a_reader_s_own_limit_wait_and_end_by_their_deadline() {
     let proxy = Proxy::start(system.address().to_string(), script).await;
     let lease = lease(&system.source, &WANTED);
     let limits = tcp::ReaderLimits { connections_max: 1, ..tcp::ReaderLimits::default() };
-    let ways = Ways { tcp: tcp::Connections::new(limits, None), ..Ways::default() };
+    let ways = Ways { tcp: tcp::Connections::new(limits), ..Ways::default() };
 
     let (held, address) = (ways.clone(), proxy.address.clone());
     let first = tokio::spawn(async move {
@@ -308,8 +307,8 @@ async fn with_tls_a_reader_without_or_with_another_authority_is_refused() {
     let system = System::new(Over::Tls, source).await;
     let lease = lease(&system.source, &WANTED);
     let (_, other) = tls::both_ends();
-    for tls in [None, Some(other)] {
-        let tcp = tcp::Connections::new(tcp::ReaderLimits::default(), tls);
+    let others = tcp::Connections::with_tls(tcp::ReaderLimits::default(), other);
+    for tcp in [tcp::Connections::default(), others] {
         let ways = Ways { tcp, ..Ways::default() };
         let error = pull(&ways, system.address(), lease, &mut destination()).await.unwrap_err();
         assert!(matches!(error, TransferError::Connect(..)), "{error:?}");

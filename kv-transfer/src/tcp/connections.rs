@@ -76,14 +76,23 @@ pub struct Connections(Arc<Shared>);
 
 impl Default for Connections {
     fn default() -> Self {
-        Self::new(ReaderLimits::default(), None)
+        Self::new(ReaderLimits::default())
     }
 }
 
 impl Connections {
-    /// No connections yet; they will use TLS if given. A source must then have a certificate for
-    /// the host in its address.
-    pub fn new(limits: ReaderLimits, tls: Option<TlsConnector>) -> Self {
+    /// No connections yet.
+    pub fn new(limits: ReaderLimits) -> Self {
+        Self::with(limits, None)
+    }
+
+    /// No connections yet; they will use TLS. A source must then have a certificate for the host
+    /// in its address.
+    pub fn with_tls(limits: ReaderLimits, tls: TlsConnector) -> Self {
+        Self::with(limits, Some(tls))
+    }
+
+    fn with(limits: ReaderLimits, tls: Option<TlsConnector>) -> Self {
         let slots = Semaphore::new(limits.connections_max);
         let bytes = Semaphore::new(limits.bytes_max.max(limits.credit_bytes) as usize);
         Self(Arc::new(Shared { limits, slots, bytes, tls, kept: Mutex::default() }))

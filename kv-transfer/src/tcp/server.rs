@@ -105,15 +105,19 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds to an address; readers must use TLS if given. Errors: the system's.
+    /// Binds to an address. Errors: the system's.
     pub async fn bind(
         address: impl ToSocketAddrs,
         pools: Arc<LocalPools>,
         limits: ServerLimits,
-        tls: Option<TlsAcceptor>,
     ) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
-        Ok(Self { listener, sender: Arc::new(Sender::new(pools, limits)), tls })
+        Ok(Self { listener, sender: Arc::new(Sender::new(pools, limits)), tls: None })
+    }
+
+    /// From now on readers must use TLS.
+    pub fn with_tls(self, tls: TlsAcceptor) -> Self {
+        Self { tls: Some(tls), ..self }
     }
 
     /// Where readers connect to.

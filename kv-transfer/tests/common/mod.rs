@@ -167,11 +167,14 @@ impl System {
         match over {
             Over::Local => system.ways.local = pools,
             Over::Tcp | Over::Tls => {
-                let tls = matches!(over, Over::Tls).then(tls::both_ends);
-                let (accepts, connects) = tls.unzip();
-                system.ways.tcp = tcp::Connections::new(tcp::ReaderLimits::default(), connects);
-                let server = tcp::Server::bind("127.0.0.1:0", pools, limits, accepts);
-                let server = server.await.unwrap();
+                let server = tcp::Server::bind("127.0.0.1:0", pools, limits).await;
+                let mut server = server.unwrap();
+                if matches!(over, Over::Tls) {
+                    let (accepts, connects) = tls::both_ends();
+                    let limits = tcp::ReaderLimits::default();
+                    server = server.with_tls(accepts);
+                    system.ways.tcp = tcp::Connections::with_tls(limits, connects);
+                }
                 let address = server.local_address().unwrap().to_string();
                 system.endpoints = vec![
                     v1::KvEndpoint { way: "of the future".into(), address: String::new() },
