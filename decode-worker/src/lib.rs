@@ -10,11 +10,11 @@ mod session;
 
 use std::sync::Arc;
 
-use kv_transfer::LocalPools;
+use kv_transfer::Ways;
 use messaging::Network;
-use protocol::v1::generation_server::GenerationServer;
+use protocol::v1::generation_server::{Generation, GenerationServer};
 use tokio_util::sync::CancellationToken;
-use worker::{EngineHost, Worker, WorkerError};
+use worker::{EngineHost, Presence, Worker, WorkerError};
 
 use peers::Peers;
 use service::GenerationService;
@@ -22,28 +22,37 @@ use service::GenerationService;
 /// What the tasks of a decode worker share.
 struct Context {
     host: Arc<EngineHost>,
+    presence: Arc<Presence>,
     numerics_id: String,
-    pools: Arc<LocalPools>,
+    ways: Ways,
     peers: Peers,
 }
 
-/// Serves requests until `shutdown`. Reads prefill workers' blocks by `pools`. Errors: the engine
-/// or the server ended by itself.
+/// What a worker serves that owns requests. Reads prefill workers' blocks by `ways`.
+pub fn service(
+    worker: &Worker,
+    network: &Network,
+    ways: Ways,
+) -> GenerationServer<impl Generation> {
+    let context = Arc::new(Context {
+        host: worker.host.clone(),
+        presence: worker.presence.clone(),
+        numerics_id: worker.numerics_id().to_string(),
+        ways,
+        peers: Peers::new(network.data_plane.clone()),
+    });
+    GenerationServer::new(GenerationService::new(context))
+        .max_decoding_message_size(protocol::MESSAGE_BYTES_MAX)
+}
+
+/// Serves requests until `shutdown`. Errors: the engine or the server ended by itself.
 pub async fn run(
     worker: Worker,
     network: Network,
-    pools: Arc<LocalPools>,
+    ways: Ways,
     shutdown: CancellationToken,
 ) -> Result<(), WorkerError> {
-    let context = Arc::new(Context {
-        host: worker.host.clone(),
-        numerics_id: worker.numerics_id().to_string(),
-        pools,
-        peers: Peers::new(network.data_plane.clone()),
-    });
-    let service = GenerationService::new(context);
-    let services = network.data_plane.server().add_service(
-        GenerationServer::new(service).max_decoding_message_size(protocol::MESSAGE_BYTES_MAX),
-    );
+    let service = service(&worker, &network, ways);
+    let services = network.data_plane.server().add_service(service);
     worker.serve(services, &network, shutdown).await
 }

@@ -6,17 +6,21 @@ use std::process::Command;
 use serde_json::Value;
 
 /// What each crate of the workspace may use of the others, and of the libraries that matter.
-const ALLOWED: [(&str, &[&str]); 13] = [
+const ALLOWED: [(&str, &[&str]); 14] = [
     ("protocol", &[]),
     ("testkit", &[]),
     ("messaging", &["protocol"]),
     ("kv-transfer", &["protocol"]),
     ("engine", &["kv-transfer", "protocol"]),
+    ("chaos", &["testkit"]),
     ("loadtest", &[]),
     ("router", &["messaging", "protocol"]),
-    ("gateway", &["messaging", "protocol"]),
+    ("gateway", &["messaging", "protocol", "router"]),
     ("worker", &["engine", "kv-transfer", "messaging", "protocol"]),
-    ("prefill-worker", &["engine", "kv-transfer", "messaging", "protocol", "worker"]),
+    (
+        "prefill-worker",
+        &["decode-worker", "engine", "kv-transfer", "messaging", "protocol", "worker"],
+    ),
     ("decode-worker", &["engine", "kv-transfer", "messaging", "protocol", "worker"]),
     (
         "stator",

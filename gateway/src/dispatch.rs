@@ -1,22 +1,32 @@
-//! A request's way to a worker: hash its blocks, ask the router, open the stream.
+//! A request's way to a worker: hash its blocks, ask a router, open the stream.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use messaging::Network;
 use prost::Message;
 use protocol::v1::{self, route_reply::Outcome};
 use protocol::{BlockHasher, WorkerLife, hashes_to_bytes, subjects};
+use router::Fallback;
+use tokio::time::Instant;
 
+use crate::migration::Migrations;
 use crate::models::Models;
 use crate::openai::ApiError;
-use crate::sessions::{RequestStream, Sessions};
-
-/// A router answers in far less.
-const ROUTE_TIMEOUT: Duration = Duration::from_millis(500);
+use crate::routers::Routers;
+use crate::sessions::{Lost, RequestStream, SessionError, Sessions};
 
 /// When to come back while no worker is there.
 const NO_WORKER_RETRY_S: u64 = 1;
+
+/// While no worker can take a request: how long a new one is kept that a worker failed, and how long one
+/// that has been answered in part. Another life of a worker may come meanwhile.
+const PATIENCE_NEW: Duration = Duration::from_millis(500);
+const PATIENCE_CONTINUED: Duration = Duration::from_secs(10);
+
+/// Between two looks for a worker.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A request in tokens.
 pub struct Prompt {
@@ -26,6 +36,8 @@ pub struct Prompt {
     pub request_id: String,
     /// The prompt.
     pub tokens: Vec<u32>,
+    /// What there is of the answer.
+    pub generated: Vec<u32>,
     /// How tokens are chosen.
     pub sampling: v1::Sampling,
     /// When to stop.
@@ -41,30 +53,184 @@ pub struct Dispatcher {
     network: Network,
     models: Arc<Models>,
     sessions: Sessions,
+    routers: Routers,
+    fallback: Fallback,
+    /// What became of requests whose worker failed.
+    pub migrations: Migrations,
+    fallback_decisions: AtomicU64,
 }
 
-/// A request that a worker has.
-pub struct Dispatched {
+/// Where a request was placed.
+pub struct Placed {
     /// Its news.
     pub stream: RequestStream,
+    /// The worker that has it.
+    pub worker: WorkerLife,
     /// Under which arithmetic it is computed.
     pub numerics_id: String,
     /// Why it went there; empty unless asked for.
     pub explanation: String,
 }
 
-impl Dispatcher {
-    /// A dispatcher without connections.
-    pub fn new(network: Network, models: Arc<Models>) -> Self {
-        let sessions = Sessions::new(network.data_plane.clone());
-        Self { network, models, sessions }
+/// Why a worker is not asked again for the same request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// Its session ended: it died, or was cut off.
+    Connection,
+    /// Nothing was heard of it.
+    Silent,
+    /// Its engine is stuck in a step.
+    Hung,
+    /// It is about to leave.
+    Leaving,
+    /// It has no room.
+    Overloaded,
+    /// It gave the request up, or refused what another one began.
+    Failed,
+}
+
+impl Cause {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Connection, Self::Silent, Self::Hung, Self::Leaving, Self::Overloaded, Self::Failed];
+
+    /// Its name in logs and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Connection => "connection",
+            Self::Silent => "silent",
+            Self::Hung => "hung",
+            Self::Leaving => "leaving",
+            Self::Overloaded => "overloaded",
+            Self::Failed => "failed",
+        }
     }
 
-    /// Gives a request to the worker that the router chooses.
-    pub async fn dispatch(&self, prompt: Prompt) -> Result<Dispatched, ApiError> {
-        let route = self.route(&prompt).await?;
-        let life = WorkerLife::new(&route.worker_id, route.incarnation);
-        let worker = self.worker(&life)?;
+    /// Whether others had better not be sent there either.
+    fn is_suspicious(self) -> bool {
+        matches!(self, Self::Connection | Self::Silent | Self::Hung)
+    }
+}
+
+impl From<Lost> for Cause {
+    fn from(lost: Lost) -> Self {
+        match lost {
+            Lost::Ended => Self::Connection,
+            Lost::Silent => Self::Silent,
+            Lost::Hung => Self::Hung,
+        }
+    }
+}
+
+/// The workers that failed a request.
+#[derive(Default)]
+pub struct Excluded(Vec<(WorkerLife, Cause)>);
+
+impl Excluded {
+    /// Another one.
+    pub fn add(&mut self, worker: WorkerLife, cause: Cause) {
+        self.0.push((worker, cause));
+    }
+
+    /// How often workers failed it.
+    pub fn failures(&self) -> usize {
+        self.0.len()
+    }
+
+    fn lives(&self) -> Vec<v1::WorkerRef> {
+        let reference = |(worker, _): &(WorkerLife, Cause)| v1::WorkerRef {
+            worker_id: worker.id.to_string(),
+            incarnation: worker.incarnation.0,
+        };
+        self.0.iter().map(reference).collect()
+    }
+
+    /// Where nobody else is left, all but those that will not do are tried again: room may have come,
+    /// and a connection that broke need not mean that its worker died.
+    fn forgive(&mut self) {
+        self.0.retain(|(_, cause)| *cause == Cause::Failed);
+    }
+}
+
+impl Dispatcher {
+    /// A dispatcher without connections.
+    pub fn new(network: Network, models: Arc<Models>, migrations: Migrations) -> Self {
+        Self {
+            migrations,
+            sessions: Sessions::new(network.data_plane.clone()),
+            network,
+            models,
+            routers: Routers::default(),
+            fallback: Fallback::default(),
+            fallback_decisions: AtomicU64::new(0),
+        }
+    }
+
+    /// Learns of routers, and of workers for when there are none, for as long as it is polled.
+    pub async fn follow(&self) {
+        tokio::join!(self.routers.follow(&self.network), self.fallback.follow(&self.network));
+    }
+
+    /// Routers known.
+    pub fn routers(&self) -> usize {
+        self.routers.len()
+    }
+
+    /// Decisions made here, because no router answered.
+    pub fn fallback_decisions(&self) -> u64 {
+        self.fallback_decisions.load(Ordering::Relaxed)
+    }
+
+    /// Gives a request to the worker that a router chooses, and to another one where that fails.
+    /// `preferred`: under which arithmetic it began.
+    pub async fn place(
+        &self,
+        prompt: &Prompt,
+        preferred: &str,
+        excluded: &mut Excluded,
+    ) -> Result<Placed, ApiError> {
+        let patience = if prompt.generated.is_empty() { PATIENCE_NEW } else { PATIENCE_CONTINUED };
+        let (began, mut was_tried) = (Instant::now(), false);
+        let all: Vec<u32> = prompt.tokens.iter().chain(&prompt.generated).copied().collect();
+        loop {
+            let Some(route) = self.route(prompt, &all, preferred, excluded).await else {
+                // Where nobody failed, nobody is there.
+                if !was_tried && excluded.failures() == 0 || began.elapsed() > patience {
+                    return Err(ApiError::overloaded(NO_WORKER_RETRY_S));
+                }
+                was_tried = true;
+                excluded.forgive();
+                tokio::time::sleep(RETRY_INTERVAL).await;
+                continue;
+            };
+            let life = WorkerLife::new(&route.worker_id, route.incarnation);
+            let Some(worker) = self.models.worker(&life) else {
+                // A router may know a worker a moment before or after this gateway does.
+                tracing::info!(worker = %life.id, "the chosen worker is not known here");
+                excluded.add(life, Cause::Overloaded);
+                continue;
+            };
+            match self.start(prompt, &route, &life, &worker).await {
+                Ok(stream) => {
+                    let (numerics_id, explanation) = (worker.numerics_id, route.explanation);
+                    return Ok(Placed { stream, worker: life, numerics_id, explanation });
+                }
+                Err(error) => {
+                    tracing::warn!(worker = %life.id, %error, "cannot give the worker a request");
+                    self.blame(&life, Cause::Connection);
+                    excluded.add(life, Cause::Connection);
+                }
+            }
+        }
+    }
+
+    async fn start(
+        &self,
+        prompt: &Prompt,
+        route: &v1::Route,
+        life: &WorkerLife,
+        worker: &v1::WorkerRegistration,
+    ) -> Result<RequestStream, SessionError> {
         let prefill = match route.prefill_worker_id.as_str() {
             "" => None,
             id => self.prefill_worker(id, route.prefill_incarnation),
@@ -79,56 +245,66 @@ impl Dispatcher {
         );
         let request = v1::GenerateRequest {
             request: 0,
-            request_id: prompt.request_id,
-            prompt_tokens: prompt.tokens,
-            sampling: Some(prompt.sampling),
-            stopping: Some(prompt.stopping),
+            request_id: prompt.request_id.clone(),
+            prompt_tokens: prompt.tokens.clone(),
+            sampling: Some(prompt.sampling.clone()),
+            stopping: Some(prompt.stopping.clone()),
             prefill,
-            cache_salt: prompt.cache_salt,
-            generated_tokens: Vec::new(),
+            cache_salt: prompt.cache_salt.clone(),
+            generated_tokens: prompt.generated.clone(),
         };
-        let started = self.sessions.start(&life, &worker.data_endpoint, request).await;
-        let stream = started.map_err(|error| {
-            tracing::warn!(worker = %life.id, %error, "cannot give the worker a request");
-            ApiError::overloaded(NO_WORKER_RETRY_S)
-        })?;
-        let explanation = route.explanation;
-        Ok(Dispatched { stream, numerics_id: worker.numerics_id, explanation })
+        self.sessions.start(life, &worker.data_endpoint, request).await
     }
 
-    async fn route(&self, prompt: &Prompt) -> Result<v1::Route, ApiError> {
+    /// Tells the routers that a worker had better not be chosen, if that is so.
+    pub fn blame(&self, worker: &WorkerLife, cause: Cause) {
+        if cause.is_suspicious() {
+            self.fallback.suspect(worker);
+            let suspicion = v1::Suspicion {
+                worker_id: worker.id.to_string(),
+                incarnation: worker.incarnation.0,
+            };
+            self.network.bus.publish(subjects::SUSPECT, suspicion.encode_to_vec().into());
+        }
+    }
+
+    /// Asks routers, and decides here where none answers or knows a worker. None: nobody can take the
+    /// request.
+    async fn route(
+        &self,
+        prompt: &Prompt,
+        all_tokens: &[u32],
+        preferred: &str,
+        excluded: &Excluded,
+    ) -> Option<v1::Route> {
         let numerics = self.models.numerics_of(&prompt.model);
         let blocks_under = |(numerics_id, block_size): &(String, usize)| {
             let hasher = BlockHasher::new(numerics_id, &prompt.cache_salt, *block_size);
-            let block_hashes = hashes_to_bytes(&hasher.blocks(&prompt.tokens));
+            let block_hashes = hashes_to_bytes(&hasher.blocks(all_tokens));
             v1::PromptBlocks { numerics_id: numerics_id.clone(), block_hashes }
         };
-        let request = v1::RouteRequest {
+        let question = v1::RouteRequest {
             request_id: prompt.request_id.clone(),
             model: prompt.model.clone(),
             prompt_blocks: numerics.iter().map(blocks_under).collect(),
-            prompt_tokens: prompt.tokens.len() as u32,
+            prompt_tokens: all_tokens.len() as u32,
             max_tokens: prompt.stopping.max_tokens,
             explain: prompt.explain,
-            excluded: Vec::new(),
-            preferred_numerics_id: String::new(),
+            excluded: excluded.lives(),
+            preferred_numerics_id: preferred.to_string(),
         };
-        let payload = request.encode_to_vec().into();
-        let reply = self.network.bus.request(subjects::ROUTE, payload, ROUTE_TIMEOUT).await;
-        let reply = reply.map_err(|error| {
-            tracing::warn!(%error, "no router answers");
-            ApiError::overloaded(NO_WORKER_RETRY_S)
-        })?;
-        match v1::RouteReply::decode(reply).map(|reply| reply.outcome) {
-            Ok(Some(Outcome::Route(route))) => Ok(route),
-            Ok(Some(Outcome::NoRoute(no_route))) => {
-                tracing::warn!(model = prompt.model, reason = no_route.reason, "no route");
-                Err(ApiError::overloaded(NO_WORKER_RETRY_S))
+        let reply = self.routers.ask(&self.network, &question.encode_to_vec().into()).await;
+        if let Some(Outcome::Route(route)) = reply.and_then(|reply| reply.outcome) {
+            return Some(route);
+        }
+        self.fallback_decisions.fetch_add(1, Ordering::Relaxed);
+        match self.fallback.route(&question).outcome {
+            Some(Outcome::Route(route)) => Some(route),
+            Some(Outcome::NoRoute(no_route)) => {
+                tracing::info!(model = prompt.model, reason = no_route.reason, "no route");
+                None
             }
-            Ok(None) | Err(_) => {
-                tracing::error!("the router's answer is unreadable");
-                Err(ApiError::internal())
-            }
+            None => None,
         }
     }
 
@@ -140,14 +316,6 @@ impl Dispatcher {
             worker_id: worker.worker_id,
             incarnation: worker.incarnation,
             data_endpoint: worker.data_endpoint,
-        })
-    }
-
-    /// A router may know a worker a moment before or after this gateway does.
-    fn worker(&self, life: &WorkerLife) -> Result<v1::WorkerRegistration, ApiError> {
-        self.models.worker(life).ok_or_else(|| {
-            tracing::warn!(worker = %life.id, "the router chose a worker that is not registered");
-            ApiError::overloaded(NO_WORKER_RETRY_S)
         })
     }
 }

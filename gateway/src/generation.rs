@@ -3,15 +3,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use protocol::v1::{self, FinishReason, RequestUpdate, failure};
+use protocol::v1::{self, FinishReason, RequestUpdate};
 
+use crate::migration::TokenStream;
 use crate::models::Model;
 use crate::openai::{ApiError, TokenText, Usage};
-use crate::sessions::RequestStream;
 use crate::text::{Detokenizer, StopMatcher};
-
-/// When to come back after a worker was lost or overloaded.
-const RETRY_S: u64 = 1;
 
 /// What an answer gained.
 #[derive(Debug, Default)]
@@ -30,7 +27,7 @@ pub struct Piece {
 pub struct Generation {
     model: Arc<Model>,
     /// Absent once the answer has ended.
-    stream: Option<RequestStream>,
+    stream: Option<TokenStream>,
     detokenizer: Detokenizer,
     stop: StopMatcher,
     usage: Usage,
@@ -52,7 +49,7 @@ impl Generation {
     /// The answer that `stream` brings.
     pub fn new(
         model: Arc<Model>,
-        stream: RequestStream,
+        stream: TokenStream,
         stop: Vec<String>,
         prompt_tokens: u32,
     ) -> Self {
@@ -69,11 +66,10 @@ impl Generation {
         }
     }
 
-    /// What the answer gains next; nothing after its end. Errors: the worker failed.
+    /// What the answer gains next; nothing after its end. Errors: no worker can go on with it.
     pub async fn next(&mut self) -> Result<Option<Piece>, ApiError> {
         let Some(stream) = &mut self.stream else { return Ok(None) };
-        let update = stream.next().await;
-        let piece = update.ok_or_else(lost).and_then(|update| self.take(update));
+        let piece = stream.next().await.map(|update| self.take(update));
         if !matches!(piece, Ok(Piece { finish: None, .. })) {
             // Where a stop string ended it, this cancels what the worker still does.
             self.stream = None;
@@ -81,10 +77,7 @@ impl Generation {
         piece.map(Some)
     }
 
-    fn take(&mut self, update: RequestUpdate) -> Result<Piece, ApiError> {
-        if let Some(failure) = update.failure {
-            return Err(error_of(&failure));
-        }
+    fn take(&mut self, update: RequestUpdate) -> Piece {
         let finish = update.finish();
         if let Some(cached_tokens) = update.cached_tokens {
             self.usage.cached_tokens = cached_tokens;
@@ -115,7 +108,7 @@ impl Generation {
         self.emitted_bytes += piece.text.len();
         piece.logprobs = self.release_logprobs(piece.finish.is_some(), stopped);
         piece.usage = self.usage;
-        Ok(piece)
+        piece
     }
 
     /// Adds what of a token's text is certain to `text`. True: a stop string is complete.
@@ -158,21 +151,5 @@ impl Generation {
         };
         let count = self.held.iter().take_while(|held| is_out(held)).count();
         self.held.drain(..count).map(|held| held.token).collect()
-    }
-}
-
-fn lost() -> ApiError {
-    tracing::warn!("the worker was lost during a request");
-    ApiError::overloaded(RETRY_S)
-}
-
-fn error_of(failure: &v1::Failure) -> ApiError {
-    match failure.kind() {
-        failure::Kind::Invalid => ApiError::invalid_value("prompt", failure.message.clone()),
-        failure::Kind::Overloaded | failure::Kind::Unavailable => ApiError::overloaded(RETRY_S),
-        failure::Kind::Internal | failure::Kind::Unspecified => {
-            tracing::error!(failure.message, "a worker failed");
-            ApiError::internal()
-        }
     }
 }

@@ -9,7 +9,9 @@ mod text;
 
 mod dispatch;
 mod generation;
+mod migration;
 mod models;
+mod routers;
 mod sessions;
 
 use std::sync::Arc;
@@ -17,9 +19,11 @@ use std::time::Duration;
 
 use messaging::Network;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use dispatch::Dispatcher;
+use migration::Migrations;
 use models::Models;
 
 pub use models::{CardError, check_card};
@@ -33,11 +37,18 @@ pub struct GatewayConfig {
     pub body_bytes_max: usize,
     /// After a shutdown began, requests may go on for this long.
     pub grace: Duration,
+    /// For tests that must notice it: answers that migrate have one token twice.
+    pub breaks_migration: bool,
 }
 
 impl Default for GatewayConfig {
     fn default() -> Self {
-        Self { requests_max: 4096, body_bytes_max: 64 << 20, grace: Duration::from_secs(10) }
+        Self {
+            requests_max: 4096,
+            body_bytes_max: 64 << 20,
+            grace: Duration::from_secs(10),
+            breaks_migration: false,
+        }
     }
 }
 
@@ -50,14 +61,25 @@ pub struct Gateway {
     models: Arc<Models>,
     dispatcher: Arc<Dispatcher>,
     network: Network,
+    /// One permit per request under way.
+    requests: Arc<Semaphore>,
+    /// Served beside the API.
+    routes: axum::Router,
 }
 
 impl Gateway {
     /// A gateway that knows no workers yet.
     pub fn new(config: GatewayConfig, network: Network) -> Self {
         let models = Arc::new(Models::default());
-        let dispatcher = Arc::new(Dispatcher::new(network.clone(), models.clone()));
-        Self { config, models, dispatcher, network }
+        let migrations = Migrations::new(config.breaks_migration);
+        let dispatcher = Arc::new(Dispatcher::new(network.clone(), models.clone(), migrations));
+        let requests = Arc::new(Semaphore::new(config.requests_max));
+        Self { config, models, dispatcher, network, requests, routes: axum::Router::new() }
+    }
+
+    /// Serves these too, `/metrics` for example.
+    pub fn with_routes(self, routes: axum::Router) -> Self {
+        Self { routes, ..self }
     }
 
     /// Waits until so many workers are known.
@@ -67,12 +89,44 @@ impl Gateway {
 
     /// The API without a listener. Answers under way end with an error when `cut` is cancelled.
     pub fn app(&self, cut: CancellationToken) -> axum::Router {
-        http::app(self.config, self.models.clone(), self.dispatcher.clone(), cut)
+        let admission = http::Admission::new(self.requests.clone(), &self.config);
+        http::app(admission, self.models.clone(), self.dispatcher.clone(), cut)
+            .merge(self.routes.clone())
     }
 
-    /// Learns of workers, for as long as it is polled.
+    /// Learns of workers and routers, for as long as it is polled.
     pub async fn follow_workers(&self) {
-        self.models.watch(&self.network).await;
+        tokio::join!(self.models.watch(&self.network), self.dispatcher.follow());
+    }
+
+    /// Workers known.
+    pub fn workers(&self) -> usize {
+        self.models.workers()
+    }
+
+    /// Routers known.
+    pub fn routers(&self) -> usize {
+        self.dispatcher.routers()
+    }
+
+    /// Requests that went from one worker to another, by cause.
+    pub fn migrations(&self) -> Vec<(&'static str, u64)> {
+        self.dispatcher.migrations.counts()
+    }
+
+    /// Of those, how many went on under another numerics id.
+    pub fn migrations_to_other_numerics(&self) -> u64 {
+        self.dispatcher.migrations.to_other_numerics()
+    }
+
+    /// Routing decisions made here, because no router answered.
+    pub fn fallback_decisions(&self) -> u64 {
+        self.dispatcher.fallback_decisions()
+    }
+
+    /// Requests under way.
+    pub fn requests_in_flight(&self) -> usize {
+        self.config.requests_max - self.requests.available_permits()
     }
 
     /// Serves HTTP until `shutdown`, then lets requests end within the grace period. Answers that

@@ -10,6 +10,7 @@ use prost::Message;
 use protocol::v1::worker_client::WorkerClient;
 use protocol::{WorkerLife, subjects, v1};
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::text::{ChatTemplate, TemplateError, Tokenizer, TokenizerError};
@@ -17,10 +18,15 @@ use crate::text::{ChatTemplate, TemplateError, Tokenizer, TokenizerError};
 /// Model cards contain a tokenizer, which is far above gRPC's usual limit.
 const CARD_BYTES_MAX: usize = 256 << 20;
 
-/// Attempts to fetch a card before a worker is left out.
-const CARD_ATTEMPTS: u32 = 5;
-const CARD_RETRY_DELAY: Duration = Duration::from_millis(500);
+/// How long a card may take, and when it is asked for again. For as long as the worker is there.
 const CARD_TIMEOUT: Duration = Duration::from_secs(10);
+const CARD_RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// Cards that are fetched at once; others wait.
+const FETCHES_MAX: usize = 16;
+
+/// Workers whose cards are wanted; further ones are left out.
+const WORKERS_MAX: usize = 16_384;
 
 /// A model whose workers have gone is known for this long: its requests are told to come again, not
 /// that there is no such model.
@@ -135,6 +141,11 @@ impl Models {
         self.known.read().workers.get(life).cloned()
     }
 
+    /// Workers known.
+    pub fn workers(&self) -> usize {
+        self.known.read().workers.len()
+    }
+
     /// The numerics ids under which a model is served, with their block sizes.
     pub fn numerics_of(&self, model: &str) -> BTreeSet<(String, usize)> {
         let known = self.known.read();
@@ -161,46 +172,66 @@ impl Models {
 
     /// Follows the registry.
     pub async fn watch(&self, network: &Network) {
+        let mut cards = Cards::default();
         loop {
             // Where the last watch lagged too far behind, what is gone now is forgotten.
             let (present, mut workers) = network.registry.watch(subjects::WORKERS);
             self.keep(&present.iter().map(|(key, _)| key.as_str()).collect());
             for (key, value) in present {
-                self.apply(Change::Put(key, value), network).await;
+                self.apply(Change::Put(key, value), network, &mut cards);
             }
-            while let Some(change) = workers.next().await {
-                self.apply(change, network).await;
+            loop {
+                tokio::select! {
+                    biased;
+                    change = workers.next() => match change {
+                        Some(change) => self.apply(change, network, &mut cards),
+                        None => break,
+                    },
+                    (registrations, model) = cards.next(network) => {
+                        registrations.into_iter().for_each(|worker| self.add(worker, model.clone()));
+                    }
+                }
+                self.changed.notify_waiters();
             }
         }
     }
 
-    async fn apply(&self, change: Change, network: &Network) {
+    fn apply(&self, change: Change, network: &Network, cards: &mut Cards) {
         match change {
             Change::Put(key, value) => match v1::WorkerRegistration::decode(value) {
-                Ok(registration) => self.add(registration, network).await,
+                Ok(registration) => match self.served(&registration) {
+                    Some(model) => self.add(registration, model),
+                    None => cards.want(registration, network),
+                },
                 Err(error) => tracing::warn!(key, %error, "unreadable registration"),
             },
-            Change::Deleted(key) => self.known.write().retain(|worker| worker != key),
+            Change::Deleted(key) => {
+                if let Some(life) = subjects::life_of_worker_key(&key) {
+                    cards.forget(&life);
+                }
+                self.known.write().retain(|worker| worker != key);
+            }
         }
-        self.changed.notify_waiters();
     }
 
     fn keep(&self, keys: &HashSet<&str>) {
         self.known.write().retain(|worker| keys.contains(worker));
     }
 
-    async fn add(&self, registration: v1::WorkerRegistration, network: &Network) {
-        let is_served =
-            |known: &Known| known.models.get(&registration.model).is_some_and(|m| m.left.is_none());
-        // A model that comes back may have changed meanwhile.
-        if !is_served(&self.known.read()) {
-            let Some(model) = fetch_model(&registration, network).await else { return };
-            let name = model.name.clone();
-            let known = KnownModel { model: Arc::new(model), left: None };
-            self.known.write().models.insert(name, known);
-        }
+    /// The model that a worker serves, if it is known. One that comes back may have changed meanwhile.
+    fn served(&self, registration: &v1::WorkerRegistration) -> Option<Arc<Model>> {
+        let known = self.known.read();
+        let model = known.models.get(&registration.model).filter(|known| known.left.is_none())?;
+        Some(model.model.clone())
+    }
+
+    fn add(&self, registration: v1::WorkerRegistration, model: Arc<Model>) {
+        let mut known = self.known.write();
         let life = WorkerLife::new(&registration.worker_id, registration.incarnation);
-        self.known.write().workers.insert(life, registration);
+        known.models.insert(registration.model.clone(), KnownModel { model, left: None });
+        // A later life of a worker is there instead of earlier ones.
+        known.workers.retain(|other, _| other.id != life.id || *other > life);
+        known.workers.insert(life, registration);
     }
 }
 
@@ -224,30 +255,112 @@ impl KnownModel {
     }
 }
 
-async fn fetch_model(registration: &v1::WorkerRegistration, network: &Network) -> Option<Model> {
-    let worker = &registration.worker_id;
-    for _ in 0..CARD_ATTEMPTS {
-        let fetched = tokio::time::timeout(CARD_TIMEOUT, fetch_card(registration, network)).await;
-        match fetched.unwrap_or_else(|_| Err("no answer in time".into())) {
-            Ok(card) => {
-                let parsed = tokio::task::spawn_blocking(move || Model::new(&card)).await.ok()?;
-                return parsed
-                    .inspect_err(|error| tracing::error!(worker, %error, "unusable model card"))
-                    .ok();
-            }
-            Err(error) => tracing::warn!(worker, %error, "cannot fetch the model card"),
+/// Model cards on their way. A worker is known once its model is; one card does for all workers of a
+/// model that came meanwhile.
+#[derive(Default)]
+struct Cards {
+    fetches: JoinSet<(WorkerLife, Result<Model, String>)>,
+    /// In order, so that a simulation replays.
+    wanted: BTreeMap<WorkerLife, Wanted>,
+}
+
+struct Wanted {
+    registration: v1::WorkerRegistration,
+    is_under_way: bool,
+}
+
+impl Cards {
+    /// Asks a worker for its card, unless that is under way.
+    fn want(&mut self, registration: v1::WorkerRegistration, network: &Network) {
+        let life = WorkerLife::new(&registration.worker_id, registration.incarnation);
+        if self.wanted.len() >= WORKERS_MAX {
+            tracing::warn!(worker = %life.id, "too many workers, leaving it out");
+            return;
         }
+        let is_under_way = self.wanted.get(&life).is_some_and(|wanted| wanted.is_under_way);
+        self.wanted.insert(life, Wanted { registration, is_under_way });
+        self.begin(network);
+    }
+
+    /// A worker has gone.
+    fn forget(&mut self, life: &WorkerLife) {
+        self.wanted.remove(life);
+    }
+
+    /// The next model that came, and the workers that serve it. Waits for ever while none is on its way.
+    async fn next(&mut self, network: &Network) -> (Vec<v1::WorkerRegistration>, Arc<Model>) {
+        loop {
+            let Some(joined) = self.fetches.join_next().await else { std::future::pending().await };
+            let Ok((life, fetched)) = joined else {
+                tracing::error!("the fetch of a model card was cut short");
+                continue;
+            };
+            let served = fetched.map(|model| (self.serving(&life), Arc::new(model)));
+            if let Err(error) = &served
+                && let Some(wanted) = self.wanted.get_mut(&life)
+            {
+                let (worker, address) = (&life.id, &wanted.registration.data_endpoint);
+                tracing::error!(
+                    %worker, address, error,
+                    "cannot fetch the worker's model card, so it gets no requests; it must be \
+                     reachable at this address (--advertise)"
+                );
+                wanted.is_under_way = false;
+            }
+            self.begin(network);
+            if let Ok(served) = served {
+                return served;
+            }
+        }
+    }
+
+    /// Takes out the workers that wait for the model of this one.
+    fn serving(&mut self, life: &WorkerLife) -> Vec<v1::WorkerRegistration> {
+        let Some(Wanted { registration, .. }) = self.wanted.get(life) else { return Vec::new() };
+        let model = registration.model.clone();
+        let served = self.wanted.extract_if(.., |_, wanted| wanted.registration.model == model);
+        served.map(|(_, wanted)| wanted.registration).collect()
+    }
+
+    /// Fetches as many as may be fetched at once.
+    fn begin(&mut self, network: &Network) {
+        let free = FETCHES_MAX.saturating_sub(self.fetches.len());
+        let waiting = self.wanted.iter_mut().filter(|(_, wanted)| !wanted.is_under_way);
+        for (life, wanted) in waiting.take(free) {
+            wanted.is_under_way = true;
+            let endpoint = wanted.registration.data_endpoint.clone();
+            self.fetches.spawn(fetch(life.clone(), endpoint, network.clone()));
+        }
+    }
+}
+
+/// A failure comes after a pause, so that a worker is not asked all the time.
+async fn fetch(
+    life: WorkerLife,
+    endpoint: String,
+    network: Network,
+) -> (WorkerLife, Result<Model, String>) {
+    let fetched = tokio::time::timeout(CARD_TIMEOUT, fetch_card(&endpoint, &network)).await;
+    let model = match fetched {
+        Ok(Ok(card)) => {
+            let parsed = tokio::task::spawn_blocking(move || Model::new(&card)).await;
+            let parsed = parsed.map_err(|error| error.to_string());
+            parsed.and_then(|parsed| parsed.map_err(|error| error.to_string()))
+        }
+        Ok(Err(error)) => Err(explain(error.as_ref())),
+        Err(_) => Err("no answer in time".into()),
+    };
+    if model.is_err() {
         tokio::time::sleep(CARD_RETRY_DELAY).await;
     }
-    tracing::error!(worker, "no model card after {CARD_ATTEMPTS} attempts, leaving it out");
-    None
+    (life, model)
 }
 
 async fn fetch_card(
-    registration: &v1::WorkerRegistration,
+    endpoint: &str,
     network: &Network,
 ) -> Result<v1::ModelCard, Box<dyn std::error::Error + Send + Sync>> {
-    let channel = network.data_plane.connect(&registration.data_endpoint).await?;
+    let channel = network.data_plane.connect(endpoint).await?;
     let mut client = WorkerClient::new(channel).max_decoding_message_size(CARD_BYTES_MAX);
     Ok(client.get_model_card(v1::GetModelCardRequest {}).await?.into_inner())
 }

@@ -1,7 +1,7 @@
 //! Sessions with decode workers: one long-lived stream per worker, over which all requests go and
 //! come.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use messaging::{ConnectError, DataPlane};
 use parking_lot::Mutex;
 use protocol::v1::generation_client::GenerationClient;
 use protocol::v1::{self, FinishReason, RequestUpdate, session_request::Kind};
-use protocol::{MESSAGE_BYTES_MAX, WorkerLife};
+use protocol::{MESSAGE_BYTES_MAX, SILENCE_MAX, WorkerLife};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
@@ -38,21 +38,39 @@ pub enum SessionError {
     Ended,
 }
 
+/// Why a session brings nothing more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// It ended or broke.
+    Ended,
+    /// Nothing came for too long, not even a sign of life.
+    Silent,
+    /// Its engine is stuck in a step.
+    Hung,
+}
+
 /// The sessions of a gateway.
 pub struct Sessions {
     data_plane: DataPlane,
-    open: tokio::sync::Mutex<HashMap<WorkerLife, Arc<Session>>>,
+    /// Each with a lock of its own, so that a worker that does not answer delays its own requests alone.
+    open: Mutex<HashMap<WorkerLife, Slot>>,
 }
+
+type Slot = Arc<tokio::sync::Mutex<Option<Arc<Session>>>>;
 
 /// One worker's session.
 struct Session {
     outbound: mpsc::Sender<v1::SessionRequest>,
-    /// Absent once the session has ended.
-    requests: Arc<Mutex<Option<Requests>>>,
+    requests: Arc<Mutex<Requests>>,
     next_request: AtomicU64,
 }
 
-type Requests = HashMap<u64, mpsc::Sender<RequestUpdate>>;
+/// The requests of a session, or why it has none any more.
+enum Requests {
+    /// In the order in which they came, so that a simulation replays when all are lost at once.
+    Open(BTreeMap<u64, mpsc::Sender<RequestUpdate>>),
+    Lost(Lost),
+}
 
 /// One request's news. Dropping it before the end cancels the request.
 pub struct RequestStream {
@@ -85,9 +103,9 @@ impl Sessions {
         worker: &WorkerLife,
         endpoint: &str,
     ) -> Result<Arc<Session>, SessionError> {
-        let mut open = self.open.lock().await;
-        open.retain(|_, session| session.is_open());
-        if let Some(session) = open.get(worker) {
+        let slot = self.slot(worker);
+        let mut slot = slot.lock().await;
+        if let Some(session) = slot.as_ref().filter(|session| session.is_open()) {
             return Ok(session.clone());
         }
         let opening = async {
@@ -97,8 +115,19 @@ impl Sessions {
         };
         let opened = tokio::time::timeout(OPEN_TIMEOUT, opening).await;
         let session = Arc::new(opened.map_err(|_| SessionError::TimedOut)??);
-        open.insert(worker.clone(), session.clone());
+        *slot = Some(session.clone());
         Ok(session)
+    }
+
+    /// A worker's place; those of sessions that have ended go.
+    fn slot(&self, worker: &WorkerLife) -> Slot {
+        let mut open = self.open.lock();
+        let is_wanted = |slot: &Slot| match slot.try_lock() {
+            Ok(session) => session.as_ref().is_some_and(|session| session.is_open()),
+            Err(_opening) => true,
+        };
+        open.retain(|other, slot| other == worker || is_wanted(slot));
+        open.entry(worker.clone()).or_default().clone()
     }
 }
 
@@ -108,13 +137,13 @@ impl Session {
     ) -> Result<Self, SessionError> {
         let (outbound, messages) = mpsc::channel(OUTBOUND_QUEUE);
         let frames = client.session(ReceiverStream::new(messages)).await?.into_inner();
-        let requests = Arc::new(Mutex::new(Some(Requests::new())));
+        let requests = Arc::new(Mutex::new(Requests::Open(BTreeMap::new())));
         tokio::spawn(deliver(frames, requests.clone()));
         Ok(Self { outbound, requests, next_request: AtomicU64::new(0) })
     }
 
     fn is_open(&self) -> bool {
-        self.requests.lock().is_some()
+        matches!(*self.requests.lock(), Requests::Open(_))
     }
 
     async fn start(
@@ -127,8 +156,8 @@ impl Session {
         let tokens = request.stopping.as_ref().map_or(0, |stopping| stopping.max_tokens as usize);
         let (sender, updates) = mpsc::channel(tokens + 2);
         match &mut *self.requests.lock() {
-            Some(requests) => requests.insert(number, sender),
-            None => return Err(SessionError::Ended),
+            Requests::Open(requests) => requests.insert(number, sender),
+            Requests::Lost(_) => return Err(SessionError::Ended),
         };
         let message = v1::SessionRequest { kind: Some(Kind::Generate(request)) };
         let outbound = self.outbound.clone();
@@ -139,26 +168,30 @@ impl Session {
     }
 }
 
-/// Hands a session's frames out to its requests until it ends, which ends them all.
-async fn deliver(mut frames: Streaming<v1::StepFrame>, requests: Arc<Mutex<Option<Requests>>>) {
-    loop {
-        match frames.message().await {
-            Ok(Some(frame)) => {
-                if let Some(requests) = &mut *requests.lock() {
-                    frame.updates.into_iter().for_each(|update| hand_out(requests, update));
-                }
+/// Hands a session's frames out to its requests until it ends, which ends them all. Dropping the frames
+/// then has the worker cancel what it still does.
+async fn deliver(mut frames: Streaming<v1::StepFrame>, requests: Arc<Mutex<Requests>>) {
+    let lost = loop {
+        let frame = match tokio::time::timeout(SILENCE_MAX, frames.message()).await {
+            Ok(Ok(Some(frame))) => frame,
+            Ok(Ok(None)) => break Lost::Ended,
+            Ok(Err(error)) => {
+                tracing::info!(error = error.message(), "a worker's session broke");
+                break Lost::Ended;
             }
-            Ok(None) => break,
-            Err(error) => {
-                tracing::warn!(error = error.message(), "a worker's session broke");
-                break;
-            }
+            Err(_) => break Lost::Silent,
+        };
+        if let Requests::Open(requests) = &mut *requests.lock() {
+            frame.updates.into_iter().for_each(|update| hand_out(requests, update));
         }
-    }
-    requests.lock().take();
+        if frame.progress.is_some_and(|progress| progress.is_hung()) {
+            break Lost::Hung;
+        }
+    };
+    *requests.lock() = Requests::Lost(lost);
 }
 
-fn hand_out(requests: &mut Requests, update: RequestUpdate) {
+fn hand_out(requests: &mut BTreeMap<u64, mpsc::Sender<RequestUpdate>>, update: RequestUpdate) {
     let number = update.request;
     let is_last = ends(&update);
     let Some(request) = requests.get(&number) else { return };
@@ -174,11 +207,15 @@ fn ends(update: &RequestUpdate) -> bool {
 }
 
 impl RequestStream {
-    /// The next news; none when the session broke.
-    pub async fn next(&mut self) -> Option<RequestUpdate> {
+    /// The next news. Errors: the session brings no more.
+    pub async fn next(&mut self) -> Result<RequestUpdate, Lost> {
         let update = self.updates.recv().await;
         self.ended |= update.as_ref().is_none_or(ends);
-        update
+        update.ok_or_else(|| match *self.session.requests.lock() {
+            Requests::Lost(lost) => lost,
+            // The worker sent more than was asked for.
+            Requests::Open(_) => Lost::Ended,
+        })
     }
 }
 
@@ -187,7 +224,7 @@ impl Drop for RequestStream {
         if self.ended {
             return;
         }
-        if let Some(requests) = &mut *self.session.requests.lock() {
+        if let Requests::Open(requests) = &mut *self.session.requests.lock() {
             requests.remove(&self.request);
         }
         let cancel = v1::CancelRequest { request: self.request };

@@ -16,6 +16,7 @@ mod table;
 pub use bus::{Bus, Request, RequestError, Requests, Subscription};
 pub use data_plane::{
     ConnectError, Connection, DataPlane, Incoming, TcpOptions, TlsError, TlsFiles,
+    advertised_endpoint, advertised_host,
 };
 pub use faults::{Faults, Link};
 pub use nats::{NatsOptions, NetworkCounters, NetworkError};
@@ -59,7 +60,8 @@ impl Network {
     /// connection comes back by itself.
     ///
     /// Entries put into its registry expire when the last handle to this network is dropped, unless
-    /// they are deleted and flushed before. The data plane is as in `Network::default()`.
+    /// they are deleted and flushed before. The data plane is that of `Network::default()`; set
+    /// another (`DataPlane::tcp`) before components get to see this network.
     pub async fn connect(options: NatsOptions) -> Result<Self, NetworkError> {
         let nats::Connected { bus, keeper, table, link } = nats::connect(options).await?;
         Ok(Self {

@@ -7,6 +7,7 @@
 mod choice;
 mod core;
 mod cost;
+mod fallback;
 mod feeds;
 mod gauge;
 mod holders;
@@ -22,6 +23,7 @@ mod workers;
 pub use crate::choice::Route;
 pub use crate::core::Core;
 pub use cost::Cost;
+pub use fallback::Fallback;
 pub use prefix_index::Sync;
 pub use question::{NoRoute, Question};
 pub use run::{Router, RouterIdentity};

@@ -15,7 +15,7 @@ use crate::choice::Route;
 use crate::core::Core;
 use crate::feeds::{Feeds, News};
 use crate::prefix_index::Sync;
-use crate::question::Question;
+use crate::question::{NoRoute, Question};
 use crate::resync::{Resync, Snapshot};
 use crate::telling::Telling;
 use crate::worker_table::Time;
@@ -76,7 +76,11 @@ impl Router {
                     answer(&mut core.lock(), &mut telling, question, now());
                     None
                 }
-                fact => apply(&mut core.lock(), &telling, fact, now()),
+                News::Dispatches(message) => {
+                    apply_dispatches(&mut core.lock(), &telling, &message, now());
+                    None
+                }
+                fact => apply_fact(&mut core.lock(), fact, now()),
             };
             if let Some(worker) = lost
                 && let Some(registration) = core.lock().registration(&worker)
@@ -92,7 +96,7 @@ impl Router {
 }
 
 /// Watches from the present state on: what is not there any more is forgotten.
-fn begin_watch(registry: &Registry, core: &mut Core, now: Time) -> Watch {
+pub fn begin_watch(registry: &Registry, core: &mut Core, now: Time) -> Watch {
     let (present, watch) = registry.watch(subjects::WORKERS);
     let keys: HashSet<&str> = present.iter().map(|(key, _)| key.as_str()).collect();
     let known: Vec<WorkerLife> = core.workers().cloned().collect();
@@ -130,15 +134,15 @@ impl Drop for RegistryEntry {
 }
 
 /// Like those below: returns the worker whose snapshot has to be fetched, if any.
-fn apply(core: &mut Core, telling: &Telling, fact: News, now: Time) -> Option<WorkerLife> {
+pub fn apply_fact(core: &mut Core, fact: News, now: Time) -> Option<WorkerLife> {
     match fact {
         News::Load(message) => return apply_load(core, &message, now),
         News::KvEvents(message) => return apply_kv_events(core, &message),
         News::Snapshot(worker, snapshot) => return apply_snapshot(core, worker, snapshot),
         News::Worker(Some(change)) => apply_change(core, change, now),
         News::Suspicion(message) => apply_suspicion(core, &message, now),
-        News::Dispatches(message) => apply_dispatches(core, telling, &message, now),
-        News::Worker(None) | News::TellingDue | News::Question(_) => {}
+        // These are not about workers, or need more than the core.
+        News::Worker(None) | News::Dispatches(_) | News::TellingDue | News::Question(_) => {}
     }
     None
 }
@@ -223,25 +227,42 @@ fn lost(sync: Sync, worker: WorkerLife) -> Option<WorkerLife> {
 }
 
 fn answer(core: &mut Core, telling: &mut Telling, request: Request, now: Time) {
-    let outcome = match v1::RouteRequest::decode(request.payload.clone()) {
-        Ok(asked) => match core.route(&question_of(&asked), now) {
-            Ok(route) => {
-                telling.add(&route, asked.prompt_tokens);
-                tracing::debug!(
-                    request_id = asked.request_id,
-                    decode = %route.decode.id,
-                    prefill = route.prefill.as_ref().map(|worker| worker.id.as_str()),
-                    cached_blocks = route.cached_blocks,
-                    predicted_ttft_us = route.cost.ttft_us,
-                    "routed"
-                );
-                v1::route_reply::Outcome::Route(route_message(&route, asked.explain))
+    let reply = match v1::RouteRequest::decode(request.payload.clone()) {
+        Ok(asked) => {
+            let decided = decide(core, &asked, now);
+            if let Ok(route) = &decided {
+                telling.add(route, asked.prompt_tokens);
             }
-            Err(reason) => no_route(&reason.to_string()),
-        },
+            reply_of(&decided, asked.explain)
+        }
         Err(_) => no_route("the routing request is unreadable"),
     };
-    request.reply(v1::RouteReply { outcome: Some(outcome) }.encode_to_vec().into());
+    request.reply(reply.encode_to_vec().into());
+}
+
+/// Chooses, and counts what was chosen.
+pub fn decide(core: &mut Core, asked: &v1::RouteRequest, now: Time) -> Result<Route, NoRoute> {
+    let route = core.route(&question_of(asked), now)?;
+    tracing::debug!(
+        request_id = asked.request_id,
+        decode = %route.decode.id,
+        prefill = route.prefill.as_ref().map(|worker| worker.id.as_str()),
+        cached_blocks = route.cached_blocks,
+        predicted_ttft_us = route.cost.ttft_us,
+        "routed"
+    );
+    Ok(route)
+}
+
+/// What the gateway is told.
+pub fn reply_of(decided: &Result<Route, NoRoute>, explain: bool) -> v1::RouteReply {
+    match decided {
+        Ok(route) => {
+            let outcome = v1::route_reply::Outcome::Route(route_message(route, explain));
+            v1::RouteReply { outcome: Some(outcome) }
+        }
+        Err(reason) => no_route(&reason.to_string()),
+    }
 }
 
 fn question_of(asked: &v1::RouteRequest) -> Question {
@@ -271,6 +292,7 @@ fn route_message(route: &Route, explain: bool) -> v1::Route {
     }
 }
 
-fn no_route(reason: &str) -> v1::route_reply::Outcome {
-    v1::route_reply::Outcome::NoRoute(v1::NoRoute { reason: reason.to_string() })
+fn no_route(reason: &str) -> v1::RouteReply {
+    let outcome = v1::route_reply::Outcome::NoRoute(v1::NoRoute { reason: reason.to_string() });
+    v1::RouteReply { outcome: Some(outcome) }
 }

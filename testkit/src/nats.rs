@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::binary;
+use crate::binary::nats_server_binary;
 
 /// How long a server may take until it answers.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
@@ -112,6 +112,11 @@ impl NatsServer {
         self.port
     }
 
+    /// The process, while it runs.
+    pub fn process_id(&self) -> Option<u32> {
+        self.process.as_ref().map(Child::id)
+    }
+
     /// Ends the server at once, as `kill -9` does.
     pub fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
@@ -163,7 +168,7 @@ impl NatsServer {
     fn launch(&mut self) -> Result<(), String> {
         let log = File::options().create(true).append(true).open(self.directory.join("nats.log"));
         let log = log.map_err(|error| error.to_string())?;
-        let process = Command::new(binary::nats_server())
+        let process = Command::new(nats_server_binary())
             .arg("-c")
             .arg(self.directory.join("nats.conf"))
             .stdin(Stdio::null())

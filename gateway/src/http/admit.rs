@@ -55,10 +55,10 @@ struct BodyRoom {
 }
 
 impl Admission {
-    /// All places free.
-    pub fn new(config: &GatewayConfig) -> Self {
+    /// Places among `requests`.
+    pub fn new(requests: Arc<Semaphore>, config: &GatewayConfig) -> Self {
         Self {
-            requests: Arc::new(Semaphore::new(config.requests_max)),
+            requests,
             bytes: Arc::new(Semaphore::new(config.body_bytes_max)),
             body_bytes_max: config.body_bytes_max,
         }

@@ -14,8 +14,9 @@ use super::chunks::Chunks;
 use super::identify::random_id;
 use super::listing::json;
 use super::sse;
-use crate::dispatch::{Dispatched, Prompt};
+use crate::dispatch::Prompt;
 use crate::generation::{Generation, Piece};
+use crate::migration::TokenStream;
 use crate::models::Model;
 use crate::openai::{
     ApiError, ChatStream, CompletionStream, Head, Parameters, StreamOptions, Usage,
@@ -95,12 +96,12 @@ async fn answer(shared: &Shared, place: Place, request: Tokenized) -> Result<Res
         return Ok(request.nothing());
     }
     let prompt = request.to_dispatch(max_tokens, request_id, explain_route);
-    let dispatched = shared.dispatcher.dispatch(prompt).await?;
-    let Dispatched { stream, numerics_id, explanation } = dispatched;
+    let stream = TokenStream::begin(shared.dispatcher.clone(), prompt).await?;
+    let explanation = stream.explanation().to_string();
+    let head = request.head(stream.numerics_id());
     let prompt_tokens = request.prompt.len() as u32;
     let (model, stop) = (request.model.clone(), request.parameters.stop.clone());
     let generation = Generation::new(model, stream, stop, prompt_tokens);
-    let head = request.head(&numerics_id);
     let mut response = match request.parameters.stream {
         Some(options) => {
             let ends = sse::Ends { _room: room, cut: shared.cut.clone() };
@@ -167,6 +168,7 @@ impl Tokenized {
             model: self.parameters.model.clone(),
             request_id,
             tokens: self.prompt.clone(),
+            generated: Vec::new(),
             sampling: v1::Sampling {
                 temperature: self.parameters.temperature,
                 top_p: self.parameters.top_p,

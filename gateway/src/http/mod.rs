@@ -19,10 +19,9 @@ use axum::middleware;
 use axum::routing::{get, post};
 use tokio_util::sync::CancellationToken;
 
-use admit::Admission;
+pub use admit::Admission;
 pub use serve::serve;
 
-use crate::GatewayConfig;
 use crate::dispatch::Dispatcher;
 use crate::models::Models;
 use crate::openai::ApiError;
@@ -38,12 +37,11 @@ pub struct Shared {
 
 /// All routes. Answers under way end with an error when `cut` is cancelled.
 pub fn app(
-    config: GatewayConfig,
+    admission: Admission,
     models: Arc<Models>,
     dispatcher: Arc<Dispatcher>,
     cut: CancellationToken,
 ) -> Router {
-    let admission = Admission::new(&config);
     let shared = Arc::new(Shared { models, dispatcher, admission, cut });
     Router::new()
         .route("/v1/chat/completions", post(chat::handle))

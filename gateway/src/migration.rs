@@ -1,0 +1,152 @@
+//! A request's tokens, from whichever workers it takes: when one fails, another goes on from the tokens
+//! that are there, and nobody behind this sees more than a pause.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use protocol::v1::{self, RequestUpdate, failure::Kind};
+use tokio::time::Instant;
+
+use crate::dispatch::{Cause, Dispatcher, Excluded, Placed, Prompt};
+use crate::openai::ApiError;
+
+/// Workers that may fail one request before its client is told.
+const FAILURES_MAX: usize = 8;
+
+/// When to come back after that.
+const RETRY_S: u64 = 1;
+
+/// What migrations count, and what tests may break.
+#[derive(Default)]
+pub struct Migrations {
+    by_cause: [AtomicU64; Cause::ALL.len()],
+    to_other_numerics: AtomicU64,
+    break_for_tests: bool,
+}
+
+impl Migrations {
+    /// None yet. See `GatewayConfig::breaks_migration`.
+    pub fn new(break_for_tests: bool) -> Self {
+        Self { break_for_tests, ..Default::default() }
+    }
+
+    /// How many there were, by cause.
+    pub fn counts(&self) -> Vec<(&'static str, u64)> {
+        let counts = Cause::ALL.into_iter().zip(&self.by_cause);
+        counts.map(|(cause, count)| (cause.name(), count.load(Ordering::Relaxed))).collect()
+    }
+
+    /// How many went on under another arithmetic, because no worker of their own was left.
+    pub fn to_other_numerics(&self) -> u64 {
+        self.to_other_numerics.load(Ordering::Relaxed)
+    }
+
+    fn count(&self, cause: Cause) {
+        let place = Cause::ALL.iter().position(|other| *other == cause).unwrap_or_default();
+        self.by_cause[place].fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// See the module's description. Dropping it cancels the request.
+pub struct TokenStream {
+    dispatcher: Arc<Dispatcher>,
+    prompt: Prompt,
+    placed: Placed,
+    excluded: Excluded,
+    /// Since when the answer waits for another worker's first token.
+    migrating_since: Option<Instant>,
+}
+
+impl TokenStream {
+    /// Gives a request to a worker. Errors: none can take it.
+    pub async fn begin(dispatcher: Arc<Dispatcher>, prompt: Prompt) -> Result<Self, ApiError> {
+        let mut excluded = Excluded::default();
+        let placed = dispatcher.place(&prompt, "", &mut excluded).await?;
+        Ok(Self { dispatcher, prompt, placed, excluded, migrating_since: None })
+    }
+
+    /// Under which arithmetic the answer began.
+    pub fn numerics_id(&self) -> &str {
+        &self.placed.numerics_id
+    }
+
+    /// Why it went where it went; empty unless asked for.
+    pub fn explanation(&self) -> &str {
+        &self.placed.explanation
+    }
+
+    /// The next tokens, or the end; never a failure. Errors: the request is at fault, or no worker is
+    /// left to go on.
+    pub async fn next(&mut self) -> Result<RequestUpdate, ApiError> {
+        loop {
+            let cause = match self.placed.stream.next().await {
+                Ok(RequestUpdate { failure: Some(failure), .. }) => self.cause_of(&failure)?,
+                Ok(update) => return Ok(self.taken(update)),
+                Err(lost) => lost.into(),
+            };
+            self.migrate(cause).await?;
+        }
+    }
+
+    fn taken(&mut self, mut update: RequestUpdate) -> RequestUpdate {
+        if let Some(since) = self.migrating_since.take() {
+            let (request_id, to) = (&self.prompt.request_id, &self.placed.worker.id);
+            let took_ms = since.elapsed().as_secs_f64() * 1e3;
+            tracing::info!(request_id, %to, took_ms, "migrated");
+        }
+        if !self.prompt.generated.is_empty() {
+            // What the client is told is what the prompt's first computation found.
+            update.cached_tokens = None;
+        }
+        self.prompt.generated.extend(update.tokens.iter().map(|token| token.id));
+        update
+    }
+
+    /// Errors: the same would come of every worker.
+    fn cause_of(&self, failure: &v1::Failure) -> Result<Cause, ApiError> {
+        match failure.kind() {
+            Kind::Invalid if self.prompt.generated.is_empty() => {
+                Err(ApiError::invalid_value("prompt", failure.message.clone()))
+            }
+            Kind::Overloaded => Ok(Cause::Overloaded),
+            Kind::Unavailable => Ok(Cause::Leaving),
+            Kind::Invalid | Kind::Internal | Kind::Unspecified => {
+                let worker = &self.placed.worker.id;
+                tracing::error!(%worker, failure.message, "a worker failed a request");
+                Ok(Cause::Failed)
+            }
+        }
+    }
+
+    async fn migrate(&mut self, cause: Cause) -> Result<(), ApiError> {
+        let (request_id, from) = (self.prompt.request_id.clone(), self.placed.worker.clone());
+        let tokens = self.prompt.generated.len();
+        tracing::info!(request_id, from = %from.id, cause = cause.name(), tokens, "migrating request");
+        self.dispatcher.migrations.count(cause);
+        self.dispatcher.blame(&from, cause);
+        self.excluded.add(from, cause);
+        self.migrating_since.get_or_insert_with(Instant::now);
+        if self.excluded.failures() >= FAILURES_MAX {
+            tracing::warn!(request_id, failures = FAILURES_MAX, "given up: every worker failed it");
+            return Err(ApiError::overloaded(RETRY_S));
+        }
+        if self.dispatcher.migrations.break_for_tests {
+            self.prompt.generated.pop();
+        }
+        let preferred = self.placed.numerics_id.clone();
+        let placed = self.dispatcher.place(&self.prompt, &preferred, &mut self.excluded).await;
+        self.placed = placed.inspect_err(|_| {
+            tracing::warn!(request_id, "given up: no worker is left to go on with it");
+        })?;
+        if self.placed.numerics_id != preferred {
+            self.dispatcher.migrations.to_other_numerics.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(
+                request_id,
+                from = preferred,
+                to = self.placed.numerics_id,
+                "goes on under another numerics id: its bytes may differ from an undisturbed answer"
+            );
+        }
+        Ok(())
+    }
+}
