@@ -1,13 +1,14 @@
 # make test         all tests, with everything they need
 # make lint         formatting and clippy, warnings denied
 # make bench        the measurements of bench/RESULTS.md
+# make chaos        faults in a cluster under load: SEED=1 FAULTS=220 OVERLAPPING=18
 # make docker-test  the containers of docker/, built and run; needs docker with compose v2
 
 PYTHON ?= python3
 VENV := target/venv
 PYTEST := $(VENV)/bin/pytest
 
-.PHONY: test lint bench docker-test
+.PHONY: test lint bench chaos docker-test
 
 test: $(VENV)/.installed
 	cargo build --workspace --all-targets --locked
@@ -30,6 +31,13 @@ bench:
 	$(PYTHON) bench/distribution.py target/release/stator
 	$(PYTHON) bench/loadtest.py target/release/stator target/release/examples/trivial_server
 	cargo bench --locked --package router
+
+SEED ?= 1
+FAULTS ?= 220
+OVERLAPPING ?= 18
+chaos: $(VENV)/.installed
+	cargo build --release --locked --package stator --package chaos
+	target/release/chaos --seed $(SEED) --faults $(FAULTS) --overlapping $(OVERLAPPING) $(CHAOS_ARGUMENTS)
 
 $(VENV)/.installed: e2e/python/requirements.txt
 	$(PYTHON) -m venv $(VENV)

@@ -6,12 +6,13 @@ use std::process::Command;
 use serde_json::Value;
 
 /// What each crate of the workspace may use of the others, and of the libraries that matter.
-const ALLOWED: [(&str, &[&str]); 13] = [
+const ALLOWED: [(&str, &[&str]); 14] = [
     ("protocol", &[]),
     ("testkit", &[]),
     ("messaging", &["protocol"]),
     ("kv-transfer", &["protocol"]),
     ("engine", &["kv-transfer", "protocol"]),
+    ("chaos", &["testkit"]),
     ("loadtest", &[]),
     ("router", &["messaging", "protocol"]),
     ("gateway", &["messaging", "protocol", "router"]),

@@ -145,9 +145,10 @@ impl Excluded {
         self.0.iter().map(reference).collect()
     }
 
-    /// Those without room may have some by now.
+    /// Where nobody else is left, all but those that will not do are tried again: room may have come,
+    /// and a connection that broke need not mean that its worker died.
     fn forgive(&mut self) {
-        self.0.retain(|(_, cause)| *cause != Cause::Overloaded);
+        self.0.retain(|(_, cause)| *cause == Cause::Failed);
     }
 }
 
@@ -189,14 +190,15 @@ impl Dispatcher {
         excluded: &mut Excluded,
     ) -> Result<Placed, ApiError> {
         let patience = if prompt.generated.is_empty() { PATIENCE_NEW } else { PATIENCE_CONTINUED };
-        let began = Instant::now();
+        let (began, mut was_tried) = (Instant::now(), false);
         let all: Vec<u32> = prompt.tokens.iter().chain(&prompt.generated).copied().collect();
         loop {
             let Some(route) = self.route(prompt, &all, preferred, excluded).await else {
                 // Where nobody failed, nobody is there.
-                if excluded.failures() == 0 || began.elapsed() > patience {
+                if !was_tried && excluded.failures() == 0 || began.elapsed() > patience {
                     return Err(ApiError::overloaded(NO_WORKER_RETRY_S));
                 }
+                was_tried = true;
                 excluded.forgive();
                 tokio::time::sleep(RETRY_INTERVAL).await;
                 continue;

@@ -31,6 +31,14 @@ impl KvLayout {
         2 * self.layers * self.plane_bytes()
     }
 
+    /// Bytes of one block, unless they are none or too many to count. For layouts that were
+    /// received.
+    pub fn checked_block_bytes(&self) -> Option<usize> {
+        let factors = [self.layers, self.kv_heads, self.block_size, self.head_dim];
+        let elements = factors.iter().try_fold(2usize, |product, n| product.checked_mul(*n))?;
+        elements.checked_mul(self.element_bytes).filter(|bytes| *bytes > 0)
+    }
+
     /// Where the keys of `layer` begin in a block.
     pub fn keys_offset(&self, layer: usize) -> usize {
         2 * layer * self.plane_bytes()

@@ -6,12 +6,19 @@
 //!
 //! Knows layouts, blocks, leases and bytes; knows no model and no bus.
 
+mod error;
 mod layout;
 mod lease;
 mod local;
 mod memory;
+mod plan;
+pub mod tcp;
+mod ways;
 
+pub use error::{Advice, TransferError};
 pub use layout::KvLayout;
-pub use lease::{Capability, Holder, Lease, LeaseError, LeaseId, LeaseLimits, LeaseTable};
-pub use local::{BlockCopy, LocalPools, LocalSource, TransferError, TransferFaults};
+pub use lease::{Capability, Holder, Lease, LeaseError, LeaseId, LeaseLimits, LeaseTable, ReadPin};
+pub use local::{LocalPools, LocalSource, TransferFaults};
 pub use memory::{BlockWriter, HostMemory};
+pub use plan::{BlockCopy, CopyOp, Extent, PlanError, plan};
+pub use ways::{Way, Ways};

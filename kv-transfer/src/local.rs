@@ -1,5 +1,6 @@
-//! The local way: source and destination are pools of one process; one copy per block.
+//! The pools of this process, and the local way between them: a plain copy.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Arc, Weak};
 use std::time::Instant;
@@ -7,23 +8,11 @@ use std::time::Instant;
 use parking_lot::Mutex;
 use protocol::WorkerLife;
 
-use crate::{BlockWriter, HostMemory, KvLayout, Lease, LeaseError, LeaseTable};
+use crate::{
+    BlockCopy, BlockWriter, Extent, HostMemory, KvLayout, Lease, LeaseTable, TransferError,
+};
 
-/// Why blocks could not be moved. The reader computes them itself.
-#[derive(Debug, thiserror::Error)]
-pub enum TransferError {
-    /// The source worker, or this life of it, does not run in this process.
-    #[error("worker {} has no pool in this process", .0.id)]
-    SourceGone(WorkerLife),
-    /// Blocks of another shape or numerics id.
-    #[error("the pools' KV layouts differ")]
-    LayoutMismatch,
-    /// The lease does not allow the read.
-    #[error(transparent)]
-    Lease(#[from] LeaseError),
-}
-
-/// A pool that others in this process may read under its leases.
+/// A pool that others may read under its leases: in this process, and through a `tcp::Server`.
 pub struct LocalSource {
     /// The shape of its blocks.
     pub layout: KvLayout,
@@ -33,13 +22,10 @@ pub struct LocalSource {
     pub leases: Arc<LeaseTable>,
 }
 
-/// One block to move: from a block of the source pool into the `destination`th block of a writer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BlockCopy {
-    /// Block of the source pool.
-    pub source: u32,
-    /// Index into the destination's `BlockWriter`.
-    pub destination: usize,
+impl LocalSource {
+    pub(crate) fn extent(&self) -> Extent<'_> {
+        Extent { layout: &self.layout, blocks: self.memory.blocks() }
+    }
 }
 
 /// What a simulation does to transfers. In production there is none.
@@ -71,8 +57,13 @@ impl LocalPools {
         sources.insert(worker, Arc::downgrade(source));
     }
 
-    /// Copies blocks of `worker`'s pool, one memcpy each. What was copied counts only once
-    /// `finish` on the lease has succeeded.
+    /// The pool of this life, if it is in this process.
+    pub fn source(&self, worker: &WorkerLife) -> Option<Arc<LocalSource>> {
+        self.sources.lock().get(worker).and_then(Weak::upgrade)
+    }
+
+    /// Copies blocks of `worker`'s pool, one memcpy per run of neighbours. What was copied counts
+    /// only once `finish` on the lease has succeeded.
     pub fn pull(
         &self,
         now: Instant,
@@ -81,39 +72,38 @@ impl LocalPools {
         copies: &[BlockCopy],
         destination: &mut BlockWriter,
     ) -> Result<(), TransferError> {
-        let source = self.sources.lock().get(worker).and_then(Weak::upgrade);
+        let source = self.source(worker);
         let source = source.ok_or_else(|| TransferError::SourceGone(worker.clone()))?;
-        if source.layout != *destination.layout() {
-            return Err(TransferError::LayoutMismatch);
+        let ops = destination.plan(source.extent(), copies)?;
+        self.before_read(worker)?;
+        let _pin = source.leases.pin(now, lease, copies.iter().map(|copy| copy.source))?;
+        for op in &ops {
+            // SAFETY: announced blocks are complete, and the pin keeps them unchanged.
+            let bytes = unsafe { source.memory.read_blocks(op.source, op.blocks) };
+            let bytes = self.faulty(bytes, source.memory.block_bytes());
+            destination.destination_of(op).copy_from_slice(bytes.as_ref());
         }
-        if let Some(faults) = &self.faults {
-            faults.before_read(worker)?;
-        }
-        let block_bytes = source.layout.block_bytes();
-        let blocks: Vec<u32> = copies.iter().map(|copy| copy.source).collect();
-        source.leases.read(now, lease, &blocks, || {
-            for copy in copies {
-                // SAFETY: announced blocks are complete, and the lease pins them unchanged while
-                // this closure runs.
-                let bytes = unsafe { source.memory.read(copy.source, 0, block_bytes) };
-                match &self.faults {
-                    None => destination.fill(copy.destination, bytes),
-                    Some(faults) => {
-                        let mut bytes = bytes.to_vec();
-                        faults.in_transit(&mut bytes);
-                        destination.fill(copy.destination, &bytes);
-                    }
-                }
-            }
-        })?;
         Ok(())
+    }
+
+    /// What a simulation makes of a read that begins.
+    pub(crate) fn before_read(&self, worker: &WorkerLife) -> Result<(), TransferError> {
+        self.faults.as_ref().map_or(Ok(()), |faults| faults.before_read(worker))
+    }
+
+    /// What a simulation makes of blocks on their way; otherwise the blocks themselves.
+    pub(crate) fn faulty<'a>(&self, bytes: &'a [u8], block_bytes: usize) -> Cow<'a, [u8]> {
+        let Some(faults) = &self.faults else { return Cow::Borrowed(bytes) };
+        let mut bytes = bytes.to_vec();
+        bytes.chunks_mut(block_bytes).for_each(|block| faults.in_transit(block));
+        Cow::Owned(bytes)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::LeaseLimits;
+    use crate::{LeaseError, LeaseLimits};
 
     fn layout() -> KvLayout {
         KvLayout {

@@ -3,13 +3,14 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::KvLayout;
-
 use memmap2::{MmapMut, MmapOptions};
 
+use crate::KvLayout;
+use crate::plan::{BlockCopy, CopyOp, Extent, PlanError, plan};
+
 /// A fixed number of equal blocks of host memory, one after the other from a page's start, zeroed,
-/// and backed by real memory only where touched. Which block belongs to whom is the block pool's business, so every access
-/// is unsafe and says whom it relies on.
+/// and backed by real memory only where touched. Which block belongs to whom is the block pool's
+/// business, so every access is unsafe and says whom it relies on.
 pub struct HostMemory {
     base: *mut u8,
     block_bytes: usize,
@@ -46,6 +47,33 @@ impl HostMemory {
         assert!((block as usize) < self.blocks, "block {block} of a pool of {}", self.blocks);
         // SAFETY: in bounds by the assertion; the mapping spans blocks * block_bytes.
         unsafe { self.base.add(block as usize * self.block_bytes) }
+    }
+
+    /// The bytes of `blocks` blocks from `first` on.
+    ///
+    /// # Safety
+    /// Nobody writes to these blocks while the slice lives.
+    pub unsafe fn read_blocks(&self, first: u32, blocks: u32) -> &[u8] {
+        let bytes = self.bytes_from(first, blocks);
+        // SAFETY: in bounds by the assertions; unwritten by the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.block_start(first), bytes) }
+    }
+
+    /// A mutable view of `blocks` blocks from `first` on.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes these blocks while the slice lives.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn write_blocks(&self, first: u32, blocks: u32) -> &mut [u8] {
+        let bytes = self.bytes_from(first, blocks);
+        // SAFETY: in bounds by the assertions; exclusive by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.block_start(first), bytes) }
+    }
+
+    fn bytes_from(&self, first: u32, blocks: u32) -> usize {
+        let behind = (first as usize).saturating_add(blocks as usize);
+        assert!(behind <= self.blocks, "blocks up to {behind} of a pool of {}", self.blocks);
+        blocks as usize * self.block_bytes
     }
 
     /// The bytes of one block.
@@ -106,5 +134,27 @@ impl BlockWriter {
         // SAFETY: this writer has these blocks to itself, and `&mut self` itself to this call.
         let block = unsafe { self.memory.write(self.blocks[index], 0, self.memory.block_bytes()) };
         block.copy_from_slice(bytes);
+    }
+
+    /// What is to be copied, from blocks of a pool like `source`; `copies` name their destinations
+    /// by their index here.
+    pub fn plan(&self, source: Extent, copies: &[BlockCopy]) -> Result<Vec<CopyOp>, PlanError> {
+        let in_pool = |copy: &BlockCopy| {
+            let block = self.blocks.get(copy.destination).ok_or(PlanError::Destination {
+                block: copy.destination,
+                blocks: self.blocks.len(),
+            });
+            block.map(|block| BlockCopy { destination: *block as usize, ..*copy })
+        };
+        let copies = copies.iter().map(in_pool).collect::<Result<Vec<_>, _>>()?;
+        let blocks = self.memory.blocks();
+        plan(source, Extent { layout: &self.layout, blocks }, &copies)
+    }
+
+    /// Where the bytes of a planned copy go.
+    pub(crate) fn destination_of(&mut self, op: &CopyOp) -> &mut [u8] {
+        // SAFETY: operations name blocks of this writer only (`plan`), which it has to itself, and
+        // `&mut self` itself to the caller.
+        unsafe { self.memory.write_blocks(op.destination, op.blocks) }
     }
 }

@@ -59,7 +59,8 @@ impl Network {
     /// connection comes back by itself.
     ///
     /// Entries put into its registry expire when the last handle to this network is dropped, unless
-    /// they are deleted and flushed before. The data plane is as in `Network::default()`.
+    /// they are deleted and flushed before. The data plane is that of `Network::default()`; set
+    /// another (`DataPlane::tcp`) before components get to see this network.
     pub async fn connect(options: NatsOptions) -> Result<Self, NetworkError> {
         let nats::Connected { bus, keeper, table, link } = nats::connect(options).await?;
         Ok(Self {

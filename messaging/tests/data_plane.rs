@@ -1,11 +1,14 @@
 //! Connections of both kinds: who reaches whom, what a failure says, what ends when.
 
-use std::path::{Path, PathBuf};
+// A test fails by panicking.
+#![allow(clippy::unwrap_used)]
+
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use axum::routing::get;
 use messaging::{ConnectError, DataPlane, TcpOptions, TlsFiles};
-use rcgen::{CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use testkit::Certificates;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tonic::body::Body;
@@ -113,6 +116,8 @@ async fn a_peer_that_falls_silent_is_noticed_by_both_sides() {
 
 /// A proxy for one connection, which stops carrying anything once the first answer has passed, and
 /// then gives a task that ends when the server closes its side.
+// A task that gives a task: the two ends are waited for one after the other.
+#[allow(clippy::async_yields_async)]
 async fn silenced_proxy(target: String) -> (String, JoinHandle<JoinHandle<()>>) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -141,69 +146,28 @@ async fn silenced_proxy(target: String) -> (String, JoinHandle<JoinHandle<()>>) 
     (address, proxy)
 }
 
-/// Certificates of two authorities, as files.
-struct Certificates {
-    directory: PathBuf,
-}
-
-impl Certificates {
-    fn make(name: &str) -> Self {
-        let directory =
-            std::env::temp_dir().join(format!("stator-tls-{name}-{}", std::process::id()));
-        std::fs::create_dir_all(&directory).unwrap();
-        let made = Self { directory };
-        for authority in ["ours", "theirs"] {
-            let mut params = CertificateParams::default();
-            params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-            let issuer =
-                CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-            let key = KeyPair::generate().unwrap();
-            let names = vec!["localhost".to_string(), "127.0.0.1".to_string()];
-            let signed = CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
-            made.write(&format!("{authority}-ca"), &issuer.pem());
-            made.write(&format!("{authority}-chain"), &signed.pem());
-            made.write(&format!("{authority}-key"), &key.serialize_pem());
-        }
-        made
-    }
-
-    fn write(&self, name: &str, pem: &str) {
-        std::fs::write(self.path(name), pem).unwrap();
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.directory.join(name)
-    }
-
-    /// A data plane that shows what `certificate` signed and believes what `authority` signed.
-    fn plane(&self, certificate: Option<&str>, authority: Option<&str>) -> DataPlane {
-        let chain_and_key =
-            |name: &str| (self.path(&format!("{name}-chain")), self.path(&format!("{name}-key")));
-        let tls = TlsFiles {
-            certificate: certificate.map(chain_and_key),
-            authority: authority.map(|name| self.path(&format!("{name}-ca"))),
-        };
-        DataPlane::tcp(TcpOptions { tls: Some(tls), ..Default::default() }).unwrap()
-    }
-}
-
-impl Drop for Certificates {
-    fn drop(&mut self) {
-        std::fs::remove_dir_all(&self.directory).unwrap();
-    }
+/// A data plane that shows what `certificate` signed and believes what `authority` signed.
+fn plane(files: &Certificates, certificate: Option<&str>, authority: Option<&str>) -> DataPlane {
+    let chain_and_key =
+        |name: &str| (files.path(format!("{name}-chain")), files.path(format!("{name}-key")));
+    let tls = TlsFiles {
+        certificate: certificate.map(chain_and_key),
+        authority: authority.map(|name| files.path(format!("{name}-ca"))),
+    };
+    DataPlane::tcp(TcpOptions { tls: Some(tls), ..Default::default() }).unwrap()
 }
 
 #[tokio::test]
 async fn tls_lets_in_who_shows_what_it_must_and_says_why_not() {
-    let files = Certificates::make("mutual");
-    let mutual = files.plane(Some("ours"), Some("ours"));
+    let files = Certificates::new(&["ours", "theirs"]);
+    let mutual = plane(&files, Some("ours"), Some("ours"));
     let (endpoint, _server) = serve(&mutual).await;
     call(&mutual.connect(&endpoint).await.unwrap()).await.unwrap();
 
     let refused = [
-        (files.plane(None, Some("ours")), "refuses this component's TLS certificate"),
-        (files.plane(Some("theirs"), Some("ours")), "refuses this component's TLS certificate"),
-        (files.plane(Some("ours"), Some("theirs")), "its TLS certificate is not accepted"),
+        (plane(&files, None, Some("ours")), "refuses this component's TLS certificate"),
+        (plane(&files, Some("theirs"), Some("ours")), "refuses this component's TLS certificate"),
+        (plane(&files, Some("ours"), Some("theirs")), "its TLS certificate is not accepted"),
         (tcp(), "it speaks TLS and this component does not"),
     ];
     for (client, part) in refused {
@@ -212,8 +176,8 @@ async fn tls_lets_in_who_shows_what_it_must_and_says_why_not() {
     let (plain, _server) = serve(&tcp()).await;
     check_refused(mutual.connect(&plain).await, Instant::now(), "it does not speak TLS");
 
-    let (one_sided, _server) = serve(&files.plane(Some("ours"), None)).await;
-    let without_certificate = files.plane(None, Some("ours"));
+    let (one_sided, _server) = serve(&plane(&files, Some("ours"), None)).await;
+    let without_certificate = plane(&files, None, Some("ours"));
     call(&without_certificate.connect(&one_sided).await.unwrap()).await.unwrap();
     let cannot_listen = without_certificate.listen("worker/1").await.err().unwrap().to_string();
     assert_eq!(cannot_listen, "listening with TLS needs a certificate and its key");
@@ -221,7 +185,7 @@ async fn tls_lets_in_who_shows_what_it_must_and_says_why_not() {
 
 #[test]
 fn tls_files_that_cannot_be_used_are_named() {
-    let files = Certificates::make("unusable");
+    let files = Certificates::new(&["ours", "theirs"]);
     files.write("empty", "");
     let path = |name: &str| files.path(name);
     let both = |chain, key| Some((path(chain), path(key)));

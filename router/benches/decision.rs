@@ -1,4 +1,5 @@
-//! How long a routing decision takes: a prompt of 2,000 blocks among 10, 100 and 1,000 workers.
+//! How long a routing decision takes: a prompt of 2,000 blocks among 10, 100 and 1,000 workers; also
+//! where nothing is known of prefix caches, as in a gateway that decides without a router.
 //!
 //! Each worker holds the blocks of the prompts it has seen. All share a system prompt of 100
 //! blocks; some have seen the beginning of this conversation. Prompts come in turn from many
@@ -64,7 +65,7 @@ fn name(worker: usize) -> String {
 
 /// Half of the workers prefill. Worker w has seen some of the conversations, each up to its own
 /// depth.
-fn core(workers: usize, now: u64) -> Core {
+fn core(workers: usize, has_index: bool, now: u64) -> Core {
     let mut core = Core::default();
     for worker in 0..workers {
         let role = if worker % 2 == 0 { Role::Prefill } else { Role::Decode };
@@ -83,6 +84,9 @@ fn core(workers: usize, now: u64) -> Core {
             now,
         );
         let _kept = core.report(report(worker), now);
+        if !has_index {
+            continue;
+        }
         let mut stored: Vec<BlockHash> = (0..SHARED_BLOCKS).map(|block| hash(0, block)).collect();
         for conversation in (0..CONVERSATIONS).filter(|c| (c * 7 + worker) % 11 == 0) {
             let depth = SHARED_BLOCKS
@@ -107,9 +111,9 @@ struct Life {
 }
 
 impl Life {
-    fn new(workers: usize) -> Self {
+    fn new(workers: usize, has_index: bool) -> Self {
         let now = 0;
-        Self { core: core(workers, now), workers, now, decisions: 0 }
+        Self { core: core(workers, has_index, now), workers, now, decisions: 0 }
     }
 
     /// Decides once, and says how long that took, without the reports between decisions.
@@ -127,23 +131,29 @@ impl Life {
 }
 
 fn decide(c: &mut Criterion) {
-    let mut group = c.benchmark_group("decision");
     let questions: Vec<Question> = (0..CONVERSATIONS).map(question).collect();
-    for workers in [10, 100, 1000] {
-        let mut life = Life::new(workers);
-        let mut times: Vec<Duration> =
-            (0..20_000).map(|index| life.decide(&questions[index % CONVERSATIONS])).collect();
-        times.sort();
-        let percentile = |p: usize| times[times.len() * p / 100];
-        println!("{workers} workers: p50 {:?}, p99 {:?}", percentile(50), percentile(99));
-        let mut next = questions.iter().cycle();
-        group.bench_function(BenchmarkId::from_parameter(workers), |bencher| {
-            bencher.iter_custom(|decisions| {
-                (0..decisions).map(|_| life.decide(next.next().expect("a cycle"))).sum()
+    for (name, has_index) in [("decision", true), ("without an index", false)] {
+        let mut group = c.benchmark_group(name);
+        for workers in [10, 100, 1000] {
+            let mut life = Life::new(workers, has_index);
+            let mut times: Vec<Duration> =
+                (0..20_000).map(|index| life.decide(&questions[index % CONVERSATIONS])).collect();
+            times.sort();
+            let percentile = |p: usize| times[times.len() * p / 100];
+            println!(
+                "{name}, {workers} workers: p50 {:?}, p99 {:?}",
+                percentile(50),
+                percentile(99)
+            );
+            let mut next = questions.iter().cycle();
+            group.bench_function(BenchmarkId::from_parameter(workers), |bencher| {
+                bencher.iter_custom(|decisions| {
+                    (0..decisions).map(|_| life.decide(next.next().expect("a cycle"))).sum()
+                });
             });
-        });
+        }
+        group.finish();
     }
-    group.finish();
 }
 
 criterion_group!(benches, decide);

@@ -9,7 +9,7 @@ const OLDEST: (u64, u64) = (2, 11);
 /// `STATOR_NATS_SERVER`, or what `make test` installs, or what is on the PATH and new enough.
 ///
 /// Panics where there is none, and says how to get one.
-pub(crate) fn nats_server() -> PathBuf {
+pub fn nats_server_binary() -> PathBuf {
     if let Some(path) = std::env::var_os("STATOR_NATS_SERVER") {
         return PathBuf::from(path);
     }

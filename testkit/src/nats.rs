@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::binary;
+use crate::binary::nats_server_binary;
 
 /// How long a server may take until it answers.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
@@ -163,7 +163,7 @@ impl NatsServer {
     fn launch(&mut self) -> Result<(), String> {
         let log = File::options().create(true).append(true).open(self.directory.join("nats.log"));
         let log = log.map_err(|error| error.to_string())?;
-        let process = Command::new(binary::nats_server())
+        let process = Command::new(nats_server_binary())
             .arg("-c")
             .arg(self.directory.join("nats.conf"))
             .stdin(Stdio::null())

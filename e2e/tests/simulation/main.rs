@@ -78,7 +78,7 @@ async fn live(plan: &Plan, defect: Defect) -> Result<Summary, String> {
     for ((index, request), run) in plan.requests.iter().enumerate().zip(results) {
         let run = run.expect("each client has ended");
         let expected = cluster.oracle.text_of(request);
-        let excuses = plan.excuses(&run, &world.lost_routes(began));
+        let excuses = plan.excuses(&run);
         check(request, &run, &expected, excuses).map_err(|e| format!("request {index}: {e}"))?;
         summary.add(&run);
     }

@@ -16,6 +16,9 @@ const STORM_MS: u64 = 3_000;
 /// A worker that came back is known everywhere after this long.
 const RECOVERY: Duration = Duration::from_millis(1_500);
 
+/// A worker whose connections broke is connected again after this long.
+const RECONNECTION: Duration = Duration::from_millis(300);
+
 /// A whole life.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -89,23 +92,22 @@ impl Plan {
         Self { seed, workers, requests, disturbances, weather: Weather::draw(&mut rng) }
     }
 
-    /// Whether something befell a request for which, until requests migrate, it may fail: the end or
-    /// broken connections of its decode worker (of any, where it failed before one answered), or the
-    /// loss of its routing request.
-    pub fn excuses(&self, run: &Run, lost_routes: &[Duration]) -> bool {
-        let overlaps = |from: Duration, to: Duration| from <= run.ended && run.began <= to;
-        let worker_was_away = self.disturbances.iter().any(|disturbance| {
-            let worker = disturbance.worker();
-            if self.workers[worker].is_prefill || run.decoder.is_some_and(|own| own != worker) {
-                return false;
-            }
-            match disturbance {
-                Disturbance::Cut { at, .. } => overlaps(*at, *at + Duration::from_millis(300)),
-                Disturbance::Kill { at, .. } => overlaps(*at, self.back_at(worker, *at) + RECOVERY),
-                Disturbance::Restart { .. } => false,
-            }
-        });
-        worker_was_away || lost_routes.iter().any(|at| overlaps(*at, *at))
+    /// Whether a request may fail: at some moment of its life no worker was there at all.
+    pub fn excuses(&self, run: &Run) -> bool {
+        let moments = self.disturbances.iter().map(Disturbance::at).chain([run.began]);
+        let mut lived = moments.filter(|at| (run.began..=run.ended).contains(at));
+        lived.any(|at| (0..self.workers.len()).all(|worker| self.is_away(worker, at)))
+    }
+
+    fn is_away(&self, worker: usize, moment: Duration) -> bool {
+        self.disturbances.iter().filter(|other| other.worker() == worker).any(|disturbance| {
+            let (from, to) = match disturbance {
+                Disturbance::Cut { at, .. } => (*at, *at + RECONNECTION),
+                Disturbance::Kill { at, .. } => (*at, self.back_at(worker, *at) + RECOVERY),
+                Disturbance::Restart { .. } => return false,
+            };
+            (from..=to).contains(&moment)
+        })
     }
 
     fn back_at(&self, worker: usize, killed: Duration) -> Duration {

@@ -11,7 +11,6 @@ use prost::Message;
 use protocol::{WorkerLife, subjects, v1};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::plan::Weather;
@@ -36,7 +35,6 @@ struct State {
     defect: Defect,
     is_stormy: bool,
     links: Vec<(String, CancellationToken)>,
-    lost_routes: Vec<Instant>,
 }
 
 impl World {
@@ -48,7 +46,6 @@ impl World {
             defect,
             is_stormy: false,
             links: Vec::new(),
-            lost_routes: Vec::new(),
         })))
     }
 
@@ -70,10 +67,6 @@ impl World {
         }
     }
 
-    /// When routing requests or replies were lost.
-    pub fn lost_routes(&self, began: Instant) -> Vec<Duration> {
-        self.0.lock().lost_routes.iter().map(|at| *at - began).collect()
-    }
 }
 
 impl State {
@@ -91,11 +84,8 @@ impl Faults for World {
     fn carry(&self, subject: &str, mut payload: Bytes) -> Vec<(Duration, Bytes)> {
         let mut state = self.0.lock();
         let Weather { event_loss, route_loss, bus_delay_ms_max, .. } = state.weather;
-        let is_route = subject == subjects::ROUTE;
+        let is_route = subject.starts_with("route");
         if state.happens(if is_route { route_loss } else { event_loss }) {
-            if is_route {
-                state.lost_routes.push(Instant::now());
-            }
             return Vec::new();
         }
         if state.defect == Defect::LostBlock && subject == subjects::KV_EVENTS {

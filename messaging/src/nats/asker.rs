@@ -76,7 +76,10 @@ impl Asker {
                 }
                 None => wire.client.publish_with_reply(subject, inbox, payload).await,
             };
-            sent.map_err(|_| RequestError::NoResponder)?;
+            if let Err(error) = sent {
+                tracing::warn!(%error, "cannot send a request");
+                return Err(RequestError::NoResponder);
+            }
             reply.await.map_err(|_| RequestError::TimedOut)
         };
         let reply = tokio::time::timeout(timeout, asked).await;
@@ -111,5 +114,33 @@ async fn hand_out(mut replies: Subscriber, waiting: Waiting, wire: Wire) {
         if let Some(sender) = sender {
             let _gave_up = sender.send(reply);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use testkit::NatsServer;
+
+    use super::*;
+    use crate::nats::{NatsOptions, dial};
+
+    #[tokio::test]
+    async fn a_request_that_is_given_up_leaves_nothing_behind() {
+        let server = NatsServer::start();
+        let options = NatsOptions::new(server.url());
+        let link = dial::dial(&options, tokio::time::Instant::now()).await.unwrap();
+        let asker = Asker::start(link.wire()).await;
+        let _silent = link.wire().client.subscribe("silent").await.unwrap();
+        let ask = |subject: &str, timeout_ms| {
+            let timeout = Duration::from_millis(timeout_ms);
+            let asker = asker.clone();
+            let subject = subject.to_string();
+            async move { asker.ask(subject, None, Bytes::new(), timeout).await.map(drop) }
+        };
+        assert_eq!(ask("nobody", 5000).await, Err(RequestError::NoResponder));
+        assert_eq!(ask("silent", 20).await, Err(RequestError::TimedOut));
+        let given_up = tokio::time::timeout(Duration::from_millis(20), ask("silent", 5000));
+        assert!(given_up.await.is_err());
+        assert!(asker.shared.waiting.lock().is_empty());
     }
 }

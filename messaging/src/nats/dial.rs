@@ -1,5 +1,6 @@
 //! Getting a connection, and finding out whether its server will do.
 
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
@@ -30,6 +31,7 @@ const CLIENT_QUEUE: usize = 1024;
 
 /// Connects, trying again until `deadline` where nobody answers.
 pub async fn dial(options: &NatsOptions, deadline: Instant) -> Result<Link, NetworkError> {
+    options.check()?;
     let address = redacted(&options.url);
     let servers = servers(options)?;
     loop {
@@ -99,7 +101,7 @@ async fn client_options(
             events.handle(&event);
             std::future::ready(())
         });
-    with_tls(with_credentials(built, options, servers).await?, options)
+    Ok(with_tls(with_credentials(built, options, servers).await?, options))
 }
 
 async fn with_credentials(
@@ -128,48 +130,37 @@ async fn with_credentials(
     }
     if let Some(path) = &options.credentials_file {
         let text = read(path, "NATS credentials").await?;
-        built = built.credentials(&text).map_err(|error| NetworkError::BadFile {
-            what: "NATS credentials",
-            path: path.clone(),
-            reason: error.to_string(),
-        })?;
+        let credentials = built.credentials(&text);
+        built = credentials
+            .map_err(|error| NetworkError::unreadable("NATS credentials", path, &error))?;
     }
     Ok(built)
 }
 
-fn with_tls(
-    mut built: ConnectOptions,
-    options: &NatsOptions,
-) -> Result<ConnectOptions, NetworkError> {
+fn with_tls(mut built: ConnectOptions, options: &NatsOptions) -> ConnectOptions {
     if let Some(path) = &options.tls_ca_file {
         built = built.add_root_certificates(path.clone()).require_tls(true);
     }
-    match (&options.tls_certificate_file, &options.tls_key_file) {
-        (Some(certificate), Some(key)) => {
-            built = built.add_client_certificate(certificate.clone(), key.clone());
-        }
-        (None, None) => {}
-        _ => {
-            let reason = "a client certificate and its key go together; give both".to_string();
-            return Err(NetworkError::BadOption { option: "tls_certificate_file", reason });
-        }
+    if let (Some(certificate), Some(key)) = (&options.tls_certificate_file, &options.tls_key_file) {
+        built = built.add_client_certificate(certificate.clone(), key.clone());
     }
-    Ok(built)
+    built
 }
 
 async fn read(path: &Path, what: &'static str) -> Result<String, NetworkError> {
-    tokio::fs::read_to_string(path).await.map_err(|error| NetworkError::BadFile {
-        what,
-        path: path.to_path_buf(),
-        reason: error.to_string(),
-    })
+    let text = tokio::fs::read_to_string(path).await;
+    text.map_err(|error| NetworkError::unreadable(what, path, &error))
 }
 
 fn servers(options: &NatsOptions) -> Result<Vec<ServerAddr>, NetworkError> {
     let parse = |url: &str| {
-        url.trim()
-            .parse::<ServerAddr>()
-            .map_err(|error| NetworkError::BadUrl { url: redacted(url), reason: error.to_string() })
+        let bad = |reason| NetworkError::BadUrl { url: redacted(url), reason };
+        let server: ServerAddr =
+            url.trim().parse().map_err(|error: io::Error| bad(error.to_string()))?;
+        match server.scheme() {
+            "nats" | "tls" => Ok(server),
+            scheme => Err(bad(format!("{scheme} is not spoken here"))),
+        }
     };
     options.url.split(',').map(parse).collect()
 }

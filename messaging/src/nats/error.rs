@@ -1,6 +1,6 @@
 //! Why there is no network. Each is one sentence for whoever started the process.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Why a NATS server will not do. Never shows a secret.
@@ -99,8 +99,11 @@ impl NetworkError {
         matches!(self, Self::BadUrl { .. } | Self::BadOption { .. } | Self::BadFile { .. })
     }
 
-    pub(crate) fn slow(address: &str, waited: Duration) -> Self {
-        let reason = "it accepts connections and does not answer in time".to_string();
-        Self::Unreachable { address: address.to_string(), waited, reason }
+    pub(crate) fn unreadable(
+        what: &'static str,
+        path: &Path,
+        reason: &(dyn std::error::Error + 'static),
+    ) -> Self {
+        Self::BadFile { what, path: path.to_path_buf(), reason: reason.to_string() }
     }
 }

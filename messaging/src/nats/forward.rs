@@ -96,13 +96,21 @@ async fn requests(
     sender: mpsc::Sender<Request>,
     outbox: Arc<Outbox>,
 ) {
+    let request = |message: Message| {
+        let reply = RemoteReply { subject: Some(message.reply?), outbox: outbox.clone() };
+        Some(Request { payload: message.payload, reply: Reply::Nats(reply) })
+    };
     while let Some(message) = next(wire, &mut subscriber, &sender).await {
-        let Some(reply) = message.reply else { continue };
-        let reply = RemoteReply { subject: Some(reply), outbox: outbox.clone() };
-        let request = Request { payload: message.payload, reply: Reply::Nats(reply) };
+        let Some(request) = request(message) else { continue };
         // A request that finds no room is dropped here, and so refused.
         if let Err(mpsc::error::TrySendError::Full(_)) = sender.try_send(request) {
             wire.counters.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+    // What still comes before the server knows is refused, too.
+    if subscriber.drain().await.is_ok() {
+        while let Some(message) = subscriber.next().await {
+            drop(request(message));
         }
     }
 }

@@ -31,8 +31,11 @@ const ACK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Entries that are due so soon are written together.
 const COALESCE: Duration = Duration::from_millis(50);
 
-/// The pause before an entry is tried again that could not be written.
-const RETRY_DELAY: Duration = Duration::from_millis(200);
+/// The pause before an entry is tried again that the server did not take.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+
+/// The pause before an entry is tried again for which there was no bucket.
+const NEW_BUCKET_DELAY: Duration = Duration::from_millis(200);
 
 /// A handle to the entries of this process. Clones share them.
 #[derive(Clone)]
@@ -97,6 +100,9 @@ impl Keeper {
     }
 
     fn set(&self, key: &str, value: Option<Bytes>) {
+        if !is_key(key) {
+            return tracing::error!(key, "this cannot be a key of the registry");
+        }
         let mut entries = self.shared.entries.lock();
         let revision = entries.get(key).map_or(0, |entry| entry.revision);
         let entry = Entry { value, revision, written: false, due: Instant::now() };
@@ -140,9 +146,24 @@ impl Writer {
                 self.settle(write, outcome);
             }
             self.shared.written.notify_waiters();
+            self.complain(&writes, &outcomes);
             if outcomes.iter().any(|outcome| matches!(outcome, Outcome::NoBucket)) {
                 self.make_bucket().await;
             }
+        }
+    }
+
+    /// One line for all that went wrong, where the server is there at all.
+    fn complain(&self, writes: &[Write], outcomes: &[Outcome]) {
+        let failed = writes.iter().zip(outcomes).filter_map(|(write, outcome)| match outcome {
+            Outcome::Failed(error) => Some((&write.key, error)),
+            _ => None,
+        });
+        let count = failed.clone().count();
+        if let Some((key, error)) =
+            failed.into_iter().next().filter(|_| self.wire.state.borrow().up)
+        {
+            tracing::warn!(count, key, error, "the registry did not take entries, trying again");
         }
     }
 
@@ -183,7 +204,7 @@ impl Writer {
     async fn write(&self, write: &Write) -> Outcome {
         let mut headers = HeaderMap::new();
         let ttl = if write.value.is_some() {
-            // Only over what we know: a renewal must not bring back what someone removed.
+            // A write that was long under way must not come after a newer one.
             headers.insert(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, write.revision.to_string());
             self.bucket.entry_ttl
         } else {
@@ -217,9 +238,6 @@ impl Writer {
             Outcome::NoBucket | Outcome::Failed(_) => write.revision,
         };
         let written = matches!(outcome, Outcome::Written(_));
-        if let Outcome::Failed(error) = outcome {
-            tracing::warn!(key = write.key, error, "cannot write to the registry, trying again");
-        }
         let mut entries = self.shared.entries.lock();
         let Some(entry) = entries.get_mut(&write.key) else { return };
         entry.revision = revision;
@@ -235,7 +253,8 @@ impl Writer {
         let pause = match outcome {
             Outcome::Written(_) => spread(self.bucket.renew_interval),
             Outcome::Conflict(_) => Duration::ZERO,
-            Outcome::NoBucket | Outcome::Failed(_) => spread(RETRY_DELAY),
+            Outcome::NoBucket => spread(NEW_BUCKET_DELAY),
+            Outcome::Failed(_) => spread(RETRY_DELAY),
         };
         entry.due = Instant::now() + pause;
     }
@@ -248,6 +267,12 @@ impl Writer {
     }
 }
 
+/// What JetStream takes as a key.
+fn is_key(key: &str) -> bool {
+    let taken = |byte: u8| byte.is_ascii_alphanumeric() || b"-/_=.".contains(&byte);
+    !key.is_empty() && key.bytes().all(taken) && key.split('.').all(|part| !part.is_empty())
+}
+
 /// A little less than `interval`, differently for each entry, so that they do not all come at once.
 fn spread(interval: Duration) -> Duration {
     interval.mul_f64(rand::rng().random_range(0.7..1.0))
@@ -258,4 +283,21 @@ fn is_conflict(error: &jetstream::Error) -> bool {
         error.error_code(),
         ErrorCode::STREAM_WRONG_LAST_SEQUENCE | ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_what_a_subject_may_hold() {
+        let check = |key: &str, expected| assert_eq!(is_key(key), expected, "{key:?}");
+        check("workers/decode-8c1d/17", true);
+        check("a.b=c_d", true);
+        check("", false);
+        check("workers/a b", false);
+        check("workers/*", false);
+        check(".a", false);
+        check("a..b", false);
+    }
 }

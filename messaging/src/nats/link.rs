@@ -122,7 +122,7 @@ impl Events {
                 });
                 tracing::info!(server, "connected to nats");
             }
-            Event::Disconnected | Event::Closed => {
+            Event::Disconnected => {
                 self.state.send_modify(|state| state.up = false);
                 tracing::warn!(server, "lost nats: what was last known stays in force");
             }

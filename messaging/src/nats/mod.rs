@@ -52,7 +52,11 @@ pub(crate) async fn connect(options: NatsOptions) -> Result<Connected, NetworkEr
     let table = Table::default();
     let (mirror, ready) = mirror::start(wire.clone(), bucket.clone(), table.clone());
     if timeout_at(deadline, ready).await.is_err() {
-        return Err(NetworkError::slow(&wire.address, options.connect_timeout));
+        return Err(NetworkError::Bucket {
+            address: wire.address.to_string(),
+            bucket: bucket.name().to_string(),
+            reason: "its entries do not arrive; check what this user may do".to_string(),
+        });
     }
     let keeper = Keeper::start(&link, asker.clone(), bucket, mirror);
     let bus = NatsBus::start(&link, asker, &options.cluster);

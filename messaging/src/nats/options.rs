@@ -1,10 +1,16 @@
 //! Where the server is, and how one gets in.
 
 use std::fmt;
+use std::fs::File;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::NetworkError;
+
 /// How to reach a NATS server, and what of it is ours.
+///
+/// A user with limited permissions needs to publish and subscribe `<cluster>.>` and `_INBOX.>`,
+/// and to publish `$KV.<cluster>.>` and `$JS.API.>`.
 #[derive(Clone)]
 pub struct NatsOptions {
     /// `nats://[user:password@]host:port` or `tls://…`; several servers of one NATS cluster with
@@ -62,6 +68,36 @@ impl NatsOptions {
             renew_interval: Duration::from_secs(5),
             expiry_grace: Duration::from_secs(30),
         }
+    }
+}
+
+impl NatsOptions {
+    /// Whether these can be used at all, before anybody is asked.
+    pub(crate) fn check(&self) -> Result<(), NetworkError> {
+        let bad = |option, reason| Err(NetworkError::BadOption { option, reason });
+        let named = |byte: u8| byte.is_ascii_alphanumeric() || b"-_".contains(&byte);
+        if self.cluster.is_empty() || !self.cluster.bytes().all(named) {
+            let name = &self.cluster;
+            return bad("cluster", format!("'{name}' must be letters, digits, '-' and '_' only"));
+        }
+        if self.renew_interval >= self.entry_ttl || self.entry_ttl < Duration::from_secs(1) {
+            let reason = "it must be well below entry_ttl, and that at least 1 s";
+            return bad("renew_interval", reason.to_string());
+        }
+        if self.tls_certificate_file.is_some() != self.tls_key_file.is_some() {
+            let reason = "a client certificate and its key go together; give both";
+            return bad("tls_certificate_file", reason.to_string());
+        }
+        let files = [
+            ("CA certificates", &self.tls_ca_file),
+            ("client certificate", &self.tls_certificate_file),
+            ("client key", &self.tls_key_file),
+        ];
+        for (what, path) in files {
+            let Some(path) = path else { continue };
+            File::open(path).map_err(|error| NetworkError::unreadable(what, path, &error))?;
+        }
+        Ok(())
     }
 }
 

@@ -1,0 +1,315 @@
+//! Source and reader are processes; one is killed or stopped in each state of a pull, and the other
+//! has an error in time and lets go of everything.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use common::proxy::{Fault, Gate, Proxy, Script};
+use common::*;
+use kv_transfer::tcp::wire::HEADER_BYTES;
+use kv_transfer::{Capability, Lease, LeaseId, LeaseLimits, TransferError, Way, Ways};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::task::{JoinHandle, block_in_place};
+use tokio::time::Instant;
+
+/// More bytes than the sockets of two hops hold, so that the source is still sending when the
+/// reader has had little.
+const BLOCKS: u32 = 32;
+const BLOCK_BYTES: usize = 1 << 20;
+
+const HELLO: usize = HEADER_BYTES + 8;
+const FRAME: usize = HEADER_BYTES + BLOCK_BYTES;
+
+/// The survivor knows after one limit, or connecting's and one more, and what a busy machine adds.
+const KNOWN_MAX: Duration = Duration::from_secs(4);
+
+/// Says to this test binary what it is.
+const ROLE: &str = "KV_TRANSFER_TEST_ROLE";
+
+/// When the other side is struck.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum State {
+    BeforeHello,
+    Requested,
+    InAFrame,
+    BetweenFrames,
+    AfterTheLast,
+}
+
+impl State {
+    const ALL: [Self; 5] = [
+        Self::BeforeHello,
+        Self::Requested,
+        Self::InAFrame,
+        Self::BetweenFrames,
+        Self::AfterTheLast,
+    ];
+
+    /// The byte before which the path holds.
+    fn at(self) -> usize {
+        match self {
+            Self::BeforeHello => 0,
+            Self::Requested => HELLO,
+            Self::InAFrame => HELLO + HEADER_BYTES + BLOCK_BYTES / 3,
+            Self::BetweenFrames => HELLO + 2 * FRAME,
+            Self::AfterTheLast => usize::MAX,
+        }
+    }
+}
+
+const STRIKES: [Signal; 2] = [Signal::KILL, Signal::STOP];
+
+/// A process in a role, which is killed when this is dropped.
+struct Process {
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _gone = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+impl Process {
+    fn start(role: &str) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "a_process_in_a_role", "--ignored", "--nocapture"])
+            .env(ROLE, role)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        Self { child, input, output: BufReader::new(output) }
+    }
+
+    /// What it says next, among what a test binary prints.
+    fn hear(&mut self) -> String {
+        loop {
+            let mut line = String::new();
+            let bytes = block_in_place(|| self.output.read_line(&mut line)).unwrap();
+            assert!(bytes > 0, "the process ended");
+            if let Some((_, said)) = line.split_once("said: ") {
+                return said.trim().to_string();
+            }
+        }
+    }
+
+    fn ask(&mut self, question: &str) -> String {
+        writeln!(self.input, "{question}").unwrap();
+        self.hear()
+    }
+
+    fn strike(&mut self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+        if signal == Signal::KILL {
+            self.child.wait().unwrap();
+        }
+    }
+}
+
+fn say(what: impl std::fmt::Display) {
+    println!("\nsaid: {what}");
+    std::io::stdout().flush().unwrap();
+}
+
+/// Where the blocks are and what allows to read them, in one line.
+fn written(address: &str, lease: Lease) -> String {
+    format!("{address} {} {}", lease.id.0, u128::from_be_bytes(lease.capability.to_bytes()))
+}
+
+fn read_back(line: &str) -> (String, Lease) {
+    let parts: Vec<&str> = line.split(' ').collect();
+    let capability = parts[2].parse::<u128>().unwrap().to_be_bytes();
+    let capability = Capability::from_bytes(&capability).unwrap();
+    (parts[0].into(), Lease { id: LeaseId(parts[1].parse().unwrap()), capability })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "is what other tests start"]
+async fn a_process_in_a_role() {
+    let role = std::env::var(ROLE).unwrap_or_default();
+    match role.split_once(' ') {
+        None if role == "source" => be_source().await,
+        Some(("reader", granted)) => be_reader(granted).await,
+        _ => {}
+    }
+}
+
+fn all_blocks() -> Arc<kv_transfer::LocalSource> {
+    source(BLOCKS, layout(BLOCK_BYTES), LeaseLimits::default())
+}
+
+/// Serves one lease, and answers questions until its input ends.
+async fn be_source() {
+    let source = all_blocks();
+    let lease = lease(&source, &wanted());
+    let system = System::new(Over::Tcp, source).await;
+    say(written(system.address(), lease));
+    let mut questions = std::io::stdin().lines();
+    while let Some(Ok(question)) = block_in_place(|| questions.next()) {
+        let sender = system.sender.as_ref().unwrap();
+        match question.as_str() {
+            "reads" => say(sender.status().reads.load(Ordering::Relaxed)),
+            "finish" => say(format!("{:?}", system.source.leases.finish(now(), lease))),
+            other => panic!("asked for {other}"),
+        }
+    }
+}
+
+/// Pulls everything, says how that ended, and stays until its input ends.
+async fn be_reader(granted: &str) {
+    let (address, lease) = read_back(granted);
+    let ways = Ways::default();
+    let (pulled, _) = pull(&ways, address, lease).await.unwrap();
+    say(format!("{pulled:?}"));
+    block_in_place(|| std::io::stdin().lines().for_each(drop));
+}
+
+/// Every second block first, so that no two are neighbours.
+fn wanted() -> Vec<u32> {
+    (0..BLOCKS).step_by(2).chain((1..BLOCKS).step_by(2)).collect()
+}
+
+type Pulled = (Result<(), TransferError>, Destination);
+
+fn pull(ways: &Ways, address: String, lease: Lease) -> JoinHandle<Pulled> {
+    let (ways, way) = (ways.clone(), Way::Tcp(address));
+    tokio::spawn(async move {
+        let mut destination = Destination::new(Vec::from_iter(0..BLOCKS), layout(BLOCK_BYTES));
+        let (copies, deadline) = (copies(&wanted()), Instant::now() + PULL_MAX);
+        let writer = &mut destination.writer;
+        let pulled = ways.pull(&way, &life(1), lease, &copies, writer, deadline).await;
+        (pulled, destination)
+    })
+}
+
+async fn held_path(source: String, state: State) -> (Proxy, Arc<Gate>) {
+    let gate = Arc::new(Gate::default());
+    let script = Script { at: state.at(), fault: Fault::Hold(gate.clone()) };
+    (Proxy::start(source, script).await, gate)
+}
+
+/// The source is struck; the reader survives.
+async fn strike_source(signal: Signal, state: State) {
+    let mut source = Process::start("source");
+    let (address, lease) = read_back(&source.hear());
+    let (proxy, gate) = held_path(address.clone(), state).await;
+    let ways = Ways::default();
+    let began;
+    let pulling = match state {
+        // What has said hello cannot be held before it any more.
+        State::BeforeHello => {
+            source.strike(signal);
+            began = Instant::now();
+            gate.open();
+            pull(&ways, proxy.address.clone(), lease)
+        }
+        State::AfterTheLast => {
+            let (pulled, destination) = pull(&ways, proxy.address.clone(), lease).await.unwrap();
+            pulled.unwrap();
+            destination.assert_holds(&copies(&wanted()));
+            source.strike(signal);
+            began = Instant::now();
+            pull(&ways, proxy.address.clone(), lease)
+        }
+        _ => {
+            let pulling = pull(&ways, proxy.address.clone(), lease);
+            gate.reached().await;
+            while source.ask("reads") == "0" {
+                tokio::task::yield_now().await;
+            }
+            source.strike(signal);
+            began = Instant::now();
+            gate.open();
+            pulling
+        }
+    };
+    let (pulled, _destination) = pulling.await.unwrap();
+    let (error, took) = (pulled.unwrap_err(), began.elapsed());
+    println!("source {signal:?} {state:?}: {error} after {took:?}");
+    let expected = match (signal, state) {
+        (_, State::BeforeHello) => matches!(error, TransferError::Connect(..)),
+        (Signal::STOP, _) => matches!(error, TransferError::Silent(_)),
+        (_, State::AfterTheLast) => matches!(error, TransferError::Connect(..)),
+        _ => matches!(error, TransferError::Broken(..)),
+    };
+    assert!(expected, "{signal:?} {state:?}: {error:?}");
+    assert!(took < KNOWN_MAX, "{signal:?} {state:?}: {took:?}");
+    assert_eq!(ways.tcp.pulls(), 0);
+    if signal == Signal::STOP {
+        source.strike(Signal::CONT);
+        let deadline = Instant::now() + KNOWN_MAX;
+        while source.ask("reads") != "0" {
+            assert!(Instant::now() < deadline, "{state:?}: a pin is left");
+        }
+        let (pulled, destination) = pull(&ways, address, lease).await.unwrap();
+        pulled.unwrap();
+        destination.assert_holds(&copies(&wanted()));
+        assert_eq!(source.ask("finish"), "Ok(())", "{state:?}");
+    }
+}
+
+/// The reader is struck; the source survives.
+async fn strike_reader(signal: Signal, state: State) {
+    let system = System::new(Over::Tcp, all_blocks()).await;
+    let status = system.sender.as_ref().unwrap().clone();
+    let reads = || status.status().reads.load(Ordering::Relaxed);
+    let lease = lease(&system.source, &wanted());
+    let (proxy, gate) = held_path(system.address().to_string(), state).await;
+    let mut reader = Process::start(&format!("reader {}", written(&proxy.address, lease)));
+    match state {
+        State::AfterTheLast => assert_eq!(reader.hear(), "Ok(())"),
+        State::BeforeHello => gate.reached().await,
+        _ => {
+            gate.reached().await;
+            eventually("a read", || reads() == 1).await;
+        }
+    }
+    reader.strike(signal);
+    let began = Instant::now();
+    gate.open();
+    eventually("nothing is pinned", || reads() == 0).await;
+    if signal == Signal::KILL {
+        let connections = || status.status().connections.load(Ordering::Relaxed);
+        eventually("the connection is closed", || connections() == 0).await;
+    }
+    let took = began.elapsed();
+    println!("reader {signal:?} {state:?}: all let go after {took:?}");
+    assert!(took < KNOWN_MAX, "{signal:?} {state:?}: {took:?}");
+    assert_eq!(system.source.leases.finish(now(), lease), Ok(()), "{signal:?} {state:?}");
+    assert!(system.source.leases.is_empty());
+    if signal == Signal::STOP && !matches!(state, State::BeforeHello | State::AfterTheLast) {
+        reader.strike(Signal::CONT);
+        let said = reader.hear();
+        assert!(said.starts_with("Err"), "{state:?}: it took what was cut off: {said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_survives_its_source() {
+    for signal in STRIKES {
+        for state in State::ALL {
+            strike_source(signal, state).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_survives_its_readers() {
+    for signal in STRIKES {
+        for state in State::ALL {
+            strike_reader(signal, state).await;
+        }
+    }
+}
