@@ -20,16 +20,6 @@ pub enum Command {
     Serve(ServeArgs),
     /// Measure an OpenAI-compatible server under load: latencies, throughput, goodput
     Loadtest(loadtest::Args),
-    /// Ask a component whether it is ready: exit code 0 if so, 69 if not
-    Health(HealthArgs),
-}
-
-/// Arguments of `health`.
-#[derive(Clone, Debug, Args)]
-pub struct HealthArgs {
-    /// The gateway's or an admin server's address; /health/ready is asked where it has no path
-    #[arg(env = "STATOR_HEALTH_URL", default_value = "http://127.0.0.1:8000")]
-    pub url: String,
 }
 
 /// Arguments of `serve`.

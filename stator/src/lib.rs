@@ -4,7 +4,6 @@
 pub mod cli;
 mod engines;
 pub mod exit;
-pub mod health;
 pub mod load;
 pub mod model_directory;
 pub mod serve;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use stator::cli::{Cli, Command};
 use stator::exit::{self, Exit};
-use stator::{health, load, serve};
+use stator::{load, serve};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -36,9 +36,6 @@ async fn run(command: Command) -> Result<(), (Exit, String)> {
         }
         Command::Loadtest(arguments) => {
             load::command(arguments).await.map_err(|error| (load::exit(&error), error.to_string()))
-        }
-        Command::Health(arguments) => {
-            health::command(arguments).await.map_err(|error| (error.exit(), error.to_string()))
         }
     }
 }
