@@ -10,7 +10,7 @@ mod session;
 
 use std::sync::Arc;
 
-use kv_transfer::LocalPools;
+use kv_transfer::Ways;
 use messaging::Network;
 use protocol::v1::generation_server::{Generation, GenerationServer};
 use tokio_util::sync::CancellationToken;
@@ -23,20 +23,20 @@ use service::GenerationService;
 struct Context {
     host: Arc<EngineHost>,
     numerics_id: String,
-    pools: Arc<LocalPools>,
+    ways: Ways,
     peers: Peers,
 }
 
-/// What a worker serves that owns requests. Reads prefill workers' blocks by `pools`.
+/// What a worker serves that owns requests. Reads prefill workers' blocks by `ways`.
 pub fn service(
     worker: &Worker,
     network: &Network,
-    pools: Arc<LocalPools>,
+    ways: Ways,
 ) -> GenerationServer<impl Generation> {
     let context = Arc::new(Context {
         host: worker.host.clone(),
         numerics_id: worker.numerics_id().to_string(),
-        pools,
+        ways,
         peers: Peers::new(network.data_plane.clone()),
     });
     GenerationServer::new(GenerationService::new(context))
@@ -47,10 +47,10 @@ pub fn service(
 pub async fn run(
     worker: Worker,
     network: Network,
-    pools: Arc<LocalPools>,
+    ways: Ways,
     shutdown: CancellationToken,
 ) -> Result<(), WorkerError> {
-    let service = service(&worker, &network, pools);
+    let service = service(&worker, &network, ways);
     let services = network.data_plane.server().add_service(service);
     worker.serve(services, &network, shutdown).await
 }

@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use kv_transfer::{BlockCopy, Capability, KvLayout, Lease, LeaseId, LocalPools, TransferError};
+use kv_transfer::{BlockCopy, Capability, KvLayout, Lease, LeaseId, TransferError, Way, Ways};
 use messaging::ConnectError;
 use protocol::v1::prefill_client::PrefillClient;
 use protocol::v1::{self, RequestUpdate, prefill_event::Kind};
@@ -16,6 +16,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 use worker::{HostError, Reservation};
 
+use crate::Context;
 use crate::request_context::{RequestContext, news_of};
 
 /// A prompt that gets no further for this long is computed here. Long, because its worker may have
@@ -24,6 +25,9 @@ const STANDSTILL_MAX: Duration = Duration::from_secs(60);
 
 /// A copy of fewer bytes is sooner done than handed to another thread.
 const INLINE_COPY_BYTES: usize = 128 * 1024;
+
+/// One copy from another process takes at most this long; silence is noticed far earlier.
+const PULL_MAX: Duration = Duration::from_secs(10);
 
 /// Why the prompt has to be computed here after all.
 #[derive(Debug, thiserror::Error)]
@@ -195,7 +199,7 @@ impl<'a> Handoff<'a> {
             Some(Kind::Granted(granted)) => granted,
             _ => return Err(PrefillError::Protocol("no lease came first")),
         };
-        let source = Source::from_grant(self.worker, granted, self.context.shared.host.layout())?;
+        let source = Source::from_grant(self.worker, granted, &self.context.shared)?;
         let _renewing = source.keep_renewing(client.clone());
         self.follow(&source, &mut events).await?;
         if self.ended {
@@ -274,9 +278,10 @@ impl<'a> Handoff<'a> {
         Ok(())
     }
 
-    /// Copies what is announced and not read yet: a little at once, more on a thread where it may
-    /// take as long as it takes, one copy at a time. That copy owns the reservation: should this
-    /// task be cancelled, the blocks stay reserved until the copy is done.
+    /// Copies what is announced and not read yet: a little from this process at once, more on a thread
+    /// where it may take as long as it takes, and from other processes as it comes; one copy at a
+    /// time. That copy owns the reservation: should this task be cancelled, the blocks stay reserved
+    /// until the copy is done.
     fn copy_announced(&mut self, source: &Source) -> Result<(), PrefillError> {
         let wanted = self.pulled..self.announced.len();
         if self.copying.is_some() || self.ended || wanted.is_empty() {
@@ -285,18 +290,26 @@ impl<'a> Handoff<'a> {
         let Some(mut reservation) = self.reservation.take() else { return Ok(()) };
         let copies = self.copies(wanted);
         self.pulled = self.announced.len();
-        let pools = self.context.shared.pools.clone();
-        if copies.len() * reservation.writer.layout().block_bytes() <= INLINE_COPY_BYTES {
-            let copied = source.pull(&pools, &copies, &mut reservation);
-            self.reservation = Some(reservation);
-            self.times.add_copy(copied?);
-            return Ok(());
-        }
+        let ways = self.context.shared.ways.clone();
+        let is_little =
+            copies.len() * reservation.writer.layout().block_bytes() <= INLINE_COPY_BYTES;
         let source = source.clone();
-        self.copying = Some(tokio::task::spawn_blocking(move || {
-            let copied = source.pull(&pools, &copies, &mut reservation);
-            (reservation, copied)
-        }));
+        self.copying = match source.way {
+            Way::Local if is_little => {
+                let copied = source.pull_here(&ways, &copies, &mut reservation);
+                self.reservation = Some(reservation);
+                self.times.add_copy(copied?);
+                None
+            }
+            Way::Local => Some(tokio::task::spawn_blocking(move || {
+                let copied = source.pull_here(&ways, &copies, &mut reservation);
+                (reservation, copied)
+            })),
+            Way::Tcp(_) => Some(tokio::spawn(async move {
+                let copied = source.pull(&ways, &copies, &mut reservation).await;
+                (reservation, copied)
+            })),
+        };
         Ok(())
     }
 
@@ -386,6 +399,7 @@ impl Events {
 #[derive(Clone)]
 struct Source {
     worker: WorkerLife,
+    way: Way,
     lease: Lease,
     lease_duration: Duration,
 }
@@ -394,12 +408,12 @@ impl Source {
     fn from_grant(
         worker: &v1::PrefillWorker,
         granted: v1::KvDescriptor,
-        our_layout: &KvLayout,
+        ours: &Context,
     ) -> Result<Self, PrefillError> {
         let capability = Capability::from_bytes(&granted.capability)
             .ok_or(PrefillError::Protocol("the capability is not 16 bytes long"))?;
         let layout: Option<KvLayout> = granted.layout.map(Into::into);
-        if layout.as_ref() != Some(our_layout) {
+        if layout.as_ref() != Some(ours.host.layout()) {
             return Err(PrefillError::Protocol("its KV layout is not ours"));
         }
         let asked = WorkerLife::new(&worker.worker_id, worker.incarnation);
@@ -407,22 +421,36 @@ impl Source {
             return Err(PrefillError::Protocol("the lease is another worker's"));
         }
         Ok(Self {
+            way: ours.ways.choose(&granted.endpoints, &asked)?,
             worker: asked,
             lease: Lease { id: LeaseId(granted.lease), capability },
             lease_duration: Duration::from_millis(u64::from(granted.lease_ms.max(30))),
         })
     }
 
-    /// Copies blocks, and says how long that took.
-    fn pull(
+    /// Copies blocks of this process, and says how long that took.
+    fn pull_here(
         &self,
-        pools: &LocalPools,
+        ways: &Ways,
         copies: &[BlockCopy],
         reservation: &mut Reservation,
     ) -> Result<Duration, TransferError> {
         let began = Instant::now();
         let (now, writer) = (began.into_std(), &mut reservation.writer);
-        pools.pull(now, &self.worker, self.lease, copies, writer)?;
+        ways.local.pull(now, &self.worker, self.lease, copies, writer)?;
+        Ok(began.elapsed())
+    }
+
+    /// Copies blocks by whatever way, and says how long that took.
+    async fn pull(
+        &self,
+        ways: &Ways,
+        copies: &[BlockCopy],
+        reservation: &mut Reservation,
+    ) -> Result<Duration, TransferError> {
+        let began = Instant::now();
+        let (deadline, writer) = (began + PULL_MAX, &mut reservation.writer);
+        ways.pull(&self.way, &self.worker, self.lease, copies, writer, deadline).await?;
         Ok(began.elapsed())
     }
 

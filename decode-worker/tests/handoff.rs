@@ -9,8 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{Compute, CpuRunner, EngineConfig, KernelPath, Model};
-use kv_transfer::{LeaseLimits, LeaseTable, LocalPools};
+use kv_transfer::{LeaseLimits, LeaseTable, Ways};
 use messaging::Network;
+use prefill_worker::KvSource;
 use protocol::v1::generation_client::GenerationClient;
 use protocol::v1::prefill_event::Kind as Event;
 use protocol::v1::prefill_server::{Prefill, PrefillServer};
@@ -53,14 +54,15 @@ impl Pair {
         let fixture =
             Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/fixtures/qwen3-tied");
         let model = Arc::new(Model::load(&fixture, KernelPath::detect()).unwrap());
-        let (network, pools) = (Network::default(), Arc::new(LocalPools::default()));
+        let (network, ways) = (Network::default(), Ways::default());
         let stop = CancellationToken::new();
         let prefill = start_worker("prefill", Role::Prefill, &model);
         let decode = start_worker("decode", Role::Decode, &model);
         let hosts = (prefill.host.clone(), decode.host.clone());
         let leases = Arc::new(LeaseTable::new(LeaseLimits::default()));
-        let decode = decode_worker::run(decode, network.clone(), pools.clone(), stop.clone());
-        let prefill = prefill_worker::run(prefill, leases, network.clone(), pools, stop.clone());
+        let kv = KvSource { leases, listener: None };
+        let decode = decode_worker::run(decode, network.clone(), ways.clone(), stop.clone());
+        let prefill = prefill_worker::run(prefill, kv, network.clone(), ways, stop.clone());
         tokio::spawn(prefill);
         tokio::spawn(decode);
         Self { network, prefill: hosts.0, decode: hosts.1, _stop: stop.drop_guard() }

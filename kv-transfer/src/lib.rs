@@ -21,4 +21,4 @@ pub use lease::{Capability, Holder, Lease, LeaseError, LeaseId, LeaseLimits, Lea
 pub use local::{LocalPools, LocalSource, TransferFaults};
 pub use memory::{BlockWriter, HostMemory};
 pub use plan::{BlockCopy, CopyOp, Extent, PlanError, plan};
-pub use ways::{Way, Ways};
+pub use ways::{TCP, Way, Ways};

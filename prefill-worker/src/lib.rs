@@ -6,9 +6,9 @@ mod service;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kv_transfer::{LeaseTable, LocalPools, LocalSource};
+use kv_transfer::{LeaseTable, LocalSource, Ways, tcp};
 use messaging::Network;
-use protocol::v1::prefill_server::PrefillServer;
+use protocol::v1::{self, prefill_server::PrefillServer};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use worker::{Worker, WorkerError};
@@ -18,32 +18,63 @@ use service::PrefillService;
 /// How often ended leases are looked for.
 const COLLECT_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Computes prompts until `shutdown`. `leases` is an empty table: its limits are the caller's choice,
-/// and it shows the caller how many leases there are. Decode workers of this process read blocks by
-/// `pools`. Errors: the engine or the server ended by itself.
+/// How others read this worker's blocks.
+pub struct KvSource {
+    /// An empty table: its limits are the caller's choice, and it shows the caller how many leases
+    /// there are.
+    pub leases: Arc<LeaseTable>,
+    /// For readers in other processes.
+    pub listener: Option<KvListener>,
+}
+
+/// Where readers in other processes connect to.
+pub struct KvListener {
+    /// Listens already.
+    pub server: tcp::Server,
+    /// "host:port" as they know it.
+    pub address: String,
+}
+
+/// Computes prompts until `shutdown`. Readers of this process read blocks by `ways`. Errors: the
+/// engine or the server ended by itself.
 pub async fn run(
     worker: Worker,
-    leases: Arc<LeaseTable>,
+    kv: KvSource,
     network: Network,
-    pools: Arc<LocalPools>,
+    ways: Ways,
     shutdown: CancellationToken,
 ) -> Result<(), WorkerError> {
+    let KvSource { leases, listener } = kv;
     let source = Arc::new(LocalSource {
         layout: worker.host.layout().clone(),
         memory: worker.host.memory().clone(),
         leases: leases.clone(),
     });
-    pools.add(worker.life.clone(), &source);
-    let prefill = PrefillServer::new(PrefillService::new(&worker, leases.clone()))
+    ways.local.add(worker.life.clone(), &source);
+    let endpoint = |listener: &KvListener| v1::KvEndpoint {
+        way: kv_transfer::TCP.into(),
+        address: listener.address.clone(),
+    };
+    let endpoints = listener.iter().map(endpoint).collect();
+    let prefill = PrefillServer::new(PrefillService::new(&worker, leases.clone(), endpoints))
         .max_decoding_message_size(protocol::MESSAGE_BYTES_MAX);
     // Its role is a preference: where no decode worker is left, it owns requests too.
-    let generation = decode_worker::service(&worker, &network, pools);
+    let generation = decode_worker::service(&worker, &network, ways);
     let services = network.data_plane.server().add_service(prefill).add_service(generation);
     tokio::select! {
         biased;
         ended = worker.serve(services, &network, shutdown) => ended,
         () = collect_leases(&leases) => Ok(()),
+        () = serve_readers(listener) => Ok(()),
     }
+}
+
+/// For ever.
+async fn serve_readers(listener: Option<KvListener>) {
+    if let Some(listener) = listener {
+        listener.server.run().await;
+    }
+    std::future::pending().await
 }
 
 async fn collect_leases(leases: &LeaseTable) {

@@ -24,13 +24,14 @@ pub struct PrefillService {
     leases: Arc<LeaseTable>,
     life: WorkerLife,
     numerics_id: String,
+    endpoints: Vec<v1::KvEndpoint>,
 }
 
 impl PrefillService {
-    /// A service over a worker's engine.
-    pub fn new(worker: &Worker, leases: Arc<LeaseTable>) -> Self {
+    /// A service over a worker's engine, whose blocks can be read at `endpoints`.
+    pub fn new(worker: &Worker, leases: Arc<LeaseTable>, endpoints: Vec<v1::KvEndpoint>) -> Self {
         let (host, life) = (worker.host.clone(), worker.life.clone());
-        Self { host, leases, life, numerics_id: worker.numerics_id().to_string() }
+        Self { host, leases, life, numerics_id: worker.numerics_id().to_string(), endpoints }
     }
 
     fn check_addressee(&self, request: &v1::PrefillRequest) -> Result<(), Status> {
@@ -59,6 +60,7 @@ impl Prefill for PrefillService {
             host: self.host.clone(),
             leases: self.leases.clone(),
             life: self.life.clone(),
+            endpoints: self.endpoints.clone(),
             events,
         };
         tokio::spawn(prompt.run(request));
@@ -89,6 +91,7 @@ struct Prompt {
     host: Arc<EngineHost>,
     leases: Arc<LeaseTable>,
     life: WorkerLife,
+    endpoints: Vec<v1::KvEndpoint>,
     events: mpsc::Sender<Result<v1::PrefillEvent, Status>>,
 }
 
@@ -152,7 +155,7 @@ impl Prompt {
             capability: lease.capability.to_bytes().to_vec().into(),
             lease_ms: self.leases.limits().duration.as_millis() as u32,
             layout: Some(self.host.layout().into()),
-            endpoints: Vec::new(),
+            endpoints: self.endpoints.clone(),
         }
     }
 

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use engine::LoadError;
 use gateway::{CardError, Gateway, GatewayConfig};
-use kv_transfer::{LeaseLimits, LeaseTable, LocalPools};
+use kv_transfer::{LeaseLimits, LeaseTable, Ways};
 use messaging::Network;
 use parking_lot::Mutex;
+use prefill_worker::KvSource;
 use protocol::v1::{ModelCard, Role};
 use protocol::{Incarnation, WorkerLife};
 use router::{Router, RouterIdentity};
@@ -183,7 +184,7 @@ fn launch(
     let decode = start_worker("decode-0", Role::Decode)?;
     let (prefill_host, decode_host) = (prefill.host.clone(), decode.host.clone());
 
-    let (network, pools) = (Network::default(), Arc::new(LocalPools::default()));
+    let (network, ways) = (Network::default(), Ways::default());
     let (stop_gateway, stop_rest) = (CancellationToken::new(), CancellationToken::new());
     let mut rest = JoinSet::new();
     let identity = RouterIdentity { id: "router-0".into(), incarnation: Incarnation::begin() };
@@ -195,8 +196,9 @@ fn launch(
         Ok(())
     });
     let leases = Arc::new(LeaseTable::new(LeaseLimits::default()));
-    rest.spawn(decode_worker::run(decode, network.clone(), pools.clone(), stop_rest.clone()));
-    rest.spawn(prefill_worker::run(prefill, leases, network.clone(), pools, stop_rest.clone()));
+    let kv = KvSource { leases, listener: None };
+    rest.spawn(decode_worker::run(decode, network.clone(), ways.clone(), stop_rest.clone()));
+    rest.spawn(prefill_worker::run(prefill, kv, network.clone(), ways, stop_rest.clone()));
 
     let grace = Duration::from_secs(arguments.grace_period_s);
     let gateway = Arc::new(Gateway::new(GatewayConfig { grace, ..Default::default() }, network));

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use engine::{EngineConfig, MockRunner, MockTimes, MockVocabulary};
-use kv_transfer::{HostMemory, LeaseLimits, LeaseTable, LocalPools, TransferFaults};
+use kv_transfer::{HostMemory, LeaseLimits, LeaseTable, LocalPools, TransferFaults, Ways};
 use messaging::{Faults, Link, Network};
 use parking_lot::Mutex;
+use prefill_worker::KvSource;
 use protocol::v1::{self, Role};
 use protocol::{Incarnation, WorkerLife};
 use tokio::task::AbortHandle;
@@ -83,18 +84,20 @@ impl System {
     pub async fn start(plan: Plan) -> Self {
         let wires = Wires::default();
         let network = Network::with_faults(Arc::new(wires.clone()));
-        let pools = Arc::new(match plan.transfers {
+        let local = Arc::new(match plan.transfers {
             Some(faults) => LocalPools::with_faults(faults),
             None => LocalPools::default(),
         });
+        let ways = Ways { local, ..Default::default() };
         let table = Arc::new(LeaseTable::new(plan.leases));
         let leases = Arc::downgrade(&table);
-        let (wired, readable) = (network.clone(), pools.clone());
+        let (wired, readable) = (network.clone(), ways.clone());
+        let kv = KvSource { leases: table, listener: None };
         let prefill = Side::start(PREFILL, Role::Prefill, plan.prefill, |worker| {
-            prefill_worker::run(worker, table, wired, readable, CancellationToken::new())
+            prefill_worker::run(worker, kv, wired, readable, CancellationToken::new())
         });
         let decode = Side::start(DECODE, Role::Decode, plan.decode, |worker| {
-            decode_worker::run(worker, network.clone(), pools, CancellationToken::new())
+            decode_worker::run(worker, network.clone(), ways, CancellationToken::new())
         });
         // Both listen as soon as their tasks have begun.
         sleep(Duration::from_millis(1)).await;

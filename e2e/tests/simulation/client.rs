@@ -21,8 +21,6 @@ pub struct Run {
     pub began: Duration,
     pub ended: Duration,
     pub outcome: Outcome,
-    /// The number of the decode worker that answered, where one began to.
-    pub decoder: Option<usize>,
 }
 
 /// How a request ended, with its text.
@@ -41,23 +39,18 @@ pub enum Outcome {
 /// Asks, and reads to the end or until it is time to go.
 pub async fn run(app: axum::Router, request: &Request, storm_began: Instant) -> Run {
     let began = storm_began.elapsed();
-    let (mut text, mut decoder) = (String::new(), None);
+    let mut text = String::new();
     let patience = request.hang_up.unwrap_or(DEADLINE);
-    let answered = tokio::time::timeout(patience, ask(app, request, &mut text, &mut decoder)).await;
+    let answered = tokio::time::timeout(patience, ask(app, request, &mut text)).await;
     let outcome = match answered {
         Ok(outcome) => outcome,
         Err(_) if request.hang_up.is_some() => Outcome::HungUp(text),
         Err(_) => Outcome::Broken("it has no end".into()),
     };
-    Run { began, ended: storm_began.elapsed(), outcome, decoder }
+    Run { began, ended: storm_began.elapsed(), outcome }
 }
 
-async fn ask(
-    app: axum::Router,
-    request: &Request,
-    text: &mut String,
-    decoder: &mut Option<usize>,
-) -> Outcome {
+async fn ask(app: axum::Router, request: &Request, text: &mut String) -> Outcome {
     let body = json!({
         "model": NAME,
         "prompt": request.prompt,
@@ -68,7 +61,6 @@ async fn ask(
     });
     let asked = HttpRequest::post("/v1/completions")
         .header("content-type", "application/json")
-        .header("x-stator-debug", "1")
         .body(Body::from(body.to_string()))
         .unwrap();
     let response = app.oneshot(asked).await.unwrap();
@@ -79,19 +71,12 @@ async fn ask(
             _ => Outcome::Broken(format!("status {status}")),
         };
     }
-    *decoder = Some(decoder_of(response.headers()["x-stator-route"].to_str().unwrap()));
     if request.is_streamed {
         return read_events(response.into_body(), text).await;
     }
     let bytes = response.into_body().collect().await.unwrap().to_bytes();
     let answer: Value = serde_json::from_slice(&bytes).unwrap();
     Outcome::Finished(answer["choices"][0]["text"].as_str().unwrap().to_string())
-}
-
-/// The number of the worker that a route names.
-fn decoder_of(route: &str) -> usize {
-    let rest = route.strip_prefix("decode=w").unwrap();
-    rest[..rest.find(';').unwrap()].parse().unwrap()
 }
 
 async fn read_events(mut body: Body, text: &mut String) -> Outcome {

@@ -5,9 +5,10 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use gateway::{Gateway, GatewayConfig};
-use kv_transfer::{LeaseLimits, LeaseTable, LocalPools};
+use kv_transfer::{LeaseLimits, LeaseTable, LocalPools, Ways};
 use messaging::Network;
 use parking_lot::Mutex;
+use prefill_worker::KvSource;
 use protocol::v1::Role;
 use protocol::{Incarnation, WorkerLife};
 use router::{Router, RouterIdentity};
@@ -33,7 +34,7 @@ pub struct Cluster {
     pub oracle: Arc<Oracle>,
     world: World,
     network: Network,
-    pools: Arc<LocalPools>,
+    ways: Ways,
     router: Arc<Mutex<router::Core>>,
     plans: Vec<WorkerPlan>,
     running: Vec<Option<Running>>,
@@ -63,7 +64,10 @@ impl Cluster {
             oracle: Oracle::new(),
             world: world.clone(),
             network,
-            pools: Arc::new(LocalPools::with_faults(Box::new(world.clone()))),
+            ways: Ways {
+                local: Arc::new(LocalPools::with_faults(Box::new(world.clone()))),
+                ..Default::default()
+            },
             router: core,
             plans: plan.workers.clone(),
             running: Vec::new(),
@@ -96,12 +100,18 @@ impl Cluster {
         };
         let worker = Worker::start(config).unwrap();
         let host = worker.host.clone();
-        let (network, pools) = (self.network.clone(), self.pools.clone());
+        let (network, ways) = (self.network.clone(), self.ways.clone());
         let never = CancellationToken::new();
         let leases = Arc::new(LeaseTable::new(LeaseLimits::default()));
         let task = match is_prefill {
-            true => tokio::spawn(prefill_worker::run(worker, leases, network, pools, never)),
-            false => tokio::spawn(decode_worker::run(worker, network, pools, never)),
+            true => tokio::spawn(prefill_worker::run(
+                worker,
+                KvSource { leases, listener: None },
+                network,
+                ways,
+                never,
+            )),
+            false => tokio::spawn(decode_worker::run(worker, network, ways, never)),
         };
         Running { life, host, task }
     }

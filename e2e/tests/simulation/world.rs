@@ -66,7 +66,6 @@ impl World {
             cut.cancel();
         }
     }
-
 }
 
 impl State {
