@@ -52,7 +52,8 @@ impl Role {
         match self {
             Self::Nats => &[],
             Self::Router => &["admin"],
-            Self::PrefillWorker | Self::DecodeWorker => &["data", "kv", "admin"],
+            Self::PrefillWorker => &["data", "kv", "admin"],
+            Self::DecodeWorker => &["data", "admin"],
             Self::Gateway => &["API"],
         }
     }

@@ -14,7 +14,7 @@ use kv_transfer::Ways;
 use messaging::Network;
 use protocol::v1::generation_server::{Generation, GenerationServer};
 use tokio_util::sync::CancellationToken;
-use worker::{EngineHost, Worker, WorkerError};
+use worker::{EngineHost, Presence, Worker, WorkerError};
 
 use peers::Peers;
 use service::GenerationService;
@@ -22,6 +22,7 @@ use service::GenerationService;
 /// What the tasks of a decode worker share.
 struct Context {
     host: Arc<EngineHost>,
+    presence: Arc<Presence>,
     numerics_id: String,
     ways: Ways,
     peers: Peers,
@@ -35,6 +36,7 @@ pub fn service(
 ) -> GenerationServer<impl Generation> {
     let context = Arc::new(Context {
         host: worker.host.clone(),
+        presence: worker.presence.clone(),
         numerics_id: worker.numerics_id().to_string(),
         ways,
         peers: Peers::new(network.data_plane.clone()),

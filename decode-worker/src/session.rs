@@ -100,9 +100,11 @@ impl Session {
             }
             Some(Kind::Generate(request)) if self.requests.len() >= REQUESTS_MAX => {
                 let message = "too many requests in one session".to_string();
-                let failure = failure(v1::failure::Kind::Overloaded, message);
-                let update = RequestUpdate { failure, ..news_of(request.request) };
-                return self.send(vec![update]).await;
+                return self.refuse(request.request, v1::failure::Kind::Overloaded, message).await;
+            }
+            Some(Kind::Generate(request)) if self.context.presence.is_draining() => {
+                let message = "the worker is about to leave".to_string();
+                return self.refuse(request.request, v1::failure::Kind::Unavailable, message).await;
             }
             Some(Kind::Generate(request)) => self.start(request, outputs, updates),
             Some(Kind::Cancel(cancel)) => self.remove(cancel.request),
@@ -110,6 +112,16 @@ impl Session {
             None => {}
         }
         Ok(())
+    }
+
+    async fn refuse(
+        &mut self,
+        request: u64,
+        kind: v1::failure::Kind,
+        message: String,
+    ) -> Result<(), Gone> {
+        let failure = failure(kind, message);
+        self.send(vec![RequestUpdate { failure, ..news_of(request) }]).await
     }
 
     fn start(

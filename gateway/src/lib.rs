@@ -63,6 +63,8 @@ pub struct Gateway {
     network: Network,
     /// One permit per request under way.
     requests: Arc<Semaphore>,
+    /// Served beside the API.
+    routes: axum::Router,
 }
 
 impl Gateway {
@@ -72,7 +74,12 @@ impl Gateway {
         let migrations = Migrations::new(config.breaks_migration);
         let dispatcher = Arc::new(Dispatcher::new(network.clone(), models.clone(), migrations));
         let requests = Arc::new(Semaphore::new(config.requests_max));
-        Self { config, models, dispatcher, network, requests }
+        Self { config, models, dispatcher, network, requests, routes: axum::Router::new() }
+    }
+
+    /// Serves these too, `/metrics` for example.
+    pub fn with_routes(self, routes: axum::Router) -> Self {
+        Self { routes, ..self }
     }
 
     /// Waits until so many workers are known.
@@ -84,6 +91,7 @@ impl Gateway {
     pub fn app(&self, cut: CancellationToken) -> axum::Router {
         let admission = http::Admission::new(self.requests.clone(), &self.config);
         http::app(admission, self.models.clone(), self.dispatcher.clone(), cut)
+            .merge(self.routes.clone())
     }
 
     /// Learns of workers and routers, for as long as it is polled.

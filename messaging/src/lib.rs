@@ -16,6 +16,7 @@ mod table;
 pub use bus::{Bus, Request, RequestError, Requests, Subscription};
 pub use data_plane::{
     ConnectError, Connection, DataPlane, Incoming, TcpOptions, TlsError, TlsFiles,
+    advertised_endpoint, advertised_host,
 };
 pub use faults::{Faults, Link};
 pub use nats::{NatsOptions, NetworkCounters, NetworkError};

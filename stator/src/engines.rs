@@ -9,8 +9,12 @@ use engine::{
     Model, Runner,
 };
 
+use protocol::v1::ModelCard;
+use worker::load_card;
+
 use crate::cli::{EngineArgs, EngineKind};
-use crate::serve::ServeError;
+use crate::error::CommandError;
+use crate::model_directory::ModelDirectory;
 
 /// Memory of each worker's KV pool where the arguments do not say. It is reserved, and becomes
 /// real as blocks are first used.
@@ -51,16 +55,32 @@ pub fn check(arguments: &EngineArgs) -> Result<(), String> {
     Ok(())
 }
 
+/// Loads a model and what gateways need of it, and checks that they can use it.
+pub async fn load(
+    model: ModelDirectory,
+    arguments: EngineArgs,
+) -> Result<(Engines, ModelCard), CommandError> {
+    let loaded = tokio::task::spawn_blocking(move || {
+        let ModelDirectory { path, name } = model;
+        let engines = Engines::load(&path, &arguments)?;
+        let card = load_card(&path, &name, engines.runner().facts())?;
+        gateway::check_card(&card)
+            .map_err(|source| CommandError::Card { path: path.display().to_string(), source })?;
+        Ok((engines, card))
+    });
+    loaded.await.map_err(|error| CommandError::Component(error.to_string()))?
+}
+
 impl Engines {
     /// Loads a model directory. Errors: a file is missing or unusable, or threads are refused.
-    pub fn load(path: &Path, arguments: &EngineArgs) -> Result<Self, ServeError> {
+    pub fn load(path: &Path, arguments: &EngineArgs) -> Result<Self, CommandError> {
         match arguments.engine {
             EngineKind::Cpu => Self::load_cpu(path, arguments),
             EngineKind::Mock => Ok(Self::load_mock(path, arguments)?),
         }
     }
 
-    fn load_cpu(path: &Path, arguments: &EngineArgs) -> Result<Self, ServeError> {
+    fn load_cpu(path: &Path, arguments: &EngineArgs) -> Result<Self, CommandError> {
         let kernel_path = KernelPath::detect();
         let model = Arc::new(Model::load(path, kernel_path)?);
         let available = || std::thread::available_parallelism().map_or(1, usize::from);

@@ -4,9 +4,11 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
+use protocol::v1::Role;
 use stator::cli::{Cli, Command};
+use stator::error::CommandError;
 use stator::exit::{self, Exit};
-use stator::{load, serve};
+use stator::{gateway, health, load, router, serve, worker};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -30,14 +32,19 @@ fn main() -> ExitCode {
 }
 
 async fn run(command: Command) -> Result<(), (Exit, String)> {
-    match command {
-        Command::Serve(arguments) => {
-            serve::command(arguments).await.map_err(|error| (error.exit(), error.to_string()))
-        }
+    let ended = match command {
+        Command::Serve(arguments) => serve::command(arguments).await,
+        Command::Gateway(arguments) => gateway::command(arguments).await,
+        Command::Router(arguments) => router::command(arguments).await,
+        Command::PrefillWorker(arguments) => worker::command(Role::Prefill, arguments).await,
+        Command::DecodeWorker(arguments) => worker::command(Role::Decode, arguments).await,
+        Command::Health(arguments) => health::command(arguments).await,
         Command::Loadtest(arguments) => {
-            load::command(arguments).await.map_err(|error| (load::exit(&error), error.to_string()))
+            let ended = load::command(arguments).await;
+            return ended.map_err(|error| (load::exit(&error), error.to_string()));
         }
-    }
+    };
+    ended.map_err(|error: CommandError| (error.exit(), error.to_string()))
 }
 
 /// Logs go to standard error; `STATOR_LOG` says how much (`info`, `stator=debug`, …).

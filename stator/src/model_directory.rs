@@ -17,15 +17,25 @@ pub struct ModelDirectory {
     pub name: String,
 }
 
+/// Finds `model`, or the bundled one, to be served under `name` if there is one. Errors: a sentence.
+pub fn named(model: Option<&str>, name: Option<&str>) -> Result<ModelDirectory, String> {
+    let found = find(model)?;
+    match name {
+        Some("") => Err("--model-name is empty; give the name clients use".into()),
+        Some(name) => Ok(ModelDirectory { name: name.into(), ..found }),
+        None => Ok(found),
+    }
+}
+
 /// Finds `model`, or the bundled one. Errors: a sentence.
 pub fn find(model: Option<&str>) -> Result<ModelDirectory, String> {
     match model {
-        Some(model) => named(model),
+        Some(model) => at(model),
         None => bundled(),
     }
 }
 
-fn named(model: &str) -> Result<ModelDirectory, String> {
+fn at(model: &str) -> Result<ModelDirectory, String> {
     let path = Path::new(model);
     let advice = "give a directory in Hugging Face layout \
         (config.json, tokenizer.json, *.safetensors), or no MODEL for the bundled one";

@@ -1,77 +1,35 @@
-//! `stator serve`: every component in one process, joined by an in-process network.
+//! `stator serve`: every component in one process, joined by an in-process network or, with `--nats`,
+//! to a cluster.
 
 use std::io::Write;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::LoadError;
-use gateway::{CardError, Gateway, GatewayConfig};
+use gateway::{Gateway, GatewayConfig};
 use kv_transfer::{LeaseLimits, LeaseTable, Ways};
-use messaging::Network;
+use messaging::{DataPlane, Network, TcpOptions, advertised_host};
 use parking_lot::Mutex;
-use prefill_worker::KvSource;
+use prefill_worker::{KvListener, KvSource};
 use protocol::v1::{ModelCard, Role};
 use protocol::{Incarnation, WorkerLife};
 use router::{Router, RouterIdentity};
+use telemetry::Metrics;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use worker::{EngineHost, EnginePlace, Worker, WorkerConfig, WorkerError, load_card};
+use worker::{EngineHost, EnginePlace, Presence, Worker, WorkerConfig, WorkerError};
 
-use crate::cli::{EngineArgs, EngineKind, ServeArgs};
+use crate::addresses::{self, Protection};
+use crate::cli::{EngineKind, ServeArgs};
 use crate::engines::{self, Engines};
-use crate::exit::{self, Exit};
-use crate::model_directory::{self, ModelDirectory};
+use crate::error::CommandError;
+use crate::gateway::OPEN_API;
 use crate::signals::Signals;
+use crate::{cluster, kv_source, model_directory, observe};
 
 /// One of each role.
 const WORKERS: usize = 2;
-
-/// Why serving did not begin, or ended by itself. `Display` is a sentence for the user.
-#[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    /// The arguments are wrong.
-    #[error("{0}")]
-    Arguments(String),
-    /// The model cannot be used.
-    #[error(transparent)]
-    Model(#[from] LoadError),
-    /// The model's tokenizer or chat template cannot be used.
-    #[error("MODEL {path} cannot be served: {source}; download the model again or convert it anew")]
-    Card {
-        /// The directory.
-        path: String,
-        /// What is wrong with it.
-        source: CardError,
-    },
-    /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {source}; stop what uses it or choose another --listen")]
-    Listen {
-        /// What was asked for.
-        address: SocketAddr,
-        /// The system's reason.
-        source: std::io::Error,
-    },
-    /// The system refuses memory, threads or signals.
-    #[error("the system refuses what serving needs: {0}")]
-    Resources(#[from] std::io::Error),
-    /// A component ended by itself.
-    #[error("a component failed: {0}")]
-    Component(String),
-}
-
-impl ServeError {
-    /// The command's exit code.
-    pub fn exit(&self) -> Exit {
-        match self {
-            Self::Arguments(_) | Self::Model(_) | Self::Card { .. } => Exit::Usage,
-            Self::Listen { .. } | Self::Resources(_) => Exit::Unavailable,
-            Self::Component(_) => Exit::Internal,
-        }
-    }
-}
 
 /// Everything that runs.
 pub struct Serving {
@@ -90,12 +48,15 @@ pub struct Serving {
     gateway: Arc<Gateway>,
     stop_gateway: CancellationToken,
     stop_rest: CancellationToken,
+    /// Of workers that others use too, and which therefore say that they leave.
+    presences: Vec<Arc<Presence>>,
+    network: Network,
     gateway_task: tokio::task::JoinHandle<()>,
     rest: JoinSet<Result<(), WorkerError>>,
 }
 
 /// Runs the command until a signal ends it.
-pub async fn command(arguments: ServeArgs) -> Result<(), ServeError> {
+pub async fn command(arguments: ServeArgs) -> Result<(), CommandError> {
     let mut signals = Signals::listen()?;
     let source = source_of(&arguments);
     let mut serving = tokio::select! {
@@ -112,82 +73,86 @@ pub async fn command(arguments: ServeArgs) -> Result<(), ServeError> {
         () = signals.next() => {}
         failed = serving.failed() => return Err(failed),
     }
-    eprintln!("stator: finishing running requests; Ctrl-C again ends at once");
-    tokio::spawn(async move {
-        signals.next().await;
-        std::process::exit(exit::INTERRUPTED);
-    });
+    cluster::end_at_next(signals);
     serving.stop().await
 }
 
 /// Checks everything that can be checked, then starts everything.
-pub async fn start(arguments: ServeArgs) -> Result<Serving, ServeError> {
-    check_address(&arguments)?;
-    let ModelDirectory { path, name } =
-        model_directory::find(arguments.model.as_deref()).map_err(ServeError::Arguments)?;
-    let name = arguments.model_name.clone().unwrap_or(name);
-    if name.is_empty() {
-        return Err(ServeError::Arguments(
-            "--model-name is empty; give the name clients use".into(),
-        ));
-    }
-    engines::check(&arguments.engine).map_err(ServeError::Arguments)?;
-    let engine = arguments.engine.clone();
-    let loaded = tokio::task::spawn_blocking(move || load(&path, &name, &engine)).await;
-    let (engines, card) = loaded.map_err(|error| ServeError::Component(error.to_string()))??;
-    let listener = listen(arguments.listen).await?;
-    launch(&arguments, &engines, card, listener)
+pub async fn start(arguments: ServeArgs) -> Result<Serving, CommandError> {
+    let protection = Protection { insecure: arguments.insecure, client_certificates: false };
+    addresses::check("--listen", arguments.listen, protection, OPEN_API)?;
+    let model = model_directory::named(arguments.model.as_deref(), arguments.model_name.as_deref())
+        .map_err(CommandError::Arguments)?;
+    engines::check(&arguments.engine).map_err(CommandError::Arguments)?;
+    let data_plane = data_plane(&arguments).await?;
+    let (engines, card) = engines::load(model, arguments.engine.clone()).await?;
+    let listener = addresses::bind("--listen", arguments.listen).await?;
+    let network = match &arguments.nats {
+        None => Network::default(),
+        Some(url) => {
+            let name = cluster::name(None, "serve")?;
+            cluster::join(url, &arguments.login, &name, data_plane).await?
+        }
+    };
+    launch(&arguments, &engines, card, listener, network).await
 }
 
-fn check_address(arguments: &ServeArgs) -> Result<(), ServeError> {
-    if arguments.listen.ip().is_loopback() || arguments.insecure {
-        return Ok(());
-    }
-    Err(ServeError::Arguments(format!(
-        "--listen {} is not a loopback address, and the API asks for no keys: anyone who reaches \
-         it may use it; listen on 127.0.0.1, or add --insecure if your network protects it",
-        arguments.listen
-    )))
+/// For a cluster: where its others reach these workers.
+async fn data_plane(arguments: &ServeArgs) -> Result<DataPlane, CommandError> {
+    let ServeArgs { advertise, tls, insecure, .. } = arguments;
+    let listen = cluster_listen(arguments);
+    let client_certificates = tls.tls_ca.is_some() && tls.tls_cert.is_some();
+    let protection = Protection { insecure: *insecure, client_certificates };
+    addresses::check("the data plane's address", listen, protection, addresses::OPEN_DATA)?;
+    addresses::check_advertised("the data plane", listen, advertise.as_deref()).await?;
+    let (advertise, tls) = (advertise.clone(), cluster::tls_files(tls));
+    Ok(DataPlane::tcp(TcpOptions { listen, advertise, tls })?)
 }
 
-fn load(
-    path: &Path,
-    name: &str,
-    arguments: &EngineArgs,
-) -> Result<(Engines, ModelCard), ServeError> {
-    let engines = Engines::load(path, arguments)?;
-    let card = load_card(path, name, engines.runner().facts())?;
-    gateway::check_card(&card)
-        .map_err(|source| ServeError::Card { path: path.display().to_string(), source })?;
-    Ok((engines, card))
+/// Where others of a cluster connect to: on this machine, unless others are told a host.
+fn cluster_listen(arguments: &ServeArgs) -> SocketAddr {
+    let host = if arguments.advertise.is_some() { [0, 0, 0, 0] } else { [127, 0, 0, 1] };
+    SocketAddr::from((host, 0))
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener, ServeError> {
-    TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })
+async fn kv_listener(arguments: &ServeArgs, ways: &Ways) -> Result<KvListener, CommandError> {
+    let listen = cluster_listen(arguments);
+    kv_source::check_open("--advertise", listen, arguments.insecure)?;
+    kv_source::listen(listen, arguments.advertise.as_deref().map(advertised_host), ways).await
 }
 
-fn launch(
+async fn launch(
     arguments: &ServeArgs,
     engines: &Engines,
     card: ModelCard,
     listener: TcpListener,
-) -> Result<Serving, ServeError> {
+    network: Network,
+) -> Result<Serving, CommandError> {
     let address = listener.local_addr()?;
     let (model_name, serves_chats) = (card.name.clone(), card.chat_template.is_some());
-    let start_worker = |name: &str, role| {
-        let life = WorkerLife { id: name.into(), incarnation: Incarnation::begin() };
+    // Alone, names that logs and tests know; among others, names that nobody else has.
+    let name = |role: &str| match arguments.nats {
+        None => Ok(format!("{role}-0")),
+        Some(_) => cluster::name(None, role),
+    };
+    let start_worker = |role, role_name: &str| {
+        let id = name(role_name)?.as_str().into();
+        let life = WorkerLife { id, incarnation: Incarnation::begin() };
         let (runner, place, card) = (engines.runner(), EnginePlace::Thread, card.clone());
         let engine = engines::sizes(&arguments.engine, runner.as_ref());
-        Worker::start(WorkerConfig { life, role, runner, place, engine, card })
+        let config = WorkerConfig { life, role, runner, place, engine, card };
+        Ok::<_, CommandError>(Worker::start(config)?)
     };
-    let prefill = start_worker("prefill-0", Role::Prefill)?;
-    let decode = start_worker("decode-0", Role::Decode)?;
+    let prefill = start_worker(Role::Prefill, "prefill")?;
+    let decode = start_worker(Role::Decode, "decode")?;
     let (prefill_host, decode_host) = (prefill.host.clone(), decode.host.clone());
+    let workers = arguments.nats.iter().flat_map(|_| [&prefill, &decode]);
+    let presences = workers.map(|worker| worker.presence.clone()).collect();
 
-    let (network, ways) = (Network::default(), Ways::default());
+    let ways = Ways::default();
     let (stop_gateway, stop_rest) = (CancellationToken::new(), CancellationToken::new());
     let mut rest = JoinSet::new();
-    let identity = RouterIdentity { id: "router-0".into(), incarnation: Incarnation::begin() };
+    let identity = RouterIdentity { id: name("router")?, incarnation: Incarnation::begin() };
     let router = Router::new(network.clone(), identity);
     let router_core = router.core();
     let router = router.run(stop_rest.clone());
@@ -196,12 +161,23 @@ fn launch(
         Ok(())
     });
     let leases = Arc::new(LeaseTable::new(LeaseLimits::default()));
-    let kv = KvSource { leases, listener: None };
-    rest.spawn(decode_worker::run(decode, network.clone(), ways.clone(), stop_rest.clone()));
-    rest.spawn(prefill_worker::run(prefill, kv, network.clone(), ways, stop_rest.clone()));
+    let metrics = Metrics::new();
+    observe::network(&metrics, &network);
+    observe::engines(&metrics, vec![prefill_host.clone(), decode_host.clone()]);
+    observe::leases(&metrics, &leases);
+    let listener_kv = match arguments.nats {
+        None => None,
+        Some(_) => Some(kv_listener(arguments, &ways).await?),
+    };
+    let kv = KvSource { leases, listener: listener_kv };
+    let (joined, stop) = (network.clone(), stop_rest.clone());
+    rest.spawn(decode_worker::run(decode, joined.clone(), ways.clone(), stop.clone()));
+    rest.spawn(prefill_worker::run(prefill, kv, joined, ways, stop));
 
     let grace = Duration::from_secs(arguments.grace_period_s);
-    let gateway = Arc::new(Gateway::new(GatewayConfig { grace, ..Default::default() }, network));
+    let gateway = Gateway::new(GatewayConfig { grace, ..Default::default() }, network.clone());
+    let gateway = Arc::new(gateway.with_routes(telemetry::metrics_route(&metrics)));
+    observe::gateway(&metrics, &gateway);
     let (serving_gateway, stop) = (gateway.clone(), stop_gateway.clone());
     let gateway_task = tokio::spawn(async move { serving_gateway.serve(listener, stop).await });
     Ok(Serving {
@@ -214,6 +190,8 @@ fn launch(
         gateway,
         stop_gateway,
         stop_rest,
+        presences,
+        network,
         gateway_task,
         rest,
     })
@@ -226,39 +204,28 @@ impl Serving {
     }
 
     /// Waits until a component ends by itself, which none should.
-    pub async fn failed(&mut self) -> ServeError {
+    pub async fn failed(&mut self) -> CommandError {
         tokio::select! {
             ended = &mut self.gateway_task => gateway_failed(ended),
-            Some(ended) = self.rest.join_next() => component_failed("a worker or the router", ended),
+            Some(ended) = self.rest.join_next() => CommandError::of_worker("a worker or the router", ended),
         }
     }
 
-    /// Stops accepting, lets requests end within the grace period, then stops everything.
-    pub async fn stop(mut self) -> Result<(), ServeError> {
+    /// Stops accepting, lets requests end within the grace period, then stops everything. What other
+    /// gateways of a cluster still have here then goes on at other workers.
+    pub async fn stop(mut self) -> Result<(), CommandError> {
+        self.presences.iter().for_each(|presence| presence.drain());
         self.stop_gateway.cancel();
         let served = self.gateway_task.await;
         self.stop_rest.cancel();
         while self.rest.join_next().await.is_some() {}
+        cluster::leave(&self.network).await;
         served.map_err(|error| gateway_failed(Err(error)))
     }
 }
 
-fn gateway_failed(ended: Result<(), tokio::task::JoinError>) -> ServeError {
-    component_failed("the gateway", ended.map(Ok::<(), std::convert::Infallible>))
-}
-
-fn component_failed<E: std::error::Error>(
-    name: &str,
-    ended: Result<Result<(), E>, tokio::task::JoinError>,
-) -> ServeError {
-    ServeError::Component(match ended {
-        Ok(Ok(())) => format!("{name} ended"),
-        Ok(Err(error)) => match error.source() {
-            Some(source) => format!("{name}: {error} ({source})"),
-            None => format!("{name}: {error}"),
-        },
-        Err(error) => format!("{name}: {error}"),
-    })
+fn gateway_failed(ended: Result<(), tokio::task::JoinError>) -> CommandError {
+    CommandError::of_component("the gateway", ended.map(Ok::<(), std::convert::Infallible>))
 }
 
 /// What the model is, for people.

@@ -10,6 +10,7 @@ use protocol::{BlockHash, WorkerLife, hashes_to_bytes, subjects, v1};
 use tokio::time::Instant;
 
 use crate::host::{EngineHost, KvEventBatch};
+use crate::{Worker, WorkerError, admission};
 
 /// Between two load reports.
 const LOAD_REPORT_INTERVAL: Duration = Duration::from_millis(100);
@@ -17,17 +18,30 @@ const LOAD_REPORT_INTERVAL: Duration = Duration::from_millis(100);
 /// At least between two that say that the worker became idle.
 const LOAD_REPORT_PAUSE: Duration = Duration::from_millis(2);
 
-/// Announces from when the engine is warm until it stops. The registry entry goes when this future is dropped.
-pub async fn run(host: &EngineHost, registration: &v1::WorkerRegistration, network: &Network) {
+/// Announces from when the engine is warm, which listens at `address`, until it stops, or not at all
+/// where it does not go with the cluster's workers; then says which. The registry entry goes when
+/// this future is dropped.
+pub async fn run(
+    worker: &Worker,
+    registration: &v1::WorkerRegistration,
+    address: String,
+    network: &Network,
+) -> WorkerError {
+    let Worker { host, presence, .. } = worker;
     host.warm().await;
-    let _entry = RegistryEntry::put(registration, network);
-    let Some(mut kv_events) = host.take_kv_events() else { return };
+    if let Some(sentence) = admission::conflict(registration, &network.registry) {
+        return WorkerError::Refused(sentence);
+    }
+    let mut entry = RegistryEntry::put(registration, network);
+    presence.set_registered(address);
+    let Some(mut kv_events) = host.take_kv_events() else { return WorkerError::EngineStopped };
     let mut interval = tokio::time::interval(LOAD_REPORT_INTERVAL);
     let (mut last_report, mut is_news_due) = (Instant::now(), false);
     loop {
         tokio::select! {
             biased;
-            () = host.stopped() => return,
+            () = host.stopped() => return WorkerError::EngineStopped,
+            () = presence.draining(), if !entry.is_draining => entry.put_draining(registration),
             // Before load reports, which say how many there are.
             Some(batch) = kv_events.recv() => {
                 let events = kv_event_message(registration, &batch);
@@ -47,6 +61,7 @@ pub async fn run(host: &EngineHost, registration: &v1::WorkerRegistration, netwo
 struct RegistryEntry {
     key: String,
     network: Network,
+    is_draining: bool,
 }
 
 impl RegistryEntry {
@@ -54,7 +69,13 @@ impl RegistryEntry {
         let life = WorkerLife::new(&registration.worker_id, registration.incarnation);
         let key = subjects::worker_key(&life);
         network.registry.put(&key, registration.encode_to_vec().into());
-        Self { key, network: network.clone() }
+        Self { key, network: network.clone(), is_draining: false }
+    }
+
+    fn put_draining(&mut self, registration: &v1::WorkerRegistration) {
+        self.is_draining = true;
+        let draining = v1::WorkerRegistration { draining: true, ..registration.clone() };
+        self.network.registry.put(&self.key, draining.encode_to_vec().into());
     }
 }
 

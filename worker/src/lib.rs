@@ -1,12 +1,14 @@
 //! What every worker has, whatever its role: an engine on a thread of its own, a model card, an
 //! entry in the registry, load reports and KV events.
 
+mod admission;
 mod announce;
 mod card;
 mod engine_loop;
 mod host;
 mod latency;
 mod news;
+mod presence;
 mod service;
 
 use std::sync::Arc;
@@ -23,6 +25,7 @@ use service::WorkerService;
 pub use card::load_card;
 pub use host::{EngineHost, HostError, KvSnapshot, Reservation, SequenceHandle};
 pub use news::{News, Outputs, outputs};
+pub use presence::Presence;
 
 /// What a worker is made of.
 pub struct WorkerConfig {
@@ -55,6 +58,8 @@ pub struct Worker {
     pub life: WorkerLife,
     /// The engine.
     pub host: Arc<EngineHost>,
+    /// How it stands to its cluster.
+    pub presence: Arc<Presence>,
     registration: v1::WorkerRegistration,
     card: v1::ModelCard,
 }
@@ -63,6 +68,7 @@ impl Worker {
     /// Starts the engine. Errors: the system refuses memory or a thread.
     pub fn start(config: WorkerConfig) -> std::io::Result<Self> {
         let WorkerConfig { life, role, runner, place, engine: sizes, mut card } = config;
+        let model_id = admission::model_id(&runner.facts().weights_id, &card);
         let engine = Engine::new(runner, sizes)?;
         card.context_tokens = engine.context_tokens() as u32;
         let registration = v1::WorkerRegistration {
@@ -77,13 +83,14 @@ impl Worker {
             block_bytes: engine.layout().block_bytes() as u32,
             max_num_batched_tokens: sizes.max_num_batched_tokens as u32,
             draining: false,
-            model_id: String::new(),
+            model_id,
         };
         let host = match place {
             EnginePlace::Thread => EngineHost::start(engine, &life)?,
             EnginePlace::Task => EngineHost::start_as_task(engine),
         };
-        Ok(Self { life, host: Arc::new(host), registration, card })
+        let (host, presence) = (Arc::new(host), Arc::new(Presence::new()));
+        Ok(Self { life, host, presence, registration, card })
     }
 
     /// Tokens computed by workers of one id are equal.
@@ -93,7 +100,8 @@ impl Worker {
 
     /// Serves `services` (the role's own, and what every worker serves) and announces the worker
     /// until `shutdown`, which cuts what is under way: whoever drains has let it end before.
-    /// Errors: the engine or the server ended by itself.
+    /// Errors: the worker does not go with others of the cluster, its address cannot be listened on,
+    /// or the engine or the server ended by itself.
     pub async fn serve(
         &self,
         services: Router,
@@ -104,25 +112,28 @@ impl Worker {
         let mut registration = self.registration.clone();
         let listening = network.data_plane.listen(&registration.data_endpoint).await;
         let incoming = listening.map_err(WorkerError::Listen)?;
+        let address = incoming.address().map(|address| address.to_string());
+        let address = address.unwrap_or_else(|| incoming.endpoint().to_string());
         registration.data_endpoint = incoming.endpoint().to_string();
         let server = services.add_service(WorkerServer::new(common)).serve_with_incoming(incoming);
         tokio::select! {
             biased;
             () = shutdown.cancelled() => Ok(()),
             served = server => served.map_err(WorkerError::Server),
-            () = announce::run(&self.host, &registration, network) => {
-                Err(WorkerError::EngineStopped)
-            }
+            ended = announce::run(self, &registration, address, network) => Err(ended),
         }
     }
 }
 
-/// A worker ended by itself.
+/// Why a worker ended by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
     /// The engine's thread ended, by a defect.
     #[error("the engine stopped")]
     EngineStopped,
+    /// It does not go with another worker of the cluster: a sentence for the user.
+    #[error("{0}")]
+    Refused(String),
     /// The data plane's address cannot be listened on.
     #[error("cannot listen for the data plane")]
     Listen(#[source] std::io::Error),

@@ -27,6 +27,8 @@ pub struct Model {
     pub decoder: Decoder,
     /// Tokens and KV are equal within one id: weights, dtypes, kernels, reduction order.
     pub numerics_id: String,
+    /// The part of it that is the same on every machine: weights and configuration.
+    pub weights_id: String,
 }
 
 impl Model {
@@ -35,7 +37,8 @@ impl Model {
         let config = ModelConfig::load(directory)?;
         let weights = Weights::open(directory)?;
         let decoder = Decoder::new(&config, &weights)?;
-        let numerics_id = numerics::id(&config, &weights, path);
-        Ok(Self { config, decoder, numerics_id })
+        let weights_id = numerics::weights_id(&config, &weights);
+        let numerics_id = numerics::id(&weights_id, path);
+        Ok(Self { config, decoder, numerics_id, weights_id })
     }
 }

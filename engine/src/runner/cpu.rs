@@ -23,6 +23,7 @@ impl CpuRunner {
     pub fn new(model: Arc<Model>, compute: Arc<Compute>) -> Self {
         let facts = Facts {
             numerics_id: model.numerics_id.clone(),
+            weights_id: model.weights_id.clone(),
             vocabulary_size: model.config.vocabulary_size,
             context_tokens: model.config.context_tokens,
             eos_token_ids: model.config.eos_token_ids.clone(),

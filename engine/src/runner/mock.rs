@@ -42,8 +42,10 @@ impl MockRunner {
         for word in &words {
             hasher.update(&word.to_le_bytes());
         }
+        let numerics_id = format!("{}-mock", &hasher.finalize().to_hex()[..16]);
         let facts = Facts {
-            numerics_id: format!("{}-mock", &hasher.finalize().to_hex()[..16]),
+            weights_id: numerics_id.clone(),
+            numerics_id,
             vocabulary_size,
             context_tokens,
             eos_token_ids: Vec::new(),

@@ -32,6 +32,8 @@ pub trait Runner: Send {
 pub struct Facts {
     /// Tokens and KV are equal within one id.
     pub numerics_id: String,
+    /// Equal where answers differ by nothing but the kernels' rounding.
+    pub weights_id: String,
     /// Token ids are below this.
     pub vocabulary_size: usize,
     /// Longest context the model was made for.

@@ -46,6 +46,7 @@ impl InProcess {
         Incoming {
             connections,
             endpoint: name.to_string(),
+            address: None,
             _listening: Box::new(entry),
             _cuts_connections: cut.drop_guard(),
         }

@@ -1,11 +1,13 @@
 //! Connections for gRPC between components: in one process by name, or over TCP by address.
 
+mod advertised;
 mod connection;
 mod in_process;
 mod tcp;
 mod tls;
 
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -19,6 +21,7 @@ use crate::faults::Faults;
 use in_process::InProcess;
 use tcp::Tcp;
 
+pub use advertised::{advertised_endpoint, advertised_host};
 pub use connection::Connection;
 pub use tcp::TcpOptions;
 pub use tls::{TlsError, TlsFiles};
@@ -45,6 +48,7 @@ enum Way {
 pub struct Incoming {
     connections: mpsc::Receiver<Connection>,
     endpoint: String,
+    address: Option<SocketAddr>,
     /// Ends the listening.
     _listening: Box<dyn Send + Sync>,
     _cuts_connections: DropGuard,
@@ -107,6 +111,11 @@ impl Incoming {
     /// What others connect to: `host:port`, or the name in process.
     pub fn endpoint(&self) -> &str {
         &self.endpoint
+    }
+
+    /// What is listened on; nothing in process.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.address
     }
 }
 

@@ -21,7 +21,7 @@ use tonic::transport::{Channel, Endpoint, Server};
 
 use super::connection::ReadWrite;
 use super::tls::{Tls, TlsError, TlsFiles};
-use super::{ACCEPT_QUEUE, Connection, Incoming};
+use super::{ACCEPT_QUEUE, Connection, Incoming, advertised_endpoint};
 use greeting::{Greeting, explained};
 
 /// For all of making a connection, until the other side has said something.
@@ -56,7 +56,7 @@ const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
 pub struct TcpOptions {
     /// What each listener binds; port 0 is a free one.
     pub listen: SocketAddr,
-    /// The host under which others reach this one; if absent, the address it listens on.
+    /// `HOST` or `HOST:PORT` under which others reach this component; if absent, what it listens on.
     pub advertise: Option<String>,
     /// Plain TCP if absent.
     pub tls: Option<TlsFiles>,
@@ -85,13 +85,15 @@ impl Tcp {
     pub(super) async fn listen(&self) -> io::Result<Incoming> {
         let acceptor = self.acceptor()?;
         let listener = TcpListener::bind(self.listen).await?;
-        let endpoint = self.advertised(listener.local_addr()?)?;
+        let bound = listener.local_addr()?;
+        let endpoint = self.advertised(bound)?;
         let (queue, connections) = mpsc::channel(ACCEPT_QUEUE);
         let cut = CancellationToken::new();
         let accepting = tokio::spawn(accept(listener, acceptor, queue, cut.clone()));
         Ok(Incoming {
             connections,
             endpoint,
+            address: Some(bound),
             _listening: Box::new(AbortOnDropHandle::new(accepting)),
             _cuts_connections: cut.drop_guard(),
         })
@@ -105,8 +107,7 @@ impl Tcp {
 
     fn advertised(&self, bound: SocketAddr) -> io::Result<String> {
         match &self.advertise {
-            Some(host) if host.contains(':') => Ok(format!("[{host}]:{}", bound.port())),
-            Some(host) => Ok(format!("{host}:{}", bound.port())),
+            Some(advertise) => Ok(advertised_endpoint(advertise, bound.port())),
             None if bound.ip().is_unspecified() => {
                 Err(invalid("listening on all addresses needs one to advertise"))
             }

@@ -1,8 +1,14 @@
-//! The command's arguments. Those of `serve` may also be given as environment variables `STATOR_…`.
+//! The command's arguments. Those of servers may also be given as environment variables `STATOR_…`.
+
+mod cluster;
 
 use std::net::SocketAddr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+pub use cluster::{
+    AdminArgs, ComponentArgs, DataArgs, GatewayArgs, NatsArgs, RouterArgs, TlsArgs, WorkerArgs,
+};
 
 /// OpenAI-compatible LLM inference, from a laptop to a cluster.
 #[derive(Debug, Parser)]
@@ -18,6 +24,16 @@ pub struct Cli {
 pub enum Command {
     /// Serve a model: gateway, router, a prefill and a decode worker in one process
     Serve(ServeArgs),
+    /// Run a gateway of a cluster: the OpenAI API
+    Gateway(GatewayArgs),
+    /// Run a router of a cluster: says which workers a request goes to
+    Router(RouterArgs),
+    /// Run a worker of a cluster that prefers to compute prompts for others
+    PrefillWorker(WorkerArgs),
+    /// Run a worker of a cluster that prefers to generate answers
+    DecodeWorker(WorkerArgs),
+    /// Ask a component whether it is ready: exit code 0, or 69
+    Health(HealthArgs),
     /// Measure an OpenAI-compatible server under load: latencies, throughput, goodput
     Loadtest(loadtest::Args),
 }
@@ -42,6 +58,23 @@ pub struct ServeArgs {
     #[arg(long, env = "STATOR_INSECURE")]
     pub insecure: bool,
 
+    /// NATS server of a cluster to join: its other components use these workers and this router,
+    /// and these theirs; in one process alone if absent
+    #[arg(long, env = "STATOR_NATS", value_name = "URL")]
+    pub nats: Option<String>,
+
+    /// How to get into it.
+    #[command(flatten)]
+    pub login: NatsArgs,
+
+    /// HOST under which others of the cluster reach this process; 127.0.0.1 if absent
+    #[arg(long, env = "STATOR_ADVERTISE", value_name = "HOST", requires = "nats")]
+    pub advertise: Option<String>,
+
+    /// How it shows itself to others of the cluster, and whom it believes.
+    #[command(flatten)]
+    pub tls: TlsArgs,
+
     /// What computes.
     #[command(flatten)]
     pub engine: EngineArgs,
@@ -49,6 +82,14 @@ pub struct ServeArgs {
     /// Seconds that running requests have after Ctrl-C
     #[arg(long, env = "STATOR_GRACE_PERIOD_S", default_value_t = 10)]
     pub grace_period_s: u64,
+}
+
+/// Arguments of `health`.
+#[derive(Clone, Debug, Args)]
+pub struct HealthArgs {
+    /// The component's admin address, or a gateway's address
+    #[arg(default_value = "http://127.0.0.1:8000")]
+    pub url: String,
 }
 
 /// Arguments of every worker's engine.

@@ -1,0 +1,183 @@
+//! `stator prefill-worker` and `stator decode-worker`: an engine and its place in a cluster.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kv_transfer::{LeaseLimits, LeaseTable, Ways};
+use messaging::{DataPlane, Network, TcpOptions, advertised_host};
+use prefill_worker::{KvListener, KvSource};
+use protocol::v1::Role;
+use protocol::{Incarnation, WorkerLife};
+use telemetry::Metrics;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use worker::{EngineHost, EnginePlace, Presence, Worker, WorkerConfig, WorkerError};
+
+use crate::cli::{DataArgs, WorkerArgs};
+use crate::error::CommandError;
+use crate::model_directory;
+use crate::signals::Signals;
+use crate::{addresses, cluster, engines, kv_source, observe};
+
+/// How often a draining worker is looked at.
+const DRAIN_INTERVAL: Duration = Duration::from_millis(50);
+
+/// A worker that had nothing to do for this long has nothing left: what was given to it before others
+/// knew that it drains has come by then, and its last tokens have gone out.
+const QUIET: Duration = Duration::from_millis(300);
+
+/// A worker that serves.
+struct Running {
+    host: Arc<EngineHost>,
+    presence: Arc<Presence>,
+    leases: Arc<LeaseTable>,
+    stop: CancellationToken,
+    task: JoinHandle<Result<(), WorkerError>>,
+}
+
+/// Runs a worker until a signal ends it, then lets what it has end.
+pub async fn command(role: Role, arguments: WorkerArgs) -> Result<(), CommandError> {
+    let mut signals = Signals::listen()?;
+    let name = cluster::name(arguments.component.name.as_deref(), short_name(role))?;
+    let data_plane = data_plane(&arguments).await?;
+    engines::check(&arguments.engine).map_err(CommandError::Arguments)?;
+    let model = model_directory::named(arguments.model.as_deref(), arguments.model_name.as_deref())
+        .map_err(CommandError::Arguments)?;
+    let ways = Ways::default();
+    let kv = match role {
+        Role::Prefill => Some(kv_listener(&arguments, &ways).await?),
+        _ => None,
+    };
+    let kv_address = kv.as_ref().map(|kv| kv.server.local_address()).transpose()?;
+    let listener = observe::bind(&arguments.admin, arguments.component.insecure).await?;
+    let (component, engine) = (&arguments.component, arguments.engine.clone());
+    let starting = async {
+        let network = cluster::join(&component.nats, &component.login, &name, data_plane).await?;
+        Ok::<_, CommandError>((network, engines::load(model, engine).await?))
+    };
+    let (network, (engines, card)) = tokio::select! {
+        started = starting => started?,
+        () = signals.next() => return Ok(()),
+    };
+
+    let model_name = card.name.clone();
+    let life = WorkerLife { id: name.as_str().into(), incarnation: Incarnation::begin() };
+    let (runner, place) = (engines.runner(), EnginePlace::Thread);
+    let engine = engines::sizes(&arguments.engine, runner.as_ref());
+    let worker = Worker::start(WorkerConfig { life, role, runner, place, engine, card })?;
+    let mut running = run(role, worker, kv, &network, ways);
+    let admin = show(listener, &network, &running)?;
+    let failed = |ended| CommandError::of_worker("the worker", ended);
+    let data = tokio::select! {
+        ended = &mut running.task => return Err(failed(ended)),
+        data = running.presence.registered() => data,
+        () = signals.next() => return Ok(()),
+    };
+    let kv = kv_address.map(|address| format!("  kv    {address}\n")).unwrap_or_default();
+    let role = short_name(role);
+    // A closed standard output is no reason to stop.
+    let _closed = write!(
+        std::io::stdout(),
+        "{role}-worker {name} ready, serving {model_name}\n  data  {data}\n{kv}  admin http://{admin}\n"
+    );
+    tokio::select! {
+        ended = &mut running.task => return Err(failed(ended)),
+        () = signals.next() => {}
+    }
+    cluster::end_at_next(signals);
+    running.drain(Duration::from_secs(arguments.component.drain_timeout)).await;
+    running.stop.cancel();
+    let ended = running.task.await;
+    cluster::leave(&network).await;
+    match ended {
+        Ok(Ok(())) => Ok(()),
+        ended => Err(failed(ended)),
+    }
+}
+
+fn short_name(role: Role) -> &'static str {
+    if role == Role::Prefill { "prefill" } else { "decode" }
+}
+
+/// Checks the addresses before anything is opened.
+async fn data_plane(arguments: &WorkerArgs) -> Result<DataPlane, CommandError> {
+    let DataArgs { data_listen, advertise, tls, .. } = &arguments.data;
+    let protection = cluster::protection(&arguments.component, tls);
+    addresses::check("--data-listen", *data_listen, protection, addresses::OPEN_DATA)?;
+    addresses::check_advertised("--data-listen", *data_listen, advertise.as_deref()).await?;
+    if tls.tls_ca.is_some() && tls.tls_cert.is_none() {
+        return Err(CommandError::Arguments(
+            "--tls-ca alone is not enough for a worker, which others connect to; add --tls-cert \
+             and --tls-key"
+                .into(),
+        ));
+    }
+    let (listen, advertise) = (*data_listen, advertise.clone());
+    Ok(DataPlane::tcp(TcpOptions { listen, advertise, tls: cluster::tls_files(tls) })?)
+}
+
+/// Listens for readers of KV blocks; before the engine begins, so that a taken port is known early.
+async fn kv_listener(arguments: &WorkerArgs, ways: &Ways) -> Result<KvListener, CommandError> {
+    let DataArgs { advertise, advertise_kv, .. } = &arguments.data;
+    let listen = kv_source::check(arguments)?;
+    let advertise = advertise_kv.as_deref().or(advertise.as_deref().map(advertised_host));
+    kv_source::listen(listen, advertise, ways).await
+}
+
+fn run(
+    role: Role,
+    worker: Worker,
+    listener: Option<KvListener>,
+    network: &Network,
+    ways: Ways,
+) -> Running {
+    let (host, presence) = (worker.host.clone(), worker.presence.clone());
+    let leases = Arc::new(LeaseTable::new(LeaseLimits::default()));
+    let (network, stop) = (network.clone(), CancellationToken::new());
+    let stopping = stop.clone();
+    let task = match role {
+        Role::Prefill => {
+            let kv = KvSource { leases: leases.clone(), listener };
+            tokio::spawn(prefill_worker::run(worker, kv, network, ways, stopping))
+        }
+        _ => tokio::spawn(decode_worker::run(worker, network, ways, stopping)),
+    };
+    Running { host, presence, leases, stop, task }
+}
+
+fn show(
+    listener: tokio::net::TcpListener,
+    network: &Network,
+    running: &Running,
+) -> std::io::Result<SocketAddr> {
+    let metrics = Metrics::new();
+    observe::network(&metrics, network);
+    observe::engines(&metrics, vec![running.host.clone()]);
+    observe::leases(&metrics, &running.leases);
+    let presence = running.presence.clone();
+    observe::serve(listener, &metrics, move || presence.is_ready())
+}
+
+impl Running {
+    /// Takes nothing new, and waits until what it has is done, at most for `timeout`.
+    async fn drain(&self, timeout: Duration) {
+        self.presence.drain();
+        let done = async {
+            let mut quiet = Duration::ZERO;
+            while quiet < QUIET {
+                tokio::time::sleep(DRAIN_INTERVAL).await;
+                quiet = if self.is_idle() { quiet + DRAIN_INTERVAL } else { Duration::ZERO };
+            }
+        };
+        if tokio::time::timeout(timeout, done).await.is_err() {
+            tracing::warn!("the drain timeout is over: other workers go on with what is left");
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        let load = self.host.load();
+        load.running == 0 && load.waiting == 0 && self.leases.is_empty()
+    }
+}
