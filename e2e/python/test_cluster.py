@@ -7,8 +7,8 @@ import threading
 import pytest
 from openai import OpenAI
 
-from cluster import Cluster, Component, Nats, complete, eventually, free_port
-from plain_http import chunks, request, streaming
+from cluster import Cluster, Nats, complete, free_port, wait_until
+from plain_http import request, streaming
 from stator_process import DEADLINE_S, check_sentence, run
 
 PROMPT = list(range(5, 305))
@@ -25,10 +25,7 @@ def nats():
 @pytest.fixture
 def cluster(nats):
     """An empty cluster, of which no other test knows."""
-    name = f"test-{free_port()}"
     with Cluster(nats) as cluster:
-        begin = cluster.begin
-        cluster.begin = lambda role, *arguments: begin(role, "--cluster", name, *arguments)
         yield cluster
 
 
@@ -38,7 +35,7 @@ def with_all(cluster, *arguments):
     components += [cluster.begin(role, *arguments) for role in ROLES[2:]]
     for component in components:
         component.ready()
-    eventually("both workers are known", lambda: components[0].metric("stator_workers_known") == 2)
+    wait_until(lambda: components[0].metric("stator_workers_known") == 2, "both workers are known")
     return components
 
 
@@ -60,10 +57,10 @@ def test_components_start_in_any_order(order):
             for role in ROLES:
                 started[role].ready()
             gateway = started["gateway"]
-            eventually("workers are known", lambda: gateway.metric("stator_workers_known") == 2)
-            eventually("the router is known", lambda: gateway.metric("stator_routers_known") == 1)
+            wait_until(lambda: gateway.metric("stator_workers_known") == 2, "workers are known")
+            wait_until(lambda: gateway.metric("stator_routers_known") == 1, "the router is known")
             assert complete(gateway, PROMPT, 5).json["usage"]["completion_tokens"] == 5
-            eventually("the prompt came over", lambda: is_at_rest(started["prefill-worker"]))
+            wait_until(lambda: is_at_rest(started["prefill-worker"]), "the prompt came over")
         finally:
             nats.__exit__()
 
@@ -88,7 +85,7 @@ def test_a_cluster_answers_as_one_process_does(cluster, server):
             )
             return "".join(chunk.choices[0].delta.content or "" for chunk in stream)
 
-    assert answer(gateway.base_url) == answer(server.base_url)
+    assert answer(gateway.address("API")) == answer(server.base_url)
 
 
 def test_a_gateway_without_workers_is_not_ready(cluster):
@@ -132,22 +129,12 @@ def test_every_component_shows_health_and_metrics(cluster):
 def test_serve_joins_a_cluster(cluster):
     """Its workers answer what another gateway is asked."""
     gateway = cluster.start("gateway")
-    name = cluster.components[-1].process.args[-1]
-    serve = cluster_serve(cluster, name)
-    try:
+    with cluster.begin("serve", "--listen", "127.0.0.1:0", "--engine", "mock") as serve:
         serve.stdout.wait_for(r"^serving ")
-        eventually("its workers are known", lambda: gateway.metric("stator_workers_known") == 2)
+        wait_until(lambda: gateway.metric("stator_workers_known") == 2, "its workers are known")
         assert complete(gateway, PROMPT, 5).json["usage"]["completion_tokens"] == 5
-        serve.terminate()
-        assert serve.exit_code() == 0
-        eventually("they are gone", lambda: gateway.metric("stator_workers_known") == 0)
-    finally:
-        serve.kill()
-
-
-def cluster_serve(cluster, name):
-    listen = ("--listen", "127.0.0.1:0", "--engine", "mock")
-    return Component("serve", cluster.nats, "--cluster", name, *listen)
+        assert serve.end()[0] == 0
+        wait_until(lambda: gateway.metric("stator_workers_known") == 0, "they are gone")
 
 
 SLOW = ("--mock-step-us", "20000")
@@ -160,9 +147,10 @@ def stream_of(gateway, tokens):
 
     def read():
         with streaming(gateway, "/v1/completions", body | {"seed": 1}) as response:
-            for chunk in chunks(response):
-                texts.append(chunk["choices"][0]["text"] if chunk["choices"] else "")
-                began.set()
+            while (line := response.readline()) != b"data: [DONE]\n":
+                if line.startswith(b"data: "):
+                    texts.append(json.loads(line[6:])["choices"][0]["text"])
+                    began.set()
 
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
@@ -175,19 +163,19 @@ def test_a_draining_worker_ends_what_it_has(cluster):
     whole = complete(gateway, PROMPT, 60).json["choices"][0]["text"]
     thread, texts = stream_of(gateway, 60)
     worker.terminate()
-    eventually("it takes nothing new", lambda: not worker.is_ready())
+    wait_until(lambda: not worker.is_ready(), "it takes nothing new")
     assert worker.exit_code() == 0
     thread.join(DEADLINE_S)
     assert "".join(texts) == whole
     assert sum(migrations_of(gateway)) == 0
-    eventually("its entry is gone", lambda: gateway.metric("stator_workers_known") == 1)
+    wait_until(lambda: gateway.metric("stator_workers_known") == 1, "its entry is gone")
 
 
 def test_after_the_drain_timeout_others_go_on(cluster):
     gateway, _, _, worker = with_all(cluster, *SLOW, "--drain-timeout", "0")
     whole = complete(gateway, PROMPT, 100).json["choices"][0]["text"]
     cluster.start("decode-worker", *SLOW)
-    eventually("it is known", lambda: gateway.metric("stator_workers_known") == 3)
+    wait_until(lambda: gateway.metric("stator_workers_known") == 3, "it is known")
     thread, texts = stream_of(gateway, 100)
     for component in cluster.components:
         if component.role == "decode-worker" and component.metric('stator_sequences{state="running"}'):
@@ -282,8 +270,7 @@ def test_an_old_server():
 
 def test_workers_that_do_not_go_together(cluster, demo_directory, tmp_path):
     cluster.start("decode-worker", "--name", "first")
-    name = cluster.components[0].process.args
-    here = ("--nats", cluster.nats.url, "--cluster", name[name.index("--cluster") + 1])
+    here = ("--nats", cluster.nats.url, "--cluster", cluster.name)
     worker = ("prefill-worker", *here, "--engine", "mock")
     check_sentence(
         run(*worker, "--block-size", "32"), 64, "worker first", "blocks of 16 tokens", "--block-size"

@@ -1,7 +1,7 @@
 //! Sessions with decode workers: one long-lived stream per worker, over which all requests go and
 //! come.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -67,7 +67,8 @@ struct Session {
 
 /// The requests of a session, or why it has none any more.
 enum Requests {
-    Open(HashMap<u64, mpsc::Sender<RequestUpdate>>),
+    /// In the order in which they came, so that a simulation replays when all are lost at once.
+    Open(BTreeMap<u64, mpsc::Sender<RequestUpdate>>),
     Lost(Lost),
 }
 
@@ -136,7 +137,7 @@ impl Session {
     ) -> Result<Self, SessionError> {
         let (outbound, messages) = mpsc::channel(OUTBOUND_QUEUE);
         let frames = client.session(ReceiverStream::new(messages)).await?.into_inner();
-        let requests = Arc::new(Mutex::new(Requests::Open(HashMap::new())));
+        let requests = Arc::new(Mutex::new(Requests::Open(BTreeMap::new())));
         tokio::spawn(deliver(frames, requests.clone()));
         Ok(Self { outbound, requests, next_request: AtomicU64::new(0) })
     }
@@ -190,7 +191,7 @@ async fn deliver(mut frames: Streaming<v1::StepFrame>, requests: Arc<Mutex<Reque
     *requests.lock() = Requests::Lost(lost);
 }
 
-fn hand_out(requests: &mut HashMap<u64, mpsc::Sender<RequestUpdate>>, update: RequestUpdate) {
+fn hand_out(requests: &mut BTreeMap<u64, mpsc::Sender<RequestUpdate>>, update: RequestUpdate) {
     let number = update.request;
     let is_last = ends(&update);
     let Some(request) = requests.get(&number) else { return };

@@ -129,12 +129,8 @@ impl Bucket {
         Ok((messages, present))
     }
 
-    /// The sequence number of the last message of a key, 0 where there is none.
-    pub async fn revision(&self, key: &str) -> Result<u64, BucketError> {
-        let transient = |reason: String| BucketError { reason, passes: true };
-        let store = self.context.get_key_value(&self.name).await;
-        let store = store.map_err(|error| transient(error.to_string()))?;
-        let entry = store.entry(key).await.map_err(|error| transient(error.to_string()))?;
-        Ok(entry.map_or(0, |entry| entry.revision))
+    /// The subject on which the last message of a key is asked for.
+    pub fn last(&self, key: &str) -> String {
+        format!("$JS.API.DIRECT.GET.KV_{}.{}", self.name, self.subject(key))
     }
 }

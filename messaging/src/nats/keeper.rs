@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use async_nats::header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_TTL};
+use async_nats::header::{NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_TTL, NATS_SEQUENCE};
 use async_nats::jetstream::publish::PublishAck;
 use async_nats::jetstream::response::Response;
 use async_nats::jetstream::{self, ErrorCode};
@@ -222,7 +222,7 @@ impl Writer {
         match serde_json::from_slice::<Response<PublishAck>>(&message.payload) {
             Ok(Response::Ok(ack)) => Outcome::Written(ack.sequence),
             Ok(Response::Err { error }) if is_conflict(&error) => {
-                match self.bucket.revision(&write.key).await {
+                match self.revision(&write.key).await {
                     Ok(revision) => Outcome::Conflict(revision),
                     Err(error) => Outcome::Failed(error.to_string()),
                 }
@@ -230,6 +230,14 @@ impl Writer {
             Ok(Response::Err { error }) => Outcome::Failed(error.to_string()),
             Err(error) => Outcome::Failed(format!("unreadable acknowledgement: {error}")),
         }
+    }
+
+    /// The sequence number of the last message of a key, 0 where there is none.
+    async fn revision(&self, key: &str) -> Result<u64, RequestError> {
+        let asked = self.asker.ask(self.bucket.last(key), None, Bytes::new(), ACK_TIMEOUT);
+        let headers = asked.await?.headers;
+        let sequence = headers.as_ref().and_then(|headers| headers.get(NATS_SEQUENCE));
+        Ok(sequence.and_then(|sequence| sequence.as_str().parse().ok()).unwrap_or(0))
     }
 
     fn settle(&self, write: &Write, outcome: &Outcome) {

@@ -55,24 +55,63 @@ async fn a_clean_leave_is_seen_at_once_though_it_is_the_last_that_a_process_does
     assert!(start.elapsed() < TTL, "{:?}", start.elapsed());
 }
 
+fn put_many(network: &Network) {
+    for number in 0..100 {
+        network.registry.put(&format!("k/{number:02}"), value("v"));
+    }
+}
+
+fn many(network: &Network) -> bool {
+    network.registry.watch("k/").0.len() == 100
+}
+
+/// Everything expires in the server, and its owners come back within the grace.
 #[tokio::test]
 async fn mass_expiry_empties_no_table() {
+    let server = NatsServer::start();
+    let (owner, seer) = (connect(&server).await, connect(&server).await);
+    put_many(&owner);
+    until("all are known", || many(&seer)).await;
+    let (_, mut watch) = seer.registry.watch("");
+    drop(owner);
+    while !connect(&server).await.registry.watch("k/").0.is_empty() {}
+    assert!(many(&seer), "expired in the server, and still believed in");
+    let owner = connect(&server).await;
+    put_many(&owner);
+    until("all are back", || many(&owner)).await;
+    tokio::time::sleep(GRACE).await;
+    owner.registry.put("last", value("v"));
+    assert_eq!(next(&mut watch).await, put("last", "v"), "nobody heard of an expiry");
+    assert!(many(&seer));
+}
+
+/// The server is away for longer than any entry lives: killed, or stopped.
+#[tokio::test]
+async fn a_long_absence_empties_no_table() {
     let mut server = NatsServer::start();
-    let (a, b) = (connect(&server).await, connect(&server).await);
-    for number in 0..100 {
-        a.registry.put(&format!("k/{number:02}"), value("v"));
+    let (owner, seer) = (connect(&server).await, connect(&server).await);
+    put_many(&owner);
+    until("all are known", || many(&seer)).await;
+    let (_, mut watch) = seer.registry.watch("");
+    for killed in [true, false] {
+        if killed {
+            server.kill()
+        } else {
+            server.stop()
+        }
+        until("away", || !owner.is_connected() && !seer.is_connected()).await;
+        tokio::time::sleep(TTL + TTL).await;
+        assert!(many(&seer));
+        if killed {
+            server.restart()
+        } else {
+            server.cont()
+        }
+        until("back", || owner.is_connected() && seer.is_connected()).await;
+        let stranger = connect(&server).await;
+        until("all are back", || many(&stranger)).await;
     }
-    until("all are known", || b.registry.watch("k/").0.len() == 100).await;
-    let (_, mut watch) = b.registry.watch("");
-    server.kill();
-    // Away for longer than any entry lives.
-    tokio::time::sleep(TTL + TTL).await;
-    assert_eq!(b.registry.watch("k/").0.len(), 100);
-    server.restart();
-    until("back", || b.is_connected() && a.is_connected()).await;
-    let stranger = connect(&server).await;
-    until("all are back", || stranger.registry.watch("k/").0.len() == 100).await;
-    b.registry.put("last", value("v"));
+    seer.registry.put("last", value("v"));
     assert_eq!(next(&mut watch).await, put("last", "v"), "nobody heard of an expiry");
 }
 
