@@ -60,9 +60,23 @@ def test_components_start_in_any_order(order):
             wait_until(lambda: gateway.metric("stator_workers_known") == 2, "workers are known")
             wait_until(lambda: gateway.metric("stator_routers_known") == 1, "the router is known")
             assert complete(gateway, PROMPT, 5).json["usage"]["completion_tokens"] == 5
-            wait_until(lambda: is_at_rest(started["prefill-worker"]), "the prompt came over")
         finally:
             nats.__exit__()
+
+
+def test_prompts_are_computed_by_the_worker_that_is_faster_at_them(cluster):
+    gateway = cluster.start("gateway")
+    cluster.start("router")
+    prefill = cluster.start("prefill-worker", "--mock-prefill-us-per-token", "10")
+    decode = cluster.start("decode-worker", "--mock-prefill-us-per-token", "3000")
+    wait_until(lambda: gateway.metric("stator_workers_known") == 2, "both workers are known")
+    steps = decode.metric("stator_steps_total")
+    assert complete(gateway, PROMPT, 20).status == 200
+    assert prefill.metric('stator_kv_blocks{state="cached"}') >= len(PROMPT) // 16
+    # One step per token but the first: had a block not come over, there would be more.
+    assert decode.metric("stator_steps_total") - steps == 19
+    for worker in (prefill, decode):
+        wait_until(lambda: is_at_rest(worker), f"{worker.role} holds nothing")
 
 
 def is_at_rest(worker):
