@@ -51,6 +51,8 @@ pub async fn run(
     let _before = cluster.journal.take();
     let load = Load::start(http.clone(), load);
     let mut round = Round::new(strike);
+    // The load begins all at once: a strike at any moment of a stream wants some time in between.
+    tokio::time::sleep(strike.map(|strike| strike.delay).unwrap_or_default()).await;
     if occasion(cluster, &load, strike).await {
         round.past_first_token = load.past_first_token();
         round.struck_at = Some(Instant::now());
@@ -136,17 +138,26 @@ impl Round {
         self.outcomes.iter().filter(|o| matches!(o.verdict, Verdict::Wrong(_))).count()
     }
 
-    /// For each request that another worker went on with: the time from the strike, or from its
-    /// sending if that came later, until then.
+    /// How long it took until failed requests were in other hands: those given to another worker,
+    /// and those whose decode worker had to compute the prompt itself.
     pub fn redispatched(&self) -> Vec<Duration> {
+        self.after_strike(|news| matches!(news, News::GivenElsewhere | News::PrefillLost))
+    }
+
+    /// How long it took until another worker's first token came: that, and computing again.
+    pub fn went_on(&self) -> Vec<Duration> {
+        self.after_strike(|news| news == News::WentOn)
+    }
+
+    /// Of each such note: from the strike, or from the request's sending if that came later.
+    fn after_strike(&self, is_such: impl Fn(News) -> bool) -> Vec<Duration> {
         let Some(struck_at) = self.struck_at else { return Vec::new() };
-        let is_end = |note: &&Note| matches!(note.news, News::Migrated | News::PrefillLost);
         let took = |note: &Note| {
             let of = |outcome: &&Outcome| outcome.request_id == note.request_id;
             let began = self.outcomes.iter().find(of)?.began;
             note.at.checked_duration_since(began.max(struck_at))
         };
-        self.notes.iter().filter(is_end).filter_map(took).collect()
+        self.notes.iter().filter(|note| is_such(note.news)).filter_map(took).collect()
     }
 
     /// The longest time that a client waited between two pieces of text.
