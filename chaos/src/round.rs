@@ -141,23 +141,36 @@ impl Round {
     /// How long it took until failed requests were in other hands: those given to another worker,
     /// and those whose decode worker had to compute the prompt itself.
     pub fn redispatched(&self) -> Vec<Duration> {
-        self.after_strike(|news| matches!(news, News::GivenElsewhere | News::PrefillLost))
+        self.after_strike(|note| match note.news {
+            News::GivenElsewhere => true,
+            // A worker that was stopped may yet say so of a request that another one has by now.
+            News::PrefillLost => !self.was_given_away_before(note),
+            News::WentOn | News::Panic => false,
+        })
+    }
+
+    fn was_given_away_before(&self, note: &Note) -> bool {
+        self.notes.iter().any(|other| {
+            other.news == News::GivenElsewhere
+                && other.request_id == note.request_id
+                && other.at <= note.at
+        })
     }
 
     /// How long it took until another worker's first token came: that, and computing again.
     pub fn went_on(&self) -> Vec<Duration> {
-        self.after_strike(|news| news == News::WentOn)
+        self.after_strike(|note| note.news == News::WentOn)
     }
 
     /// Of each such note: from the strike, or from the request's sending if that came later.
-    fn after_strike(&self, is_such: impl Fn(News) -> bool) -> Vec<Duration> {
+    fn after_strike(&self, is_such: impl Fn(&Note) -> bool) -> Vec<Duration> {
         let Some(struck_at) = self.struck_at else { return Vec::new() };
         let took = |note: &Note| {
             let of = |outcome: &&Outcome| outcome.request_id == note.request_id;
             let began = self.outcomes.iter().find(of)?.began;
             note.at.checked_duration_since(began.max(struck_at))
         };
-        self.notes.iter().filter(|note| is_such(note.news)).filter_map(took).collect()
+        self.notes.iter().filter(|note| is_such(note)).filter_map(took).collect()
     }
 
     /// The longest time that a client waited between two pieces of text.
