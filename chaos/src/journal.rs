@@ -102,10 +102,8 @@ mod tests {
         let time = "2026-11-23T01:20:00.123456Z";
         check(&format!("{time}  INFO gateway: listening"), None);
         check(
-            &format!(
-                "{time}  INFO gateway: migrating request request_id=a-1 from=decode-0 cause=lost"
-            ),
-            Some((News::Migrating, "a-1")),
+            &format!("{time}  INFO gateway: given to another worker request_id=a-1 to=decode-0"),
+            Some((News::GivenElsewhere, "a-1")),
         );
         check(
             &format!("{time}  INFO gateway: migrated request_id=\"a-1\" took_ms=12"),
