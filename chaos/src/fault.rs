@@ -118,6 +118,13 @@ const PAIRS: [(Target, Target); 9] = [
     (Target::Router, Target::Nats),
 ];
 
+impl Target {
+    /// Whether it has an engine.
+    pub fn is_worker(self) -> bool {
+        matches!(self, Self::PrefillWorker | Self::DecodeWorker)
+    }
+}
+
 impl Kind {
     /// Every kind there is: connections can be cut, but not killed.
     pub fn all() -> Vec<Self> {

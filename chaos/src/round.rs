@@ -53,11 +53,11 @@ pub async fn run(
     let mut round = Round::new(strike);
     // The load begins all at once: a strike at any moment of a stream wants some time in between.
     tokio::time::sleep(strike.map(|strike| strike.delay).unwrap_or_default()).await;
-    if occasion(cluster, &load, strike).await {
+    if let Some(aimed) = occasion(cluster, &load, strike).await? {
         round.past_first_token = load.past_first_token();
         round.struck_at = Some(Instant::now());
         match strike {
-            Some(strike) => round.inflict(aim(cluster, strike)).await?,
+            Some(_) => round.inflict(aimed).await?,
             None => tokio::time::sleep(CALM).await,
         }
         // Healed is who serves again, while clients still ask.
@@ -73,16 +73,28 @@ pub async fn run(
     Ok(round)
 }
 
-/// Waits for a moment at which the strike counts.
-async fn occasion(cluster: &Cluster, load: &Load, strike: Option<&Strike>) -> bool {
+/// Waits for a moment at which the strike counts, and aims. `None` if there is none.
+async fn occasion(
+    cluster: &Cluster,
+    load: &Load,
+    strike: Option<&Strike>,
+) -> Result<Option<Vec<Aimed>>> {
     let needs_pull = strike.is_some_and(|strike| strike.during_pull);
     let is_now = || load.past_first_token() >= STREAMS_MIN && (!needs_pull || cluster.is_pulling());
     let waiting = async {
-        while !is_now() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+        loop {
+            while !is_now() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            let Some(strike) = strike else { return Ok(Vec::new()) };
+            let aimed = aim(cluster, strike).await?;
+            // Aiming took a moment.
+            if is_now() {
+                return Ok(aimed);
+            }
         }
     };
-    tokio::time::timeout(OCCASION_DEADLINE, waiting).await.is_ok()
+    tokio::time::timeout(OCCASION_DEADLINE, waiting).await.ok().transpose()
 }
 
 impl Round {
