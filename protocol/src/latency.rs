@@ -66,7 +66,7 @@ impl LatencyModel {
     /// Duration of computing `tokens` prompt tokens after `cached` ones, in steps of at most
     /// `chunk_tokens`, in microseconds.
     pub fn predict_prefill_us(&self, cached: f32, tokens: f32, chunk_tokens: f32) -> f32 {
-        let steps = (tokens / chunk_tokens.max(1.0)).ceil();
+        let steps = steps(tokens, chunk_tokens);
         let attended = tokens * (cached + (tokens + 1.0) / 2.0);
         steps * self.step_us + tokens * self.prefill_token_us + attended * self.prefill_attended_us
     }
@@ -74,13 +74,20 @@ impl LatencyModel {
     /// The same for a prompt that another worker pulls: where it is long, its last tokens are a step
     /// of their own.
     pub fn predict_pulled_us(&self, cached: f32, tokens: f32, chunk_tokens: f32) -> f32 {
-        let chunk = chunk_tokens.max(1.0);
-        let last_chunk = tokens - ((tokens / chunk).ceil() - 1.0) * chunk;
+        let last_chunk = tokens - (steps(tokens, chunk_tokens) - 1.0) * chunk_tokens.max(1.0);
         let is_long = cached + tokens >= LONG_PROMPT_TOKENS as f32;
         let has_own_step = is_long && last_chunk > LAST_STEP_TOKENS as f32;
         let last_step_us = if has_own_step { self.step_us } else { 0.0 };
         self.predict_prefill_us(cached, tokens, chunk_tokens) + last_step_us
     }
+}
+
+/// In how many steps so many tokens are computed. (`f32::ceil` is a call where the compiler may not
+/// use SSE4.1; routers ask this of every worker.)
+fn steps(tokens: f32, chunk_tokens: f32) -> f32 {
+    let exact = tokens / chunk_tokens.max(1.0);
+    let whole = exact as u32 as f32;
+    if whole < exact { whole + 1.0 } else { whole }
 }
 
 #[cfg(test)]

@@ -1,20 +1,15 @@
-//! Pools of workers that may pair, and the choice among the workers of one.
+//! The choice among the workers of one pool, and among pools.
 
 use std::{fmt, iter};
 
 use protocol::WorkerLife;
-use protocol::v1::LatencyModel;
 
 use crate::cost::{self, Cost, Sizes};
-use crate::prefix_index::Slot;
-use crate::worker_table::{Standing, Time, WorkerEntry};
-
-/// Steps of a kind that a worker is credited with at most, so that who comes later, or becomes slower,
-/// is heard too.
-const STEPS_COUNTED_MAX: u64 = 1_024;
-
-/// All workers, by slot.
-pub type Slots = Vec<Option<(WorkerLife, WorkerEntry)>>;
+use crate::gauge::{Gauge, Standing};
+use crate::holders::Slot;
+use crate::pool::Pool;
+use crate::worker_table::Time;
+use crate::workers::Workers;
 
 /// Where a request goes.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,45 +48,14 @@ impl fmt::Display for Route {
     }
 }
 
-/// Workers that compute the same bits.
-#[derive(Default)]
-pub struct Pool {
-    /// In the order of their names: of equal costs the first wins.
-    pub decode: Vec<Slot>,
-    /// Likewise.
-    pub prefill: Vec<Slot>,
-    /// What those of them measured that have made the most steps, for those that have made few.
-    pub latency: Option<LatencyModel>,
-}
-
-impl Pool {
-    /// Each half of the model is taken from who knows most about it; of those who know about as
-    /// much, from who said it last.
-    pub fn learn(&mut self, mut measured: LatencyModel) {
-        measured.prefill_steps = measured.prefill_steps.min(STEPS_COUNTED_MAX);
-        measured.decode_steps = measured.decode_steps.min(STEPS_COUNTED_MAX);
-        let known = self.latency.get_or_insert(measured);
-        if measured.prefill_steps >= known.prefill_steps / 2 {
-            let LatencyModel { prefill_token_us, prefill_attended_us, prefill_steps, .. } =
-                measured;
-            *known =
-                LatencyModel { prefill_token_us, prefill_attended_us, prefill_steps, ..*known };
-        }
-        if measured.decode_steps >= known.decode_steps / 2 {
-            let LatencyModel { step_us, sequence_us, attended_us, decode_steps, .. } = measured;
-            *known = LatencyModel { step_us, sequence_us, attended_us, decode_steps, ..*known };
-        }
-    }
-}
-
 /// The choice among the workers of one pool.
 pub struct Choice<'a> {
     /// All workers.
-    pub slots: &'a Slots,
+    pub workers: &'a Workers,
     /// Those that may be chosen.
     pub pool: &'a Pool,
     /// What each has of the prompt, by slot.
-    pub cached_blocks: Vec<usize>,
+    pub cached_blocks: Vec<u32>,
     /// The request's sizes.
     pub sizes: Sizes,
     /// The present.
@@ -143,32 +107,34 @@ impl Choice<'_> {
         &'b self,
         workers: &'b [Slot],
         worst: Standing,
-    ) -> impl Iterator<Item = (Slot, &'b WorkerEntry, usize)> {
+    ) -> impl Iterator<Item = (Slot, &'b Gauge, u32)> {
+        let gauges = self.workers.gauges();
         workers.iter().filter_map(move |slot| {
-            let (_, entry) = self.slots[*slot as usize].as_ref()?;
-            let is_able = entry.standing(self.now) <= worst
-                && !entry.registration.draining
+            let gauge = gauges.get(*slot as usize)?;
+            let is_able = gauge.standing(self.now) <= worst
+                && !gauge.is_draining
                 && !self.excluded.contains(slot);
-            let cached_tokens = self.cached_blocks[*slot as usize] * entry.block_size();
-            is_able.then_some((*slot, entry, cached_tokens))
+            is_able.then(|| (*slot, gauge, self.cached_tokens(*slot, gauge)))
         })
     }
 
+    fn cached_tokens(&self, slot: Slot, gauge: &Gauge) -> u32 {
+        self.cached_blocks[slot as usize].saturating_mul(gauge.block_size)
+    }
+
     fn route(&self, decode: Slot, prefill: Option<Slot>, cost: Cost) -> Route {
-        let known = |slot: Slot| self.slots[slot as usize].as_ref().expect("a pool's worker");
-        let life = |slot: Slot| known(slot).0.clone();
+        let life = |slot: Slot| self.workers.life(slot).expect("a pool's worker").clone();
         let computing = prefill.unwrap_or(decode);
-        let ((_, entry), cached_blocks) =
-            (known(computing), self.cached_blocks[computing as usize]);
-        let cached_tokens = cached_blocks * entry.block_size();
+        let gauge = &self.workers.gauges()[computing as usize];
+        let cached_tokens = self.cached_tokens(computing, gauge);
         let prefill_us = match prefill {
-            Some(_) => cost::pulled_prefill_us(entry, self.sizes, cached_tokens),
-            None => cost::prefill_us(entry, self.sizes, cached_tokens),
+            Some(_) => cost::pulled_prefill_us(gauge, self.sizes, cached_tokens),
+            None => cost::prefill_us(gauge, self.sizes, cached_tokens),
         };
         Route {
             decode: life(decode),
             prefill: prefill.map(life),
-            cached_blocks,
+            cached_blocks: self.cached_blocks[computing as usize] as usize,
             cost,
             prefill_us,
             otherwise: None,

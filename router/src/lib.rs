@@ -9,12 +9,16 @@ mod core;
 mod cost;
 mod fallback;
 mod feeds;
+mod gauge;
+mod holders;
+mod pool;
 mod prefix_index;
 mod question;
 mod resync;
 mod run;
 mod telling;
 mod worker_table;
+mod workers;
 
 pub use crate::choice::Route;
 pub use crate::core::Core;

@@ -1,14 +1,11 @@
 //! Which worker's prefix cache holds which blocks, as told by KV events and snapshots.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::hash::{BuildHasher, Hasher, RandomState};
 
 use protocol::BlockHash;
 
+use crate::holders::{Holders, Slot};
 use crate::worker_table::Time;
-
-/// A worker's place in the router's tables. Small numbers, used again after a worker has gone.
-pub type Slot = u32;
 
 /// Messages that wait for one worker's snapshot; beyond, the oldest is dropped, which makes a gap.
 const PENDING_MAX: usize = 1024;
@@ -19,62 +16,14 @@ const EVENTS_DELAY_MAX: Time = 100_000;
 /// Parts of an interval in which workers' prefixes end that are told apart.
 const PARTS: usize = 8;
 
+/// Of a worker that holds the first block, until more is known.
+const FIRST: u32 = 1;
+
 /// Blocks by worker, and workers by block.
 #[derive(Default)]
 pub struct PrefixIndex {
-    holders: HashMap<BlockHash, Holders, FewBits>,
+    holders: Holders,
     caches: HashMap<Slot, Cache>,
-}
-
-/// Hashes block hashes, whose bits are random already: takes some of them, mixed with a secret, so
-/// that nobody can choose prompts that collide.
-#[derive(Clone)]
-struct FewBits {
-    secret: u64,
-}
-
-struct FewBitsHasher {
-    secret: u64,
-    bits: u64,
-}
-
-impl Default for FewBits {
-    fn default() -> Self {
-        Self { secret: RandomState::new().hash_one(0) | 1 }
-    }
-}
-
-impl BuildHasher for FewBits {
-    type Hasher = FewBitsHasher;
-
-    fn build_hasher(&self) -> FewBitsHasher {
-        FewBitsHasher { secret: self.secret, bits: 0 }
-    }
-}
-
-impl Hasher for FewBitsHasher {
-    fn write(&mut self, bytes: &[u8]) {
-        let words = bytes.as_chunks::<8>().0;
-        for word in words {
-            let product =
-                u128::from(self.bits ^ u64::from_le_bytes(*word)) * u128::from(self.secret);
-            self.bits = (product >> 64) as u64 ^ product as u64;
-        }
-    }
-
-    /// The length of the hash, which is always the same.
-    fn write_usize(&mut self, _length: usize) {}
-
-    fn finish(&self) -> u64 {
-        self.bits
-    }
-}
-
-/// Workers that hold one block; mostly there is one.
-enum Holders {
-    One(Slot),
-    /// In rising order.
-    Many(Vec<Slot>),
 }
 
 /// One worker's prefix cache, as known here.
@@ -205,41 +154,56 @@ impl PrefixIndex {
         self.caches.get(&worker).filter(|cache| cache.awaiting.is_none()).map(|cache| &cache.blocks)
     }
 
-    /// For each worker that holds any, how many of a prompt's leading blocks it holds, at least: what
-    /// is left to compute is known to an eighth, and exactly where little is left. (Looking at each
-    /// block would take most of a decision's time.) A worker that holds the first block and a later
-    /// one is taken to hold all between: caches evict a prefix after what follows it. A rare hole makes a prediction too
-    /// good, and nothing wrong.
-    pub fn matched_blocks(&self, prompt: &[BlockHash]) -> Vec<(Slot, usize)> {
-        let first = prompt.first().map_or(&[][..], |first| self.slots(first));
-        let mut unseen = vec![false; first.last().map_or(0, |last| *last as usize + 1)];
-        for slot in first {
-            unseen[*slot as usize] = true;
+    /// How many of a prompt's leading blocks each worker holds, at least, by slot (of which there are
+    /// `slots`): what is left to compute is known to an eighth, and exactly where little is left.
+    /// (Looking at each block would take most of a decision's time.) A worker that holds the first
+    /// block and a later one is taken to hold all between: caches evict a prefix after what follows it.
+    /// A rare hole makes a prediction too good, and nothing wrong.
+    pub fn matched_blocks(&self, prompt: &[BlockHash], slots: usize) -> Vec<u32> {
+        let mut matched = vec![0; slots];
+        let Some((first, _)) = prompt.split_first() else { return matched };
+        let mut unseen = 0;
+        for slot in self.holders.of(first) {
+            matched[*slot as usize] = FIRST;
+            unseen += 1;
         }
-        let mut matched = Vec::with_capacity(first.len());
-        let (mut beyond, mut left) = (prompt.len(), 1);
-        // Intervals that double, from the end. Nobody unseen holds what is beyond.
-        while matched.len() < first.len() {
-            let start = prompt.len().saturating_sub(left);
-            let is_unseen = |slot: &Slot| unseen.get(*slot as usize).copied().unwrap_or(false);
-            if self.slots(&prompt[start]).iter().any(is_unseen) {
-                let part = (beyond - start).div_ceil(PARTS);
-                for at in (start..beyond).step_by(part).rev() {
-                    for slot in self.slots(&prompt[at]) {
-                        if let Some(unseen) = unseen.get_mut(*slot as usize).filter(|u| **u) {
-                            *unseen = false;
-                            matched.push((*slot, at + 1));
-                        }
-                    }
-                }
+        if unseen == 0 {
+            return matched;
+        }
+        // Look-ups wait for memory: made together, they wait together.
+        let intervals: Vec<(usize, &[Slot])> = interval_starts(prompt.len())
+            .map(|start| (start, self.holders.of(&prompt[start])))
+            .collect();
+        let mut beyond = prompt.len();
+        for (start, holders) in intervals {
+            // Nobody unseen holds what is beyond.
+            if unseen > 0 && holders.iter().any(|slot| matched[*slot as usize] == FIRST) {
+                unseen -= self.see_interval(&prompt[..beyond], start, &mut matched);
             }
-            (beyond, left) = (start, 2 * left);
+            beyond = start;
         }
         matched
     }
 
-    fn slots(&self, hash: &BlockHash) -> &[Slot] {
-        self.holders.get(hash).map_or(&[], Holders::slots)
+    /// Finds out of whom only the first block was seen where the prefix ends, if it is at `start` or
+    /// beyond. Returns how many were found.
+    fn see_interval(&self, prompt: &[BlockHash], start: usize, matched: &mut [u32]) -> usize {
+        let part = (prompt.len() - start).div_ceil(PARTS);
+        let mut held = [(0, &[][..]); PARTS];
+        for (held, at) in held.iter_mut().zip((start..prompt.len()).step_by(part)) {
+            *held = (at, self.holders.of(&prompt[at]));
+        }
+        let mut found = 0;
+        for (at, holders) in held.iter().rev().filter(|(at, _)| *at > 0) {
+            for slot in *holders {
+                let matched = &mut matched[*slot as usize];
+                if *matched == FIRST {
+                    *matched = *at as u32 + 1;
+                    found += 1;
+                }
+            }
+        }
+        found
     }
 
     fn lose(&mut self, worker: Slot, pending: VecDeque<Events>) {
@@ -254,63 +218,34 @@ impl PrefixIndex {
         let cache = self.caches.get_mut(&worker);
         let blocks = cache.map(|cache| std::mem::take(&mut cache.blocks)).unwrap_or_default();
         for hash in blocks {
-            self.remove_holder(worker, hash);
+            self.holders.remove(&hash, worker);
         }
     }
 
     fn insert(&mut self, worker: Slot, hash: BlockHash) {
         let Some(cache) = self.caches.get_mut(&worker) else { return };
         if cache.blocks.len() < cache.blocks_max && cache.blocks.insert(hash) {
-            self.holders
-                .entry(hash)
-                .and_modify(|holders| holders.add(worker))
-                .or_insert(Holders::One(worker));
+            self.holders.add(hash, worker);
         }
     }
 
     fn remove(&mut self, worker: Slot, hash: BlockHash) {
         let known = self.caches.get_mut(&worker).is_some_and(|cache| cache.blocks.remove(&hash));
         if known {
-            self.remove_holder(worker, hash);
-        }
-    }
-
-    fn remove_holder(&mut self, worker: Slot, hash: BlockHash) {
-        let Some(holders) = self.holders.get_mut(&hash) else { return };
-        match holders {
-            Holders::One(_) => {
-                self.holders.remove(&hash);
-            }
-            Holders::Many(slots) => {
-                slots.retain(|slot| *slot != worker);
-                if let [only] = slots[..] {
-                    *holders = Holders::One(only);
-                }
-            }
+            self.holders.remove(&hash, worker);
         }
     }
 }
 
-impl Holders {
-    fn slots(&self) -> &[Slot] {
-        match self {
-            Self::One(slot) => std::slice::from_ref(slot),
-            Self::Many(slots) => slots,
-        }
-    }
-
-    /// Adds a worker that is not among them.
-    fn add(&mut self, worker: Slot) {
-        match self {
-            Self::One(slot) => {
-                *self = Self::Many(vec![worker.min(*slot), worker.max(*slot)]);
-            }
-            Self::Many(slots) => {
-                let at = slots.partition_point(|slot| *slot < worker);
-                slots.insert(at, worker);
-            }
-        }
-    }
+/// Where intervals begin that double from the end of a prompt.
+fn interval_starts(blocks: usize) -> impl Iterator<Item = usize> {
+    let lengths = std::iter::successors(Some(1_usize), |left| left.checked_mul(2));
+    let mut is_done = blocks == 0;
+    lengths.map_while(move |left| {
+        let start = (!is_done).then(|| blocks.saturating_sub(left));
+        is_done |= left >= blocks;
+        start
+    })
 }
 
 #[cfg(test)]
@@ -332,17 +267,22 @@ mod tests {
         Events { sequence, stored: hashes(stored), removed: hashes(removed) }
     }
 
-    fn index(workers: u32, blocks_max: usize) -> PrefixIndex {
+    fn index(workers: Slot, blocks_max: usize) -> PrefixIndex {
         let mut index = PrefixIndex::default();
         (0..workers).for_each(|worker| index.follow(worker, blocks_max));
         index
     }
 
+    /// The workers that hold any of a prompt's blocks, and how many.
+    fn matched(index: &PrefixIndex, prompt: &[BlockHash]) -> Vec<(Slot, usize)> {
+        let matched = index.matched_blocks(prompt, index.caches.len());
+        let by_slot = matched.iter().enumerate().filter(|(_, blocks)| **blocks > 0);
+        by_slot.map(|(slot, blocks)| (slot as Slot, *blocks as usize)).collect()
+    }
+
     #[track_caller]
     fn check(index: &PrefixIndex, prompt: &[usize], expected: &[(Slot, usize)]) {
-        let mut matched = index.matched_blocks(&hashes(prompt.iter().copied()));
-        matched.sort_unstable();
-        assert_eq!(matched, expected);
+        assert_eq!(matched(index, &hashes(prompt.iter().copied())), expected);
     }
 
     #[test]
@@ -361,13 +301,12 @@ mod tests {
     #[test]
     fn in_long_prompts_what_is_left_is_known_to_an_eighth() {
         const BLOCKS: usize = 500;
-        let mut index = index(BLOCKS as u32 + 1, BLOCKS);
+        let mut index = index(BLOCKS as Slot + 1, BLOCKS);
         for end in 0..=BLOCKS {
             let stored: Vec<usize> = (0..end).collect();
             assert_eq!(index.apply(end as Slot, events(0, &stored, &[])), Sync::Kept);
         }
-        let matched = index.matched_blocks(&hashes(0..BLOCKS));
-        let ends: HashMap<Slot, usize> = matched.into_iter().collect();
+        let ends: HashMap<Slot, usize> = matched(&index, &hashes(0..BLOCKS)).into_iter().collect();
         assert_eq!(ends.len(), BLOCKS, "the worker that holds nothing is left out");
         for end in 1..=BLOCKS {
             let (found, left) = (ends[&(end as Slot)], BLOCKS - end);
@@ -428,6 +367,6 @@ mod tests {
         assert_eq!(waiting, Some(PENDING_MAX));
         index.forget(0);
         index.forget(1);
-        assert!(index.holders.is_empty() && index.caches.is_empty());
+        assert!(index.holders.len() == 0 && index.caches.is_empty());
     }
 }

@@ -24,7 +24,8 @@ pub struct Question {
 impl Question {
     /// Its sizes in tokens.
     pub fn sizes(&self) -> Sizes {
-        Sizes { prompt: self.prompt_tokens, answer_max: self.max_tokens }
+        let bounded = |tokens: usize| u32::try_from(tokens).unwrap_or(u32::MAX);
+        Sizes { prompt: bounded(self.prompt_tokens), answer_max: bounded(self.max_tokens) }
     }
 }
 

@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 
 use protocol::v1::{self, LatencyModel};
 
+use crate::gauge::Gauge;
+
 /// Microseconds since the router began.
 pub type Time = u64;
 
@@ -23,6 +25,9 @@ const TOLD_AFTER: Time = 10_000;
 /// Dispatches remembered per worker; at the limit the oldest are taken as reported.
 const DISPATCHES_MAX: usize = 1024;
 
+/// Bytes moved per microsecond (a memcpy's 10 GB/s).
+const TRANSFER_BYTES_PER_US: f32 = 10_000.0;
+
 /// Assumed while no worker of a numerics id has made a step.
 const UNMEASURED: LatencyModel = LatencyModel {
     step_us: 5_000.0,
@@ -37,12 +42,12 @@ const UNMEASURED: LatencyModel = LatencyModel {
 /// After so many steps of a kind, what a worker measured counts as much as what its equals did.
 const LEANING_STEPS: f32 = 8.0;
 
-/// One worker's life. What decisions look at lies close together.
+/// One worker's life.
 pub struct WorkerEntry {
     /// Who it is and what it serves.
-    pub registration: Box<v1::WorkerRegistration>,
+    pub registration: v1::WorkerRegistration,
     /// How long its steps take.
-    pub latency: LatencyModel,
+    latency: LatencyModel,
     heard: Time,
     suspected_until: Time,
     /// When it will have computed all prompts that were sent to it.
@@ -52,17 +57,6 @@ pub struct WorkerEntry {
     dispatched: VecDeque<Dispatch>,
     /// Their tokens, summed up.
     dispatched_tokens: u64,
-}
-
-/// What is known against choosing a worker, best first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Standing {
-    /// Nothing.
-    Sound,
-    /// It was not heard of lately.
-    Silent,
-    /// Someone found it dead, silent or hung.
-    Suspected,
 }
 
 /// What the last report said.
@@ -90,7 +84,7 @@ impl WorkerEntry {
     ) -> Self {
         let available_blocks = registration.kv_blocks;
         Self {
-            registration: Box::new(registration),
+            registration,
             reported: Reported { available_blocks, ..Default::default() },
             latency: equals.unwrap_or(UNMEASURED),
             heard: now,
@@ -150,45 +144,28 @@ impl WorkerEntry {
         self.suspected_until = now + SUSPICION;
     }
 
-    /// What is known against choosing it.
-    pub fn standing(&self, now: Time) -> Standing {
-        if now < self.suspected_until {
-            Standing::Suspected
-        } else if now.saturating_sub(self.heard) > REPORT_AGE_MAX {
-            Standing::Silent
-        } else {
-            Standing::Sound
+    /// It at a glance.
+    pub fn gauge(&self) -> Gauge {
+        let block_size = self.registration.block_size.max(1);
+        let block_us = self.registration.block_bytes as f32 / TRANSFER_BYTES_PER_US;
+        let available_tokens = u64::from(self.reported.available_blocks) * u64::from(block_size);
+        let stream_tokens = self.reported.stream_tokens.saturating_add(self.dispatched_tokens);
+        Gauge {
+            latency: self.latency,
+            block_size,
+            chunk_tokens: self.chunk_tokens(),
+            move_token_us: block_us / block_size as f32,
+            streams: (self.reported.streams as usize + self.dispatched.len()) as f32,
+            stream_tokens: stream_tokens as f32,
+            room_tokens: available_tokens.saturating_sub(self.dispatched_tokens) as f32,
+            busy_until: self.busy_until,
+            heard_until: self.heard + REPORT_AGE_MAX,
+            suspected_until: self.suspected_until,
+            is_draining: self.registration.draining,
         }
     }
 
-    /// Time until it begins to compute a new prompt, in microseconds.
-    pub fn queue_us(&self, now: Time) -> f32 {
-        self.busy_until.saturating_sub(now) as f32
-    }
-
-    /// Streams that share its steps.
-    pub fn streams(&self) -> usize {
-        self.reported.streams as usize + self.dispatched.len()
-    }
-
-    /// Tokens present in those streams.
-    pub fn stream_tokens(&self) -> u64 {
-        self.reported.stream_tokens.saturating_add(self.dispatched_tokens)
-    }
-
-    /// Whether a new sequence of so many tokens could have blocks beside what was sent here.
-    pub fn has_room(&self, tokens: usize) -> bool {
-        let tokens = tokens.saturating_add(self.dispatched_tokens as usize);
-        self.reported.available_blocks as usize > tokens / self.block_size()
-    }
-
-    /// Tokens per block.
-    pub fn block_size(&self) -> usize {
-        self.registration.block_size.max(1) as usize
-    }
-
-    /// Prompt tokens that one of its steps computes at most.
-    pub fn chunk_tokens(&self) -> f32 {
+    fn chunk_tokens(&self) -> f32 {
         self.registration.max_num_batched_tokens.max(1) as f32
     }
 }

@@ -3,6 +3,7 @@
 use protocol::v1::LatencyModel;
 
 use super::*;
+use crate::gauge::Gauge;
 
 const NOW: Time = 60_000_000;
 
@@ -117,6 +118,10 @@ fn core(workers: &[Worker], now: Time) -> Core {
     core
 }
 
+fn gauge(core: &Core, worker: &WorkerLife) -> Gauge {
+    core.workers.gauges()[core.workers.slot(worker).unwrap() as usize]
+}
+
 /// Routes one request; `expected` is "decode" or "decode<-prefill".
 #[track_caller]
 fn check_route(workers: &[Worker], expected: &str) {
@@ -222,7 +227,7 @@ fn a_dispatch_counts_until_it_is_reported() {
     let chosen = |core: &mut Core| core.route(&question(), now).unwrap().prefill.unwrap();
     let (first, second) = (chosen(&mut core), chosen(&mut core));
     assert_eq!((first.id.as_str(), second.id.as_str()), ("p", "q"));
-    let queue_us = |core: &mut Core, at| core.entry_mut(&first).unwrap().queue_us(at);
+    let queue_us = |core: &mut Core, at| gauge(core, &first).queue_us(at);
     assert_eq!(queue_us(&mut core, now), 164_000.0);
     assert_eq!(queue_us(&mut core, now + 165_000), 0.0, "164 were predicted");
     let report = v1::LoadReport { worker_id: "p".into(), ..Default::default() };
@@ -385,20 +390,20 @@ fn what_other_routers_gave_away_counts_until_it_is_reported() {
         prompt_tokens: 1600,
     };
     let busy = |core: &mut Core, now| {
-        let entry = core.entry_mut(&WorkerLife::new("d", 0)).unwrap();
-        (entry.queue_us(now), entry.streams(), entry.stream_tokens())
+        let gauge = gauge(core, &WorkerLife::new("d", 0));
+        (gauge.queue_us(now), gauge.streams, gauge.stream_tokens)
     };
     core.dispatched_elsewhere(&[told(5_000.0, 0), told(7_000.0, 9), told(0.0, 0)], NOW);
-    assert_eq!(busy(&mut core, NOW), (5_000.0, 2, 3_200));
+    assert_eq!(busy(&mut core, NOW), (5_000.0, 2.0, 3_200.0));
     assert_eq!(core.route(&question(), NOW).unwrap().decode.id.as_str(), "e");
     let _kept = core.report(report(&decode("d")), NOW + 100);
-    assert_eq!(busy(&mut core, NOW + 100), (0.0, 0, 0));
+    assert_eq!(busy(&mut core, NOW + 100), (0.0, 0.0, 0.0));
 
     let nonsense = [f32::NAN, f32::INFINITY, -1.0, f32::MAX].map(|us| told(us, 0));
     for _ in 0..1_000 {
         core.dispatched_elsewhere(&nonsense, NOW);
     }
-    assert_eq!(busy(&mut core, NOW).1, 1024, "what is remembered is bounded");
+    assert_eq!(busy(&mut core, NOW).1, 1024.0, "what is remembered is bounded");
 }
 
 #[test]
