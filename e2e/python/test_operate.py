@@ -3,9 +3,11 @@
 import contextlib
 import json
 import re
+import socket
+import subprocess
 import urllib.request
 
-from cluster import Component, nats_server, wait_until
+from cluster import Component, nats_binary, wait_until
 from stator_process import DEADLINE_S, REPOSITORY
 
 
@@ -17,6 +19,23 @@ def documented_permissions(password):
     return configuration.replace('"…"', f'"{password}"')
 
 
+@contextlib.contextmanager
+def confined_nats(directory):
+    """A NATS server with the page's permissions; its URL, and where it logs."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    settings, log = directory / "nats.conf", directory / "nats.log"
+    jetstream = f'jetstream {{ store_dir: "{directory}" }}\n'
+    settings.write_text(jetstream + documented_permissions("secret"))
+    command = [nats_binary(), "-c", settings, "-l", log, "-a", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command)
+    try:
+        yield f"nats://127.0.0.1:{port}", log
+    finally:
+        process.kill()
+        process.wait(timeout=DEADLINE_S)
+
+
 def ask(address, path, body=None):
     """What the API answers."""
     headers = {"content-type": "application/json"}
@@ -26,8 +45,7 @@ def ask(address, path, body=None):
 
 
 def test_documented_permissions_are_enough(tmp_path):
-    settings, password, log = (tmp_path / name for name in ("nats.conf", "password", "nats.log"))
-    settings.write_text(documented_permissions("secret"))
+    password = tmp_path / "password"
     password.write_text("secret\n")
     commands = (
         ["router"],
@@ -37,7 +55,7 @@ def test_documented_permissions_are_enough(tmp_path):
         ["gateway", "--listen", "127.0.0.1:0"],
     )
     with contextlib.ExitStack() as stack:
-        url = stack.enter_context(nats_server("-c", settings, "-l", log))
+        url, log = stack.enter_context(confined_nats(tmp_path))
         login = ("--nats", url, "--nats-user", "stator", "--nats-password-file", password)
         components = [stack.enter_context(Component(*command, *login)) for command in commands]
         address = components[-1].address("API")
