@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// What each crate of the workspace may use of the others, and of the libraries that matter.
-const ALLOWED: [(&str, &[&str]); 14] = [
+const ALLOWED: [(&str, &[&str]); 15] = [
     ("protocol", &[]),
     ("testkit", &[]),
     ("messaging", &["protocol"]),
@@ -14,6 +14,7 @@ const ALLOWED: [(&str, &[&str]); 14] = [
     ("engine", &["kv-transfer", "protocol"]),
     ("chaos", &["testkit"]),
     ("loadtest", &[]),
+    ("telemetry", &[]),
     ("router", &["messaging", "protocol"]),
     ("gateway", &["messaging", "protocol", "router"]),
     ("worker", &["engine", "kv-transfer", "messaging", "protocol"]),
@@ -34,6 +35,7 @@ const ALLOWED: [(&str, &[&str]); 14] = [
             "prefill-worker",
             "protocol",
             "router",
+            "telemetry",
             "worker",
         ],
     ),

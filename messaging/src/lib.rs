@@ -15,7 +15,7 @@ mod table;
 
 pub use bus::{Bus, Request, RequestError, Requests, Subscription};
 pub use data_plane::{
-    ConnectError, Connection, DataPlane, Incoming, TcpOptions, TlsError, TlsFiles,
+    ConnectError, Connection, DataPlane, Incoming, TcpOptions, Tls, TlsError, TlsFiles,
     advertised_endpoint, advertised_host,
 };
 pub use faults::{Faults, Link};

@@ -50,7 +50,8 @@ async fn run(command: Command) -> Result<(), (Exit, String)> {
 /// Logs go to standard error; `STATOR_LOG` says how much (`info`, `stator=debug`, …).
 fn init_logs() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("STATOR_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+        // The NATS client says again, in its own words, what its errors say.
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,async_nats=off"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

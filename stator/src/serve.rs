@@ -1,16 +1,18 @@
 //! `stator serve`: every component in one process, joined by an in-process network or, with `--nats`,
 //! to a cluster.
 
+mod joining;
+
 use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use gateway::{Gateway, GatewayConfig};
-use kv_transfer::{LeaseLimits, LeaseTable, Ways};
-use messaging::{DataPlane, Network, TcpOptions, advertised_host};
+use kv_transfer::{LeaseLimits, LeaseTable};
+use messaging::Network;
 use parking_lot::Mutex;
-use prefill_worker::{KvListener, KvSource};
+use prefill_worker::KvSource;
 use protocol::v1::{ModelCard, Role};
 use protocol::{Incarnation, WorkerLife};
 use router::{Router, RouterIdentity};
@@ -26,7 +28,8 @@ use crate::engines::{self, Engines};
 use crate::error::CommandError;
 use crate::gateway::OPEN_API;
 use crate::signals::Signals;
-use crate::{cluster, kv_source, model_directory, observe};
+use crate::{cluster, model_directory, observe};
+use joining::Joined;
 
 /// One of each role.
 const WORKERS: usize = 2;
@@ -84,76 +87,34 @@ pub async fn start(arguments: ServeArgs) -> Result<Serving, CommandError> {
     let model = model_directory::named(arguments.model.as_deref(), arguments.model_name.as_deref())
         .map_err(CommandError::Arguments)?;
     engines::check(&arguments.engine).map_err(CommandError::Arguments)?;
-    let data_plane = data_plane(&arguments).await?;
+    let data_plane = joining::data_plane(&arguments).await?;
     let (engines, card) = engines::load(model, arguments.engine.clone()).await?;
     let listener = addresses::bind("--listen", arguments.listen).await?;
-    let network = match &arguments.nats {
-        None => Network::default(),
-        Some(url) => {
-            let name = cluster::name(None, "serve")?;
-            cluster::join(url, &arguments.login, &name, data_plane).await?
-        }
-    };
-    launch(&arguments, &engines, card, listener, network).await
+    let joined = joining::join(&arguments, data_plane).await?;
+    launch(&arguments, &engines, card, listener, joined)
 }
 
-/// For a cluster: where its others reach these workers.
-async fn data_plane(arguments: &ServeArgs) -> Result<DataPlane, CommandError> {
-    let ServeArgs { advertise, tls, insecure, .. } = arguments;
-    let listen = cluster_listen(arguments);
-    let client_certificates = tls.tls_ca.is_some() && tls.tls_cert.is_some();
-    let protection = Protection { insecure: *insecure, client_certificates };
-    addresses::check("the data plane's address", listen, protection, addresses::OPEN_DATA)?;
-    addresses::check_advertised("the data plane", listen, advertise.as_deref()).await?;
-    let (advertise, tls) = (advertise.clone(), cluster::tls_files(tls));
-    Ok(DataPlane::tcp(TcpOptions { listen, advertise, tls })?)
-}
-
-/// Where others of a cluster connect to: on this machine, unless others are told a host.
-fn cluster_listen(arguments: &ServeArgs) -> SocketAddr {
-    let host = if arguments.advertise.is_some() { [0, 0, 0, 0] } else { [127, 0, 0, 1] };
-    SocketAddr::from((host, 0))
-}
-
-async fn kv_listener(arguments: &ServeArgs, ways: &Ways) -> Result<KvListener, CommandError> {
-    let listen = cluster_listen(arguments);
-    kv_source::check_open("--advertise", listen, arguments.insecure)?;
-    kv_source::listen(listen, arguments.advertise.as_deref().map(advertised_host), ways).await
-}
-
-async fn launch(
+fn launch(
     arguments: &ServeArgs,
     engines: &Engines,
     card: ModelCard,
     listener: TcpListener,
-    network: Network,
+    joined: Joined,
 ) -> Result<Serving, CommandError> {
+    let Joined { network, ways, kv } = joined;
     let address = listener.local_addr()?;
     let (model_name, serves_chats) = (card.name.clone(), card.chat_template.is_some());
-    // Alone, names that logs and tests know; among others, names that nobody else has.
-    let name = |role: &str| match arguments.nats {
-        None => Ok(format!("{role}-0")),
-        Some(_) => cluster::name(None, role),
-    };
-    let start_worker = |role, role_name: &str| {
-        let id = name(role_name)?.as_str().into();
-        let life = WorkerLife { id, incarnation: Incarnation::begin() };
-        let (runner, place, card) = (engines.runner(), EnginePlace::Thread, card.clone());
-        let engine = engines::sizes(&arguments.engine, runner.as_ref());
-        let config = WorkerConfig { life, role, runner, place, engine, card };
-        Ok::<_, CommandError>(Worker::start(config)?)
-    };
-    let prefill = start_worker(Role::Prefill, "prefill")?;
-    let decode = start_worker(Role::Decode, "decode")?;
-    let (prefill_host, decode_host) = (prefill.host.clone(), decode.host.clone());
-    let workers = arguments.nats.iter().flat_map(|_| [&prefill, &decode]);
-    let presences = workers.map(|worker| worker.presence.clone()).collect();
+    let prefill = start_worker(arguments, engines, &card, Role::Prefill)?;
+    let decode = start_worker(arguments, engines, &card, Role::Decode)?;
+    let hosts = [&prefill, &decode].map(|worker| worker.host.clone());
+    let used_by_others = arguments.nats.iter().flat_map(|_| [&prefill, &decode]);
+    let presences = used_by_others.map(|worker| worker.presence.clone()).collect();
 
-    let ways = Ways::default();
     let (stop_gateway, stop_rest) = (CancellationToken::new(), CancellationToken::new());
     let mut rest = JoinSet::new();
-    let identity = RouterIdentity { id: name("router")?, incarnation: Incarnation::begin() };
-    let router = Router::new(network.clone(), identity);
+    let id = joining::name(arguments, "router")?;
+    let router =
+        Router::new(network.clone(), RouterIdentity { id, incarnation: Incarnation::begin() });
     let router_core = router.core();
     let router = router.run(stop_rest.clone());
     rest.spawn(async {
@@ -161,31 +122,20 @@ async fn launch(
         Ok(())
     });
     let leases = Arc::new(LeaseTable::new(LeaseLimits::default()));
-    let metrics = Metrics::new();
-    observe::network(&metrics, &network);
-    observe::engines(&metrics, vec![prefill_host.clone(), decode_host.clone()]);
-    observe::leases(&metrics, &leases);
-    let listener_kv = match arguments.nats {
-        None => None,
-        Some(_) => Some(kv_listener(arguments, &ways).await?),
-    };
-    let kv = KvSource { leases, listener: listener_kv };
-    let (joined, stop) = (network.clone(), stop_rest.clone());
-    rest.spawn(decode_worker::run(decode, joined.clone(), ways.clone(), stop.clone()));
-    rest.spawn(prefill_worker::run(prefill, kv, joined, ways, stop));
+    let kv = KvSource { leases: leases.clone(), listener: kv };
+    rest.spawn(decode_worker::run(decode, network.clone(), ways.clone(), stop_rest.clone()));
+    rest.spawn(prefill_worker::run(prefill, kv, network.clone(), ways, stop_rest.clone()));
 
-    let grace = Duration::from_secs(arguments.grace_period_s);
-    let gateway = Gateway::new(GatewayConfig { grace, ..Default::default() }, network.clone());
-    let gateway = Arc::new(gateway.with_routes(telemetry::metrics_route(&metrics)));
-    observe::gateway(&metrics, &gateway);
+    let gateway = start_gateway(arguments, &network, &hosts, &leases);
     let (serving_gateway, stop) = (gateway.clone(), stop_gateway.clone());
     let gateway_task = tokio::spawn(async move { serving_gateway.serve(listener, stop).await });
+    let [prefill, decode] = hosts;
     Ok(Serving {
         address,
         model_name,
         serves_chats,
-        prefill: prefill_host,
-        decode: decode_host,
+        prefill,
+        decode,
         router: router_core,
         gateway,
         stop_gateway,
@@ -195,6 +145,37 @@ async fn launch(
         gateway_task,
         rest,
     })
+}
+
+fn start_worker(
+    arguments: &ServeArgs,
+    engines: &Engines,
+    card: &ModelCard,
+    role: Role,
+) -> Result<Worker, CommandError> {
+    let role_name = if role == Role::Prefill { "prefill" } else { "decode" };
+    let id = joining::name(arguments, role_name)?.as_str().into();
+    let life = WorkerLife { id, incarnation: Incarnation::begin() };
+    let (runner, place, card) = (engines.runner(), EnginePlace::Thread, card.clone());
+    let engine = engines::sizes(&arguments.engine, runner.as_ref());
+    Ok(Worker::start(WorkerConfig { life, role, runner, place, engine, card })?)
+}
+
+fn start_gateway(
+    arguments: &ServeArgs,
+    network: &Network,
+    hosts: &[Arc<EngineHost>],
+    leases: &Arc<LeaseTable>,
+) -> Arc<Gateway> {
+    let metrics = Metrics::new();
+    observe::network(&metrics, network);
+    observe::engines(&metrics, hosts.to_vec());
+    observe::leases(&metrics, leases);
+    let grace = Duration::from_secs(arguments.grace_period_s);
+    let gateway = Gateway::new(GatewayConfig { grace, ..Default::default() }, network.clone());
+    let gateway = Arc::new(gateway.with_routes(telemetry::metrics_route(&metrics)));
+    observe::gateway(&metrics, &gateway);
+    gateway
 }
 
 impl Serving {

@@ -11,13 +11,14 @@ use prefill_worker::{KvListener, KvSource};
 use protocol::v1::Role;
 use protocol::{Incarnation, WorkerLife};
 use telemetry::Metrics;
-use tokio::task::JoinHandle;
+use tokio::net::TcpListener;
+use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 use worker::{EngineHost, EnginePlace, Presence, Worker, WorkerConfig, WorkerError};
 
-use crate::cli::{DataArgs, TestDefect, WorkerArgs};
+use crate::cli::{ComponentArgs, DataArgs, TestDefect, WorkerArgs};
 use crate::error::CommandError;
-use crate::model_directory;
+use crate::model_directory::{self, ModelDirectory};
 use crate::signals::Signals;
 use crate::{addresses, cluster, engines, kv_source, observe};
 
@@ -28,8 +29,23 @@ const DRAIN_INTERVAL: Duration = Duration::from_millis(50);
 /// knew that it drains has come by then, and its last tokens have gone out.
 const QUIET: Duration = Duration::from_millis(300);
 
+/// What is checked and bound before anything is started.
+struct Prepared {
+    name: String,
+    model: ModelDirectory,
+    data_plane: DataPlane,
+    ways: Ways,
+    /// Of a prefill worker.
+    kv: Option<KvListener>,
+    admin: TcpListener,
+}
+
 /// A worker that serves.
 struct Running {
+    /// What it says once it is registered, but for where its data plane listens.
+    title: String,
+    addresses: String,
+    network: Network,
     host: Arc<EngineHost>,
     presence: Arc<Presence>,
     leases: Arc<LeaseTable>,
@@ -40,65 +56,85 @@ struct Running {
 /// Runs a worker until a signal ends it, then lets what it has end.
 pub async fn command(role: Role, arguments: WorkerArgs) -> Result<(), CommandError> {
     let mut signals = Signals::listen()?;
-    let name = cluster::name(arguments.component.name.as_deref(), short_name(role))?;
-    let data_plane = data_plane(&arguments).await?;
-    engines::check(&arguments.engine).map_err(CommandError::Arguments)?;
-    let model = model_directory::named(arguments.model.as_deref(), arguments.model_name.as_deref())
-        .map_err(CommandError::Arguments)?;
-    let ways = Ways { local: Arc::new(pools(&arguments)), ..Default::default() };
-    let kv = match role {
-        Role::Prefill => Some(kv_listener(&arguments, &ways).await?),
-        _ => None,
-    };
-    let kv_address = kv.as_ref().map(|kv| kv.server.local_address()).transpose()?;
-    let listener = observe::bind(&arguments.admin, arguments.component.insecure).await?;
-    let (component, engine) = (&arguments.component, arguments.engine.clone());
     let starting = async {
-        let network = cluster::join(&component.nats, &component.login, &name, data_plane).await?;
-        Ok::<_, CommandError>((network, engines::load(model, engine).await?))
+        let prepared = prepare(role, &arguments).await?;
+        start(role, &arguments, prepared).await
     };
-    let (network, (engines, card)) = tokio::select! {
+    let mut running = tokio::select! {
         started = starting => started?,
         () = signals.next() => return Ok(()),
     };
-
-    let model_name = card.name.clone();
-    let life = WorkerLife { id: name.as_str().into(), incarnation: Incarnation::begin() };
-    let (runner, place) = (engines.runner(), EnginePlace::Thread);
-    let engine = engines::sizes(&arguments.engine, runner.as_ref());
-    let worker = Worker::start(WorkerConfig { life, role, runner, place, engine, card })?;
-    let mut running = run(role, worker, kv, &network, ways);
-    let admin = show(listener, &network, &running)?;
-    let failed = |ended| CommandError::of_worker("the worker", ended);
-    let data = tokio::select! {
+    let presence = running.presence.clone();
+    tokio::select! {
         ended = &mut running.task => return Err(failed(ended)),
-        data = running.presence.registered() => data,
-        () = signals.next() => return Ok(()),
-    };
-    let kv = kv_address.map(|address| format!("  kv    {address}\n")).unwrap_or_default();
-    let role = short_name(role);
-    // A closed standard output is no reason to stop.
-    let _closed = write!(
-        std::io::stdout(),
-        "{role}-worker {name} ready, serving {model_name}\n  data  {data}\n{kv}  admin http://{admin}\n"
-    );
+        data = presence.registered() => running.print_ready(&data),
+        () = signals.next() => return running.end().await,
+    }
     tokio::select! {
         ended = &mut running.task => return Err(failed(ended)),
         () = signals.next() => {}
     }
     cluster::end_at_next(signals);
     running.drain(Duration::from_secs(arguments.component.drain_timeout)).await;
-    running.stop.cancel();
-    let ended = running.task.await;
-    cluster::leave(&network).await;
-    match ended {
-        Ok(Ok(())) => Ok(()),
-        ended => Err(failed(ended)),
-    }
+    running.end().await
+}
+
+fn failed(ended: Result<Result<(), WorkerError>, JoinError>) -> CommandError {
+    CommandError::of_worker("the worker", ended)
 }
 
 fn short_name(role: Role) -> &'static str {
     if role == Role::Prefill { "prefill" } else { "decode" }
+}
+
+async fn prepare(role: Role, arguments: &WorkerArgs) -> Result<Prepared, CommandError> {
+    let name = cluster::name(arguments.component.name.as_deref(), short_name(role))?;
+    let data_plane = data_plane(arguments).await?;
+    engines::check(&arguments.engine).map_err(CommandError::Arguments)?;
+    let model = model_directory::named(arguments.model.as_deref(), arguments.model_name.as_deref())
+        .map_err(CommandError::Arguments)?;
+    let ways = Ways { local: Arc::new(pools(arguments)), tcp: kv_source::connections(&data_plane) };
+    let kv = match role {
+        Role::Prefill => Some(kv_listener(arguments, &ways, &data_plane).await?),
+        _ => None,
+    };
+    let admin = observe::bind(&arguments.admin, arguments.component.insecure).await?;
+    Ok(Prepared { name, model, data_plane, ways, kv, admin })
+}
+
+async fn start(
+    role: Role,
+    arguments: &WorkerArgs,
+    prepared: Prepared,
+) -> Result<Running, CommandError> {
+    let Prepared { name, model, data_plane, ways, kv, admin } = prepared;
+    let ComponentArgs { nats, login, .. } = &arguments.component;
+    let network = cluster::join(nats, login, &name, data_plane).await?;
+    let (engines, card) = engines::load(model, arguments.engine.clone()).await?;
+
+    let title = format!("{}-worker {name} ready, serving {}", short_name(role), card.name);
+    let life = WorkerLife { id: name.as_str().into(), incarnation: Incarnation::begin() };
+    let (runner, place) = (engines.runner(), EnginePlace::Thread);
+    let engine = engines::sizes(&arguments.engine, runner.as_ref());
+    let worker = Worker::start(WorkerConfig { life, role, runner, place, engine, card })?;
+    let (host, presence) = (worker.host.clone(), worker.presence.clone());
+    let leases = Arc::new(LeaseTable::new(LeaseLimits::default()));
+    let mut addresses = String::new();
+    if let Some(kv) = &kv {
+        addresses = format!("  kv    {}\n", kv.server.local_address()?);
+    }
+    let admin = show(admin, &network, &host, &leases, &presence)?;
+    addresses += &format!("  admin http://{admin}\n");
+    let stop = CancellationToken::new();
+    let (joined, stopping) = (network.clone(), stop.clone());
+    let task = match role {
+        Role::Prefill => {
+            let kv = KvSource { leases: leases.clone(), listener: kv };
+            tokio::spawn(prefill_worker::run(worker, kv, joined, ways, stopping))
+        }
+        _ => tokio::spawn(decode_worker::run(worker, joined, ways, stopping)),
+    };
+    Ok(Running { title, addresses, network, host, presence, leases, stop, task })
 }
 
 /// Checks the addresses before anything is opened.
@@ -140,48 +176,39 @@ impl TransferFaults for CorruptBlock {
 }
 
 /// Listens for readers of KV blocks; before the engine begins, so that a taken port is known early.
-async fn kv_listener(arguments: &WorkerArgs, ways: &Ways) -> Result<KvListener, CommandError> {
+async fn kv_listener(
+    arguments: &WorkerArgs,
+    ways: &Ways,
+    data_plane: &DataPlane,
+) -> Result<KvListener, CommandError> {
     let DataArgs { advertise, advertise_kv, .. } = &arguments.data;
     let listen = kv_source::check(arguments)?;
     let advertise = advertise_kv.as_deref().or(advertise.as_deref().map(advertised_host));
-    kv_source::listen(listen, advertise, ways).await
-}
-
-fn run(
-    role: Role,
-    worker: Worker,
-    listener: Option<KvListener>,
-    network: &Network,
-    ways: Ways,
-) -> Running {
-    let (host, presence) = (worker.host.clone(), worker.presence.clone());
-    let leases = Arc::new(LeaseTable::new(LeaseLimits::default()));
-    let (network, stop) = (network.clone(), CancellationToken::new());
-    let stopping = stop.clone();
-    let task = match role {
-        Role::Prefill => {
-            let kv = KvSource { leases: leases.clone(), listener };
-            tokio::spawn(prefill_worker::run(worker, kv, network, ways, stopping))
-        }
-        _ => tokio::spawn(decode_worker::run(worker, network, ways, stopping)),
-    };
-    Running { host, presence, leases, stop, task }
+    kv_source::listen(listen, advertise, ways, data_plane).await
 }
 
 fn show(
-    listener: tokio::net::TcpListener,
+    listener: TcpListener,
     network: &Network,
-    running: &Running,
+    host: &Arc<EngineHost>,
+    leases: &Arc<LeaseTable>,
+    presence: &Arc<Presence>,
 ) -> std::io::Result<SocketAddr> {
     let metrics = Metrics::new();
     observe::network(&metrics, network);
-    observe::engines(&metrics, vec![running.host.clone()]);
-    observe::leases(&metrics, &running.leases);
-    let presence = running.presence.clone();
+    observe::engines(&metrics, vec![host.clone()]);
+    observe::leases(&metrics, leases);
+    let presence = presence.clone();
     observe::serve(listener, &metrics, move || presence.is_ready())
 }
 
 impl Running {
+    /// A closed standard output is no reason to stop.
+    fn print_ready(&self, data: &str) {
+        let text = format!("{}\n  data  {data}\n{}", self.title, self.addresses);
+        let _closed = std::io::stdout().write_all(text.as_bytes());
+    }
+
     /// Takes nothing new, and waits until what it has is done, at most for `timeout`.
     async fn drain(&self, timeout: Duration) {
         self.presence.drain();
@@ -194,6 +221,17 @@ impl Running {
         };
         if tokio::time::timeout(timeout, done).await.is_err() {
             tracing::warn!("the drain timeout is over: other workers go on with what is left");
+        }
+    }
+
+    /// Cuts what is left and takes the registry entry away.
+    async fn end(self) -> Result<(), CommandError> {
+        self.stop.cancel();
+        let ended = self.task.await;
+        cluster::leave(&self.network).await;
+        match ended {
+            Ok(Ok(())) => Ok(()),
+            ended => Err(failed(ended)),
         }
     }
 

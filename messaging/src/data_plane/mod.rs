@@ -24,7 +24,7 @@ use tcp::Tcp;
 pub use advertised::{advertised_endpoint, advertised_host};
 pub use connection::Connection;
 pub use tcp::TcpOptions;
-pub use tls::{TlsError, TlsFiles};
+pub use tls::{Tls, TlsError, TlsFiles};
 
 /// Connections that wait to be accepted by one listener; further ones are refused.
 const ACCEPT_QUEUE: usize = 256;
@@ -90,6 +90,14 @@ impl DataPlane {
             Way::Tcp(tcp) => tcp.connect(endpoint).await,
         };
         connected.map_err(|cause| ConnectError { endpoint: endpoint.to_string(), cause })
+    }
+
+    /// The TLS of its connections, for others that shall have the same; none if there is none.
+    pub fn tls(&self) -> Option<&Tls> {
+        match &self.way {
+            Way::InProcess(_) => None,
+            Way::Tcp(tcp) => tcp.tls(),
+        }
     }
 
     /// A gRPC server with this data plane's limits and keep-alive.

@@ -82,6 +82,10 @@ impl Tcp {
         Ok(Self { listen, advertise, tls: tls.as_ref().map(Tls::load).transpose()? })
     }
 
+    pub(super) fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
+    }
+
     pub(super) async fn listen(&self) -> io::Result<Incoming> {
         let acceptor = self.acceptor()?;
         let listener = TcpListener::bind(self.listen).await?;

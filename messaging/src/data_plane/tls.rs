@@ -29,9 +29,10 @@ pub struct TlsError {
 }
 
 /// Both ends' settings.
-pub(super) struct Tls {
-    /// Absent without a certificate: such a component cannot listen.
+pub struct Tls {
+    /// For a listener. Absent without a certificate: such a component cannot listen.
     pub acceptor: Option<TlsAcceptor>,
+    /// For whoever connects.
     pub connector: TlsConnector,
 }
 
