@@ -138,7 +138,11 @@ impl BlockWriter {
 
     /// What is to be copied, from blocks of a pool like `source`; `copies` name their destinations
     /// by their index here.
-    pub fn plan(&self, source: Extent, copies: &[BlockCopy]) -> Result<Vec<CopyOp>, PlanError> {
+    pub(crate) fn plan(
+        &self,
+        source: Extent,
+        copies: &[BlockCopy],
+    ) -> Result<Vec<CopyOp>, PlanError> {
         let in_pool = |copy: &BlockCopy| {
             let block = self.blocks.get(copy.destination).ok_or(PlanError::Destination {
                 block: copy.destination,
@@ -151,7 +155,13 @@ impl BlockWriter {
         plan(source, Extent { layout: &self.layout, blocks }, &copies)
     }
 
-    /// Where the bytes of a planned copy go.
+    /// What is to be copied from a pool that only its owner can see: how many blocks it has is its
+    /// own to check.
+    pub(crate) fn plan_from_afar(&self, copies: &[BlockCopy]) -> Result<Vec<CopyOp>, PlanError> {
+        self.plan(Extent { layout: &self.layout, blocks: u32::MAX as usize }, copies)
+    }
+
+    /// Where the bytes of a copy go that was planned for this writer.
     pub(crate) fn destination_of(&mut self, op: &CopyOp) -> &mut [u8] {
         // SAFETY: operations name blocks of this writer only (`plan`), which it has to itself, and
         // `&mut self` itself to the caller.

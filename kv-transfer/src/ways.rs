@@ -1,4 +1,20 @@
 //! Which way blocks are read.
+//!
+//! ```text
+//! // Once per process; `LocalPools` is the one that this process's own sources were added to.
+//! let ways = Ways { local: pools, tcp: tcp::Connections::default() };
+//! // Once per lease.
+//! let way = ways.choose(&descriptor.endpoints, &worker)?;
+//! // Per announcement, in a task that owns the reservation, so that cancelling the request does
+//! // not free blocks that are being written.
+//! let copying = tokio::spawn(async move {
+//!     let writer = &mut reservation.writer;
+//!     let pulled = ways.pull(&way, &worker, lease, &copies, writer, deadline).await;
+//!     (reservation, pulled)
+//! });
+//! ```
+//! After an error, `TransferError::advice` says what to do. After the last pull, `finish` on the
+//! lease says whether anything counts.
 
 use std::sync::Arc;
 

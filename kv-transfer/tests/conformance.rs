@@ -17,7 +17,7 @@ use rand::{Rng, SeedableRng};
 
 /// Runs a test over each way.
 async fn each_way(blocks: u32, block_bytes: usize, test: impl AsyncFn(&System)) {
-    for over in [Over::Local, Over::Tcp] {
+    for over in [Over::Local, Over::Tcp, Over::Tls] {
         let source = source(blocks, layout(block_bytes), LeaseLimits::default());
         let system = System::new(over, source).await;
         println!("over {over:?}");
@@ -189,7 +189,7 @@ async fn an_expired_lease_is_refused() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_readers_at_once_each_have_their_blocks() {
     const READERS: u32 = 100;
-    for over in [Over::Local, Over::Tcp] {
+    for over in [Over::Local, Over::Tcp, Over::Tls] {
         let source = source(256, layout(64 * 1024), LeaseLimits::default());
         let system = Arc::new(System::new(over, source).await);
         let reader = |reader: u32| {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use common::{Destination, copies, layout, lease, life, source};
 use kv_transfer::tcp::wire::{HEADER_BYTES, Header, Kind, READ_BYTES_MAX};
 use kv_transfer::tcp::{Connection, Right, Sender, ServerLimits};
-use kv_transfer::{CopyOp, Extent, Lease, LeaseLimits, LocalPools, LocalSource};
+use kv_transfer::{Lease, LeaseLimits, LocalPools, LocalSource};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
 
@@ -69,14 +69,13 @@ impl Talk {
 
     /// What the reader says when it hears `said`, and whether it has all blocks then.
     async fn read(&self, said: &[u8], destination: &mut Destination) -> (Vec<u8>, bool) {
-        let extent = Extent { layout: &layout(BLOCK_BYTES), blocks: BLOCKS as usize };
-        let ops: Vec<CopyOp> = destination.writer.plan(extent, &copies(&self.wanted)).unwrap();
         let mut asked = Vec::new();
         let stream = tokio::io::join(said, &mut asked);
         let right = Right { worker: &life(1), lease: self.lease };
         let pulled = match Connection::greet(stream).await {
             Ok(mut connection) => {
-                connection.pull(right, &ops, &mut destination.writer, 1 << 20).await.is_ok()
+                let (copies, writer) = (copies(&self.wanted), &mut destination.writer);
+                connection.pull(right, &copies, writer, 1 << 20).await.is_ok()
             }
             Err(_) => false,
         };

@@ -15,7 +15,7 @@ use common::proxy::{Fault, Gate, Proxy, Script};
 use common::*;
 use kv_transfer::tcp::wire::HEADER_BYTES;
 use kv_transfer::{Capability, Lease, LeaseId, LeaseLimits, TransferError, Way, Ways};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use tokio::task::{JoinHandle, block_in_place};
 use tokio::time::Instant;
 
@@ -111,9 +111,13 @@ impl Process {
     }
 
     fn strike(&mut self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
+        let process = Pid::from_child(&self.child);
+        kill_process(process, signal).unwrap();
+        // A thread may go on for a moment after the signal was sent.
         if signal == Signal::KILL {
             self.child.wait().unwrap();
+        } else if signal == Signal::STOP {
+            waitpid(Some(process), WaitOptions::UNTRACED).unwrap();
         }
     }
 }

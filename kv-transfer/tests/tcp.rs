@@ -300,3 +300,34 @@ async fn faults_of_a_test_come_through() {
     }
     assert_eq!(reads.load(Ordering::Relaxed), 2);
 }
+
+#[tokio::test]
+async fn with_tls_a_reader_without_or_with_another_authority_is_refused() {
+    let source = source(5, layout(BLOCK_BYTES), LeaseLimits::default());
+    let system = System::new(Over::Tls, source).await;
+    let lease = lease(&system.source, &WANTED);
+    let (_, other) = tls::both_ends();
+    let others = tcp::Connections::with_tls(tcp::ReaderLimits::default(), other);
+    for tcp in [tcp::Connections::default(), others] {
+        let ways = Ways { tcp, ..Ways::default() };
+        let error = pull(&ways, system.address(), lease, &mut destination()).await.unwrap_err();
+        assert!(matches!(error, TransferError::Connect(..)), "{error:?}");
+    }
+    pull(&system.ways, system.address(), lease, &mut destination()).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn idle_connections_are_closed() {
+    let system = tcp_system(5, BLOCK_BYTES).await;
+    let lease = lease(&system.source, &WANTED);
+    // The clock goes on only where a test waits: bytes come in no time.
+    tokio::time::resume();
+    pull(&system.ways, system.address(), lease, &mut destination()).await.unwrap();
+    let sender = system.sender.as_ref().unwrap();
+    assert_eq!(sender.status().connections.load(Ordering::Relaxed), 1);
+    tokio::time::pause();
+    tokio::time::sleep(tcp::IDLE_MAX * 9 / 10).await;
+    tokio::time::resume();
+    let connections = || sender.status().connections.load(Ordering::Relaxed);
+    eventually("the reader has closed it", || connections() == 0).await;
+}

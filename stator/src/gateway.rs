@@ -9,7 +9,7 @@ use telemetry::Metrics;
 use tokio_util::sync::CancellationToken;
 
 use crate::addresses::{self, Protection};
-use crate::cli::GatewayArgs;
+use crate::cli::{GatewayArgs, TestDefect};
 use crate::cluster;
 use crate::error::CommandError;
 use crate::observe;
@@ -35,7 +35,8 @@ pub async fn command(arguments: GatewayArgs) -> Result<(), CommandError> {
 
     let address = listener.local_addr()?;
     let grace = Duration::from_secs(component.drain_timeout);
-    let config = GatewayConfig { grace, ..Default::default() };
+    let breaks_migration = component.test_defect == Some(TestDefect::BrokenMigration);
+    let config = GatewayConfig { grace, breaks_migration, ..Default::default() };
     let metrics = Metrics::new();
     observe::network(&metrics, &network);
     let gateway = Gateway::new(config, network.clone());

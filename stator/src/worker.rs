@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kv_transfer::{LeaseLimits, LeaseTable, Ways};
+use kv_transfer::{LeaseLimits, LeaseTable, LocalPools, TransferError, TransferFaults, Ways};
 use messaging::{DataPlane, Network, TcpOptions, advertised_host};
 use prefill_worker::{KvListener, KvSource};
 use protocol::v1::Role;
@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use worker::{EngineHost, EnginePlace, Presence, Worker, WorkerConfig, WorkerError};
 
-use crate::cli::{DataArgs, WorkerArgs};
+use crate::cli::{DataArgs, TestDefect, WorkerArgs};
 use crate::error::CommandError;
 use crate::model_directory;
 use crate::signals::Signals;
@@ -45,7 +45,7 @@ pub async fn command(role: Role, arguments: WorkerArgs) -> Result<(), CommandErr
     engines::check(&arguments.engine).map_err(CommandError::Arguments)?;
     let model = model_directory::named(arguments.model.as_deref(), arguments.model_name.as_deref())
         .map_err(CommandError::Arguments)?;
-    let ways = Ways::default();
+    let ways = Ways { local: Arc::new(pools(&arguments)), ..Default::default() };
     let kv = match role {
         Role::Prefill => Some(kv_listener(&arguments, &ways).await?),
         _ => None,
@@ -116,6 +116,27 @@ async fn data_plane(arguments: &WorkerArgs) -> Result<DataPlane, CommandError> {
     }
     let (listen, advertise) = (*data_listen, advertise.clone());
     Ok(DataPlane::tcp(TcpOptions { listen, advertise, tls: cluster::tls_files(tls) })?)
+}
+
+/// The pools that others read, as they should be read.
+fn pools(arguments: &WorkerArgs) -> LocalPools {
+    match arguments.component.test_defect {
+        Some(TestDefect::CorruptBlock) => LocalPools::with_faults(Box::new(CorruptBlock)),
+        _ => LocalPools::default(),
+    }
+}
+
+/// See `TestDefect`.
+struct CorruptBlock;
+
+impl TransferFaults for CorruptBlock {
+    fn before_read(&self, _worker: &WorkerLife) -> Result<(), TransferError> {
+        Ok(())
+    }
+
+    fn in_transit(&self, block: &mut [u8]) {
+        block[0] ^= 1;
+    }
 }
 
 /// Listens for readers of KV blocks; before the engine begins, so that a taken port is known early.

@@ -10,7 +10,7 @@ use super::wire::{
     ANSWER_BYTES_MAX, Header, Kind, RUNS_MAX, ReadRequest, Refusal, Run, WireError, encode_frame,
 };
 use crate::plan::{CopyOp, split};
-use crate::{BlockWriter, KvLayout, Lease};
+use crate::{BlockCopy, BlockWriter, KvLayout, Lease, PlanError};
 
 /// Reads under way on one connection: one that is being answered, and one that the source finds
 /// waiting when it is done.
@@ -28,6 +28,8 @@ pub enum Failure {
     Broken(Broken),
     /// One block has more bytes than the source has granted.
     OverCredit,
+    /// The copies make no sense; nothing was asked for.
+    Plan(PlanError),
 }
 
 impl<E: Into<Broken>> From<E> for Failure {
@@ -77,9 +79,21 @@ impl<S: Stream> Connection<S> {
         &mut self.stream
     }
 
-    /// Receives what is planned, with at most `bytes_max` under way. After an error the connection
-    /// must not be used again.
+    /// Copies blocks into the writer's, with at most `bytes_max` under way. After an error the
+    /// connection must not be used again.
     pub async fn pull(
+        &mut self,
+        right: Right<'_>,
+        copies: &[BlockCopy],
+        writer: &mut BlockWriter,
+        bytes_max: usize,
+    ) -> Result<(), Failure> {
+        let ops = writer.plan_from_afar(copies).map_err(Failure::Plan)?;
+        self.receive_all(right, &ops, writer, bytes_max).await
+    }
+
+    /// Receives what was planned for this writer.
+    pub(super) async fn receive_all(
         &mut self,
         right: Right<'_>,
         ops: &[CopyOp],

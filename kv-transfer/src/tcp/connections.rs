@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 use std::future::poll_fn;
-use std::io::ErrorKind;
+use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -13,14 +13,16 @@ use protocol::WorkerLife;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::pki_types::ServerName;
 
 use super::CONNECT_MAX;
 use super::client::{Connection, Failure, Right};
+use super::failure::{failed, not_connected};
 use super::stream::{Broken, Stream};
-use super::wire::{Refusal, WireError};
-use crate::plan::{CopyOp, Extent};
-use crate::{BlockCopy, BlockWriter, Lease, LeaseError, TransferError};
+use crate::plan::CopyOp;
+use crate::{BlockCopy, BlockWriter, Lease, TransferError};
 
 /// Idle connections are closed after this, before their source does it (`IDLE_MAX`).
 const KEPT_MAX: Duration = Duration::from_secs(30);
@@ -56,7 +58,16 @@ struct Shared {
     limits: ReaderLimits,
     slots: Semaphore,
     bytes: Semaphore,
-    idle: Mutex<HashMap<String, Vec<Idle>>>,
+    tls: Option<TlsConnector>,
+    kept: Mutex<Kept>,
+}
+
+/// Idle connections.
+#[derive(Default)]
+struct Kept {
+    by_address: HashMap<String, Vec<Idle>>,
+    /// Whether a task looks after them.
+    is_watched: bool,
 }
 
 /// Pulls blocks from any number of sources. Clones share their connections and limits.
@@ -72,9 +83,19 @@ impl Default for Connections {
 impl Connections {
     /// No connections yet.
     pub fn new(limits: ReaderLimits) -> Self {
+        Self::with(limits, None)
+    }
+
+    /// No connections yet; they will use TLS. A source must then have a certificate for the host
+    /// in its address.
+    pub fn with_tls(limits: ReaderLimits, tls: TlsConnector) -> Self {
+        Self::with(limits, Some(tls))
+    }
+
+    fn with(limits: ReaderLimits, tls: Option<TlsConnector>) -> Self {
         let slots = Semaphore::new(limits.connections_max);
         let bytes = Semaphore::new(limits.bytes_max.max(limits.credit_bytes) as usize);
-        Self(Arc::new(Shared { limits, slots, bytes, idle: Mutex::default() }))
+        Self(Arc::new(Shared { limits, slots, bytes, tls, kept: Mutex::default() }))
     }
 
     /// Pulls under way, or waiting for a connection's hello.
@@ -94,9 +115,7 @@ impl Connections {
         writer: &mut BlockWriter,
         deadline: Instant,
     ) -> Result<(), TransferError> {
-        // How many blocks the source has is its own to check.
-        let source = Extent { layout: &writer.layout().clone(), blocks: u32::MAX as usize };
-        let ops = writer.plan(source, copies)?;
+        let ops = writer.plan_from_afar(copies)?;
         let bytes = copies.len() * writer.layout().block_bytes();
         if bytes == 0 {
             return Ok(());
@@ -121,17 +140,17 @@ impl Connections {
 
 impl Shared {
     async fn pull(
-        &self,
+        self: &Arc<Self>,
         address: &str,
         right: Right<'_>,
         ops: &[CopyOp],
         writer: &mut BlockWriter,
     ) -> Result<(), TransferError> {
         let block_bytes = writer.layout().block_bytes();
-        let failed = |failure| error(failure, address, right.worker, block_bytes);
+        let failed = |failure| failed(failure, address, right.worker, block_bytes);
         let credit_bytes = self.limits.credit_bytes as usize;
         if let Some(mut connection) = self.take_idle(address).await {
-            match connection.pull(right, ops, writer, credit_bytes).await {
+            match connection.receive_all(right, ops, writer, credit_bytes).await {
                 Ok(()) => {
                     self.keep(address, connection);
                     return Ok(());
@@ -141,56 +160,74 @@ impl Shared {
                 Err(failure) => return Err(failed(failure)),
             }
         }
-        let mut connection = connect(address).await?;
-        connection.pull(right, ops, writer, credit_bytes).await.map_err(failed)?;
+        let mut connection = self.connect(address).await?;
+        connection.receive_all(right, ops, writer, credit_bytes).await.map_err(failed)?;
         self.keep(address, connection);
         Ok(())
+    }
+
+    /// Connects, and waits for the hello.
+    async fn connect(&self, address: &str) -> Result<Boxed, TransferError> {
+        let connecting = async {
+            let stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
+            let stream: Box<dyn Stream> = match &self.tls {
+                None => Box::new(stream),
+                Some(tls) => Box::new(tls.connect(name_in(address)?, stream).await?),
+            };
+            Connection::greet(stream).await
+        };
+        let connected = timeout(CONNECT_MAX, connecting).await;
+        connected
+            .unwrap_or(Err(Broken::Silent.into()))
+            .map_err(|failure| not_connected(failure, address))
     }
 
     /// A connection that was used before, if one is open.
     async fn take_idle(&self, address: &str) -> Option<Boxed> {
         loop {
-            let mut idle = self.idle.lock().get_mut(address)?.pop()?;
-            if idle.since.elapsed() < KEPT_MAX && is_quiet(idle.connection.stream()).await {
+            let mut idle = self.kept.lock().by_address.get_mut(address)?.pop()?;
+            if is_quiet(idle.connection.stream()).await {
                 return Some(idle.connection);
             }
         }
     }
 
-    /// Keeps a connection for later, and closes what was kept for too long.
-    fn keep(&self, address: &str, connection: Boxed) {
-        let now = Instant::now();
-        let mut idle = self.idle.lock();
-        idle.retain(|_, kept| {
-            kept.retain(|idle| now.duration_since(idle.since) < KEPT_MAX);
-            !kept.is_empty()
-        });
-        let kept = idle.entry(address.to_string()).or_default();
-        if kept.len() < KEPT_PER_ADDRESS_MAX {
-            kept.push(Idle { connection, since: now });
+    /// Keeps a connection for later.
+    fn keep(self: &Arc<Self>, address: &str, connection: Boxed) {
+        let mut kept = self.kept.lock();
+        let idle = kept.by_address.entry(address.to_string()).or_default();
+        if idle.len() < KEPT_PER_ADDRESS_MAX {
+            idle.push(Idle { connection, since: Instant::now() });
+        }
+        if !std::mem::replace(&mut kept.is_watched, true) {
+            tokio::spawn(close_what_is_idle(Arc::downgrade(self)));
         }
     }
 }
 
-/// Connects, and waits for the hello.
-async fn connect(address: &str) -> Result<Boxed, TransferError> {
-    let connecting = async {
-        let stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
-        Connection::greet(Box::new(stream) as Box<dyn Stream>).await
-    };
-    let unreachable = |error| TransferError::Connect(address.to_string(), error);
-    match timeout(CONNECT_MAX, connecting).await {
-        Ok(Ok(connection)) => Ok(connection),
-        Err(_) | Ok(Err(Failure::Broken(Broken::Silent))) => {
-            Err(unreachable(ErrorKind::TimedOut.into()))
-        }
-        Ok(Err(Failure::Broken(Broken::Io(error)))) => Err(unreachable(error)),
-        Ok(Err(Failure::Broken(Broken::Wire(error)))) => Err(broken_protocol(error, address)),
-        Ok(Err(Failure::Refused(_) | Failure::OverCredit)) => {
-            Err(TransferError::Busy(address.to_string()))
+/// Closes connections that were kept for long enough, until none is left.
+async fn close_what_is_idle(shared: Weak<Shared>) {
+    loop {
+        sleep(KEPT_MAX / 2).await;
+        let Some(shared) = shared.upgrade() else { return };
+        let mut kept = shared.kept.lock();
+        kept.by_address.retain(|_, idle| {
+            idle.retain(|idle| idle.since.elapsed() < KEPT_MAX);
+            !idle.is_empty()
+        });
+        kept.is_watched = !kept.by_address.is_empty();
+        if !kept.is_watched {
+            return;
         }
     }
+}
+
+/// The name that a source's certificate must have.
+fn name_in(address: &str) -> io::Result<ServerName<'static>> {
+    let host = address.rsplit_once(':').map_or(address, |(host, _port)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']').to_string();
+    ServerName::try_from(host).map_err(io::Error::other)
 }
 
 /// Whether nothing came, not even the end.
@@ -201,45 +238,4 @@ async fn is_quiet(stream: &mut Box<dyn Stream>) -> bool {
         Poll::Ready(read.is_pending())
     })
     .await
-}
-
-/// What the caller is told.
-fn error(
-    failure: Failure,
-    address: &str,
-    worker: &WorkerLife,
-    block_bytes: usize,
-) -> TransferError {
-    let at = address.to_string();
-    match failure {
-        Failure::Broken(Broken::Silent) => TransferError::Silent(at),
-        Failure::Broken(Broken::Io(error)) => TransferError::Broken(at, error),
-        Failure::Broken(Broken::Wire(error)) => broken_protocol(error, address),
-        Failure::OverCredit => TransferError::OverCredit { address: at, block_bytes },
-        Failure::Refused(refusal) => match refusal {
-            Refusal::Busy => TransferError::Busy(at),
-            Refusal::SourceGone => TransferError::SourceGone(worker.clone()),
-            Refusal::LayoutMismatch => TransferError::LayoutMismatch,
-            Refusal::LeaseUnknown => LeaseError::Unknown.into(),
-            Refusal::LeaseExpired => LeaseError::Expired.into(),
-            Refusal::NotAnnounced => LeaseError::NotAnnounced.into(),
-            Refusal::OverCredit => {
-                let what = "it says that it was asked for more than it has or grants";
-                TransferError::Protocol { address: at, what }
-            }
-            Refusal::Malformed => {
-                let what = "it says that it was asked for nothing that makes sense";
-                TransferError::Protocol { address: at, what }
-            }
-        },
-    }
-}
-
-fn broken_protocol(error: WireError, address: &str) -> TransferError {
-    match error {
-        WireError::Checksum => TransferError::Checksum(address.to_string()),
-        WireError::Malformed(what) => {
-            TransferError::Protocol { address: address.to_string(), what }
-        }
-    }
 }

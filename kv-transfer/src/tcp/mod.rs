@@ -16,6 +16,7 @@
 mod answer;
 mod client;
 mod connections;
+mod failure;
 mod server;
 mod stream;
 pub mod wire;

@@ -9,7 +9,10 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream, ToSocketAddrs};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
 
+use super::CONNECT_MAX;
 use super::answer::{serve, turn_away};
 use super::stream::{Broken, Stream};
 use crate::LocalPools;
@@ -98,6 +101,7 @@ impl Sender {
 pub struct Server {
     listener: TcpListener,
     sender: Arc<Sender>,
+    tls: Option<TlsAcceptor>,
 }
 
 impl Server {
@@ -108,7 +112,12 @@ impl Server {
         limits: ServerLimits,
     ) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
-        Ok(Self { listener, sender: Arc::new(Sender::new(pools, limits)) })
+        Ok(Self { listener, sender: Arc::new(Sender::new(pools, limits)), tls: None })
+    }
+
+    /// From now on readers must use TLS.
+    pub fn with_tls(self, tls: TlsAcceptor) -> Self {
+        Self { tls: Some(tls), ..self }
     }
 
     /// Where readers connect to.
@@ -132,8 +141,8 @@ impl Server {
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, reader)) => {
                         let has_room = connections.len() < self.sender.limits.connections_max;
-                        let sender = self.sender.clone();
-                        connections.spawn(connection(stream, reader, sender, has_room));
+                        let (sender, tls) = (self.sender.clone(), self.tls.clone());
+                        connections.spawn(connection(stream, reader, sender, tls, has_room));
                     }
                     Err(error) => {
                         tracing::warn!(%error, "cannot accept a reader of KV blocks");
@@ -145,14 +154,25 @@ impl Server {
     }
 }
 
-async fn connection(stream: TcpStream, reader: SocketAddr, sender: Arc<Sender>, has_room: bool) {
+async fn connection(
+    stream: TcpStream,
+    reader: SocketAddr,
+    sender: Arc<Sender>,
+    tls: Option<TlsAcceptor>,
+    has_room: bool,
+) {
     let _counted = Under::way(&sender.status.connections);
-    let served = match stream.set_nodelay(true) {
-        Err(error) => Err(error.into()),
-        Ok(()) if has_room => sender.serve(stream).await,
-        Ok(()) => turn_away(stream).await,
+    let served = async {
+        stream.set_nodelay(true)?;
+        let Some(tls) = tls else { return answer(&sender, stream, has_room).await };
+        let secured = timeout(CONNECT_MAX, tls.accept(stream)).await;
+        answer(&sender, secured.map_err(|_| Broken::Silent)??, has_room).await
     };
-    if let Err(error) = served {
+    if let Err(error) = served.await {
         tracing::debug!(%error, %reader, "closed a connection for KV blocks");
     }
+}
+
+async fn answer(sender: &Sender, stream: impl Stream, has_room: bool) -> Result<(), Broken> {
+    if has_room { sender.serve(stream).await } else { turn_away(stream).await }
 }

@@ -306,12 +306,10 @@ pub enum Refusal {
     LeaseExpired = 6,
     /// A block was not announced.
     NotAnnounced = 7,
-    /// It understood the frame's header and nothing else.
-    Malformed = 8,
 }
 
 impl Refusal {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 7] = [
         Self::Busy,
         Self::SourceGone,
         Self::LayoutMismatch,
@@ -319,7 +317,6 @@ impl Refusal {
         Self::LeaseUnknown,
         Self::LeaseExpired,
         Self::NotAnnounced,
-        Self::Malformed,
     ];
 
     /// The payload of `refused`.

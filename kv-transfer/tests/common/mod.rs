@@ -3,6 +3,7 @@
 #![allow(dead_code, clippy::unwrap_used)] // helpers of tests; each binary uses a part
 
 pub mod proxy;
+pub mod tls;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,11 +32,11 @@ pub fn life(incarnation: u64) -> WorkerLife {
     WorkerLife::new("prefill-0", incarnation)
 }
 
-/// What a source's block holds.
+/// What a source's block holds: noise that begins anew only at odd places.
 pub fn content(block: u32, bytes: usize) -> Vec<u8> {
-    let mut content = vec![0; bytes];
-    SmallRng::seed_from_u64(u64::from(block)).fill_bytes(&mut content);
-    content
+    let mut noise = [0; 4099];
+    SmallRng::seed_from_u64(u64::from(block)).fill_bytes(&mut noise);
+    noise.repeat(bytes.div_ceil(noise.len()))[..bytes].to_vec()
 }
 
 /// A pool whose blocks hold their `content`.
@@ -112,6 +113,7 @@ pub fn copies(sources: &[u32]) -> Vec<BlockCopy> {
 pub enum Over {
     Local,
     Tcp,
+    Tls,
 }
 
 /// A source, and a reader's ways to it.
@@ -164,8 +166,15 @@ impl System {
         };
         match over {
             Over::Local => system.ways.local = pools,
-            Over::Tcp => {
-                let server = tcp::Server::bind("127.0.0.1:0", pools, limits).await.unwrap();
+            Over::Tcp | Over::Tls => {
+                let server = tcp::Server::bind("127.0.0.1:0", pools, limits).await;
+                let mut server = server.unwrap();
+                if matches!(over, Over::Tls) {
+                    let (accepts, connects) = tls::both_ends();
+                    let limits = tcp::ReaderLimits::default();
+                    server = server.with_tls(accepts);
+                    system.ways.tcp = tcp::Connections::with_tls(limits, connects);
+                }
                 let address = server.local_address().unwrap().to_string();
                 system.endpoints = vec![
                     v1::KvEndpoint { way: "of the future".into(), address: String::new() },

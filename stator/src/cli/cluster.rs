@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use super::EngineArgs;
 
@@ -91,6 +91,19 @@ pub struct ComponentArgs {
     /// Allow addresses other than loopback without TLS or keys: the network protects them
     #[arg(long, env = "STATOR_INSECURE")]
     pub insecure: bool,
+
+    /// Breaks something on purpose, so that tests can show that they would notice
+    #[arg(long, value_enum, hide = true)]
+    pub test_defect: Option<TestDefect>,
+}
+
+/// What a component does wrong on purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TestDefect {
+    /// A gateway repeats a token of an answer that migrates.
+    BrokenMigration,
+    /// A prefill worker sends a wrong byte in some KV blocks, with the right checksum for it.
+    CorruptBlock,
 }
 
 /// How to get into a NATS server.

@@ -7,7 +7,8 @@ use std::net::SocketAddr;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use cluster::{
-    AdminArgs, ComponentArgs, DataArgs, GatewayArgs, NatsArgs, RouterArgs, TlsArgs, WorkerArgs,
+    AdminArgs, ComponentArgs, DataArgs, GatewayArgs, NatsArgs, RouterArgs, TestDefect, TlsArgs,
+    WorkerArgs,
 };
 
 /// OpenAI-compatible LLM inference, from a laptop to a cluster.
