@@ -297,6 +297,15 @@ def test_workers_that_do_not_go_together(cluster, demo_directory, tmp_path):
     check_sentence(run(*other), 64, "worker first", "another model", "--model-name")
 
 
+def test_a_worker_that_gateways_cannot_reach_is_named(cluster):
+    gateway = cluster.start("gateway")
+    nowhere = f"127.0.0.1:{free_port()}"
+    cluster.start("decode-worker", "--name", "hidden", "--advertise", nowhere)
+    said = gateway.stderr.wait_for("cannot fetch the worker's model card").string
+    assert [part for part in ("hidden", nowhere, "--advertise") if part not in said] == []
+    assert not gateway.is_ready()
+
+
 def test_a_taken_port():
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = f"127.0.0.1:{other.getsockname()[1]}"

@@ -15,6 +15,9 @@ use crate::{Worker, WorkerError, admission};
 /// Between two load reports.
 const LOAD_REPORT_INTERVAL: Duration = Duration::from_millis(100);
 
+/// After this, a worker has heard of all that were registered at the same time as itself.
+const SECOND_LOOK: Duration = Duration::from_secs(1);
+
 /// At least between two that say that the worker became idle.
 const LOAD_REPORT_PAUSE: Duration = Duration::from_millis(2);
 
@@ -35,6 +38,7 @@ pub async fn run(
     let mut entry = RegistryEntry::put(registration, network);
     presence.set_registered(address);
     let Some(mut kv_events) = host.take_kv_events() else { return WorkerError::EngineStopped };
+    let mut second_look = Some(Instant::now() + SECOND_LOOK);
     let mut interval = tokio::time::interval(LOAD_REPORT_INTERVAL);
     let (mut last_report, mut is_news_due) = (Instant::now(), false);
     loop {
@@ -53,7 +57,15 @@ pub async fn run(
                 publish_load(host, registration, network);
                 (last_report, is_news_due) = (Instant::now(), false);
             }
-            _ = interval.tick() => publish_load(host, registration, network),
+            now = interval.tick() => {
+                publish_load(host, registration, network);
+                if second_look.take_if(|due| now >= *due).is_some()
+                    && let Some(sentence) =
+                        admission::conflict_with_elder(registration, &network.registry)
+                {
+                    return WorkerError::Refused(sentence);
+                }
+            }
         }
     }
 }
