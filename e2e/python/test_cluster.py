@@ -297,6 +297,15 @@ def test_workers_that_do_not_go_together(cluster, demo_directory, tmp_path):
     check_sentence(run(*other), 64, "worker first", "another model", "--model-name")
 
 
+def test_of_two_that_come_at_once_one_stays(cluster):
+    workers = [cluster.begin("decode-worker", "--block-size", size) for size in ("16", "32")]
+    wait_until(lambda: any(w.process.poll() is not None for w in workers), "one of them leaves")
+    gone, here = sorted(workers, key=lambda worker: worker.process.poll() is None)
+    assert gone.exit_code() == 64
+    assert "--block-size" in gone.stderr.to_end()[0]
+    assert here.ready().is_ready()
+
+
 def test_a_worker_that_gateways_cannot_reach_is_named(cluster):
     gateway = cluster.start("gateway")
     nowhere = f"127.0.0.1:{free_port()}"
