@@ -151,8 +151,8 @@ def watch(components, swarms, nats, minutes):
 def settle(components, swarms, workers):
     """Waits until all workers live and are known."""
     deadline = time.monotonic() + READY_DEADLINE_S
-    while any(component.known() < 0.95 * workers for component in components) or sum(
-            swarm.last["settled"] for swarm in swarms) < 0.95 * workers:
+    while any(component.known() < 0.9 * workers for component in components) or sum(
+            swarm.last["settled"] for swarm in swarms) < 0.9 * workers:
         if time.monotonic() > deadline:
             raise SystemExit(f"after {READY_DEADLINE_S} s, known: "
                              f"{[component.known() for component in components]}")

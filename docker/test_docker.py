@@ -27,6 +27,8 @@ STREAMS = 8
 OUTPUT_TOKENS = 600
 # A stream counts as running after so many chunks.
 RUNNING_CHUNKS = 10
+# Some 300 tokens: worth a prefill worker's while where others decode.
+PROMPT = "What does a router know about its workers, and whom does it tell? " * 20
 IMAGE_MB_MAX = 200
 
 
@@ -61,6 +63,7 @@ def free_port():
 def address():
     """Where the gateway of a cluster listens, once all of its containers are healthy."""
     port = os.environ["STATOR_PORT"] = str(free_port())
+    os.environ["STATOR_LOG"] = "warn,decode_worker=debug"
     if "STATOR_IMAGE" not in os.environ:
         compose("build", deadline_s=BUILD_DEADLINE_S)
     try:
@@ -85,7 +88,7 @@ def stream(client, seed, running):
     """The text of one answer, which is the same in each call with this seed. Says when it runs."""
     chunks = client.completions.create(
         model="stator-demo",
-        prompt=f"Question {seed}: what does a router know about its workers?",
+        prompt=f"Question {seed}: {PROMPT}",
         max_tokens=OUTPUT_TOKENS,
         temperature=0.8,
         seed=seed,
@@ -145,6 +148,13 @@ def test_a_crash_is_mended_by_the_restart_policy(address, client, undisturbed):
     wait_until(lambda: inspect("container", container)["State"]["StartedAt"] != began)
     compose("up", "--no-build", "--detach", "--wait")
     assert stream_all(client) == undisturbed
+
+
+def test_kv_blocks_move_between_containers(undisturbed):
+    """Prompts are computed in one container and decoded in another one."""
+    moved = re.findall(r"decode-worker-\S+ .*blocks moved.*", compose("logs", "--no-color"))
+    assert moved, "no decode worker read blocks of the prefill worker"
+    print(*moved[:3], sep="\n")
 
 
 def test_containers_are_closed(address):

@@ -160,11 +160,20 @@ impl Cluster {
     async fn held(&self) -> Result<Held> {
         let mut held = Held::default();
         for worker in self.components.iter().filter(|component| component.role.is_worker()) {
-            let metrics = worker.metrics(&self.http).await?;
-            held.blocks += need(&metrics, "stator_kv_blocks", "state=\"used\"", &worker.name)?;
-            held.leases += metrics.sum("stator_kv_leases", "").unwrap_or(0.0);
+            let by_this = self.held_by(worker).await?;
+            held.blocks += by_this.blocks;
+            held.leases += by_this.leases;
         }
         Ok(held)
+    }
+
+    /// What a worker holds at this moment. Errors: it does not say.
+    pub async fn held_by(&self, worker: &Component) -> Result<Held> {
+        let metrics = worker.metrics(&self.http).await?;
+        Ok(Held {
+            blocks: need(&metrics, "stator_kv_blocks", "state=\"used\"", &worker.name)?,
+            leases: need(&metrics, "stator_kv_leases", "", &worker.name)?,
+        })
     }
 
     /// Ends every process at once.

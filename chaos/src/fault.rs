@@ -66,6 +66,8 @@ pub struct Strike {
     pub faults: Vec<Fault>,
     /// Only while KV blocks are on their way to a reader.
     pub during_pull: bool,
+    /// How long the load runs before, at least.
+    pub delay: Duration,
 }
 
 /// How long faults last before they heal, in milliseconds. A restart takes what it takes.
@@ -77,15 +79,25 @@ pub struct Pace {
     pub silence_ms: Range<u64>,
     /// Of a partition that resets.
     pub reset_ms: Range<u64>,
+    /// From the beginning of the load to the strike.
+    pub delay_ms: Range<u64>,
 }
 
 impl Pace {
     /// For long runs.
-    pub const USUAL: Self =
-        Self { kill_ms: 200..1_500, silence_ms: 3_000..4_500, reset_ms: 500..2_000 };
+    pub const USUAL: Self = Self {
+        kill_ms: 200..1_500,
+        silence_ms: 3_000..4_500,
+        reset_ms: 500..2_000,
+        delay_ms: 500..4_000,
+    };
     /// For a run in which every kind strikes once.
-    pub const SHORT: Self =
-        Self { kill_ms: 200..500, silence_ms: 2_600..3_000, reset_ms: 300..600 };
+    pub const SHORT: Self = Self {
+        kill_ms: 200..500,
+        silence_ms: 2_600..3_000,
+        reset_ms: 300..600,
+        delay_ms: 200..1_200,
+    };
 }
 
 const TARGETS: [Target; 5] =
@@ -105,6 +117,13 @@ const PAIRS: [(Target, Target); 9] = [
     (Target::PrefillWorker, Target::Kv),
     (Target::Router, Target::Nats),
 ];
+
+impl Target {
+    /// Whether it has an engine.
+    pub fn is_worker(self) -> bool {
+        matches!(self, Self::PrefillWorker | Self::DecodeWorker)
+    }
+}
 
 impl Kind {
     /// Every kind there is: connections can be cut, but not killed.
@@ -131,6 +150,12 @@ impl Kind {
     }
 }
 
+impl Pace {
+    fn delay(&self, random: &mut ChaCha8Rng) -> Duration {
+        Duration::from_millis(random.random_range(self.delay_ms.clone()))
+    }
+}
+
 impl Way {
     /// Whether it is done to connections rather than to a process.
     pub fn is_partition(self) -> bool {
@@ -153,6 +178,7 @@ pub fn schedule(seed: u64, strikes: usize, kinds: &[Kind], pace: &Pace) -> Vec<S
     let during_pull =
         |index: usize| (index + index / kinds.len().max(1) * (1 + kinds.len() % 2)) % 2 == 1;
     let strike = |(index, kind): (usize, Kind)| Strike {
+        delay: pace.delay(&mut random),
         faults: vec![kind.draw(&mut random, pace)],
         during_pull: during_pull(index),
     };
@@ -170,7 +196,8 @@ pub fn overlapping_schedule(seed: u64, strikes: usize, pace: &Pace) -> Vec<Strik
                 Kind::all().into_iter().filter(|kind| kind.target == target).collect();
             kinds.choose(&mut random).expect("every target has a kind").draw(&mut random, pace)
         };
-        Strike { faults: vec![fault(first), fault(second)], during_pull: index % 2 == 1 }
+        let faults = vec![fault(first), fault(second)];
+        Strike { faults, during_pull: index % 2 == 1, delay: pace.delay(&mut random) }
     };
     (0..strikes).map(strike).collect()
 }

@@ -19,17 +19,23 @@ pub struct Aimed {
     victims: Vec<Arc<Component>>,
 }
 
-/// Chooses the victims of a strike: for its faults on one target, different ones.
-pub fn aim(cluster: &Cluster, strike: &Strike) -> Vec<Aimed> {
+/// Chooses the victims of a strike: for its faults on one target, different ones. Errors: a process
+/// does not answer.
+pub async fn aim(cluster: &Cluster, strike: &Strike) -> Result<Vec<Aimed>> {
     let mut aimed: Vec<Aimed> = Vec::new();
     for fault in &strike.faults {
-        let taken = |candidate: &Arc<Component>| {
-            aimed.iter().any(|other| other.is_hit(candidate) && !other.is_wide())
+        let worth_it = match strike.during_pull {
+            true => taking_part(cluster, fault),
+            false => busy(cluster, fault).await?,
         };
-        let candidates: Vec<_> = candidates(cluster, fault, strike.during_pull)
-            .into_iter()
-            .filter(|c| !taken(c))
-            .collect();
+        let is_free = |candidate: &Arc<Component>| {
+            !aimed.iter().any(|other| other.is_hit(candidate) && !other.is_wide())
+        };
+        let free = |some: Vec<Arc<Component>>| some.into_iter().filter(is_free).collect::<Vec<_>>();
+        let mut candidates = free(worth_it);
+        if candidates.is_empty() {
+            candidates = free(all(cluster, fault));
+        }
         let victims = match is_wide(fault) {
             true => candidates,
             false => candidates
@@ -40,28 +46,41 @@ pub fn aim(cluster: &Cluster, strike: &Strike) -> Vec<Aimed> {
         };
         aimed.push(Aimed { fault: fault.clone(), victims });
     }
-    aimed
+    Ok(aimed)
 }
 
-/// Whom a fault may hit: of workers during a pull, those that take part in one.
-fn candidates(cluster: &Cluster, fault: &Fault, during_pull: bool) -> Vec<Arc<Component>> {
-    let all = match fault.kind.target {
+/// Whom a fault may hit.
+fn all(cluster: &Cluster, fault: &Fault) -> Vec<Arc<Component>> {
+    match fault.kind.target {
         Target::PrefillWorker => cluster.of(Role::PrefillWorker),
         Target::DecodeWorker => cluster.of(Role::DecodeWorker),
         Target::Router => cluster.of(Role::Router),
         Target::Nats if fault.kind.way.is_partition() => cluster.components.clone(),
         Target::Nats => cluster.of(Role::Nats),
         Target::Kv => cluster.components.clone(),
-    };
-    let is_worker = matches!(fault.kind.target, Target::PrefillWorker | Target::DecodeWorker);
-    if !during_pull || !is_worker {
-        return all;
     }
+}
+
+/// Of workers, those that take part in a pull, if any does.
+fn taking_part(cluster: &Cluster, fault: &Fault) -> Vec<Arc<Component>> {
+    let all = all(cluster, fault);
     let readers = cluster.readers();
     let takes_part =
         |component: &&Arc<Component>| component.is_pulled_from() || component.has_any(&readers);
-    let taking_part: Vec<_> = all.iter().filter(takes_part).cloned().collect();
-    if taking_part.is_empty() { all } else { taking_part }
+    let some: Vec<_> = all.iter().filter(takes_part).cloned().collect();
+    if !fault.kind.target.is_worker() || some.is_empty() { all } else { some }
+}
+
+/// Of workers, those that have something to do, if any has: losing an idle one is no loss.
+async fn busy(cluster: &Cluster, fault: &Fault) -> Result<Vec<Arc<Component>>> {
+    let all = all(cluster, fault);
+    let mut some = Vec::new();
+    for component in all.iter().filter(|_| fault.kind.target.is_worker()) {
+        if cluster.held_by(component).await?.blocks > 0.0 {
+            some.push(component.clone());
+        }
+    }
+    Ok(if some.is_empty() { all } else { some })
 }
 
 fn is_wide(fault: &Fault) -> bool {

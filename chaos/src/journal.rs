@@ -9,11 +9,12 @@ const NOTES_MAX: usize = 100_000;
 /// What a log line tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum News {
-    /// A gateway has found that a request's worker failed.
-    Migrating,
-    /// Another worker goes on with a request.
-    Migrated,
-    /// A decode worker has found that a request's prefill worker, or the way to it, failed.
+    /// A gateway has found that a request's worker failed, and given it to another one.
+    GivenElsewhere,
+    /// The other worker's first token has come.
+    WentOn,
+    /// A decode worker has found that a request's prefill worker, or the way to it, failed, and
+    /// computes the prompt itself.
     PrefillLost,
     /// A process has a defect.
     Panic,
@@ -21,8 +22,8 @@ pub enum News {
 
 /// How each piece of news reads in a log.
 const PHRASES: [(&str, News); 4] = [
-    ("migrating request", News::Migrating),
-    ("migrated", News::Migrated),
+    ("given to another worker", News::GivenElsewhere),
+    (" migrated ", News::WentOn),
     ("prefill failed, computing here", News::PrefillLost),
     ("panicked at", News::Panic),
 ];
@@ -101,14 +102,12 @@ mod tests {
         let time = "2026-11-23T01:20:00.123456Z";
         check(&format!("{time}  INFO gateway: listening"), None);
         check(
-            &format!(
-                "{time}  INFO gateway: migrating request request_id=a-1 from=decode-0 cause=lost"
-            ),
-            Some((News::Migrating, "a-1")),
+            &format!("{time}  INFO gateway: given to another worker request_id=a-1 to=decode-0"),
+            Some((News::GivenElsewhere, "a-1")),
         );
         check(
             &format!("{time}  INFO gateway: migrated request_id=\"a-1\" took_ms=12"),
-            Some((News::Migrated, "a-1")),
+            Some((News::WentOn, "a-1")),
         );
         check(
             &format!(

@@ -29,11 +29,13 @@ pub struct Phase {
 }
 
 impl Phase {
+    // Pools are small, so that memory at rest is soon all that they ever touch.
+
     /// The mock engine: its next token is a function of all KV bytes, so that one wrong byte anywhere
     /// changes the text. Steps of 20 ms, 100 ms for each 512 tokens of a prompt.
     pub fn mock(streams: usize, faults: usize, overlapping: usize) -> Self {
         let times = ["--mock-step-us", "20000", "--mock-prefill-us-per-token", "200"];
-        let engine = ["--engine", "mock"].into_iter().chain(times);
+        let engine = ["--engine", "mock", "--kv-blocks", "2048"].into_iter().chain(times);
         Self {
             name: "mock".into(),
             engine: engine.map(String::from).collect(),
@@ -63,7 +65,7 @@ impl Phase {
 
     /// The bundled model, computed for real.
     pub fn cpu(streams: usize, faults: usize, overlapping: usize) -> Self {
-        let engine = vec!["--threads".to_string(), "1".to_string()];
+        let engine = ["--threads", "1", "--kv-blocks", "1024"].map(String::from).to_vec();
         Self {
             name: "cpu".into(),
             oracle_engine: engine.clone(),

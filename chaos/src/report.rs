@@ -97,7 +97,7 @@ pub fn line(round: &Round) -> String {
     };
     let pull = round.strike.as_ref().is_some_and(|strike| strike.during_pull);
     format!(
-        "{what} ({}{}): {} in flight, {} requests, {} failed, {} wrong, {} went on elsewhere in {} ms \
+        "{what} ({}{}): {} in flight, {} requests, {} failed, {} wrong, {} re-dispatched in {} ms \
          at most, longest stall {} ms{held}{}",
         round.victims,
         if pull { ", during a pull" } else { "" },
@@ -166,9 +166,10 @@ fn table(rounds: &[&Round]) -> String {
         rows.entry(kind).or_default().rounds.push(round);
     }
     let mut table = String::from(
-        "| fault | count | during a pull | in flight | requests | failed | wrong bytes | went on \
-         elsewhere | after p50 / p99 / max, ms | longest stall, ms | longest first token, ms | blocks, leases left |\n\
-         |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
+        "| fault | count | during a pull | in flight | requests | failed | wrong bytes | \
+         re-dispatched | after p50 / p99 / max, ms | next token after p50 / p99 / max, ms | \
+         longest stall, ms | longest first token, ms | blocks, leases left |\n\
+         |---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n",
     );
     for (kind, row) in &rows {
         let name = if kind.is_empty() { "none".to_string() } else { kind.join(" + ") };
@@ -185,9 +186,7 @@ impl Row<'_> {
         let sum =
             |of: fn(&Round) -> usize| self.rounds.iter().map(|round| of(round)).sum::<usize>();
         let max = |of: fn(&Round) -> Duration| self.rounds.iter().map(|round| of(round)).max();
-        let mut took: Vec<Duration> =
-            self.rounds.iter().flat_map(|round| round.redispatched()).collect();
-        took.sort();
+        let redispatched = self.sorted(Round::redispatched);
         let held = |of: fn(&Round) -> f64| self.rounds.iter().map(|round| of(round)).sum::<f64>();
         vec![
             self.rounds.len().to_string(),
@@ -197,12 +196,21 @@ impl Row<'_> {
             sum(|round| round.outcomes.len()).to_string(),
             sum(Round::failed).to_string(),
             sum(Round::wrong).to_string(),
-            took.len().to_string(),
-            percentiles(&took),
+            redispatched.len().to_string(),
+            percentiles(&redispatched),
+            percentiles(&self.sorted(Round::went_on)),
             ms(max(Round::longest_stall).unwrap_or_default()),
             ms(max(Round::longest_first_token).unwrap_or_default()),
             format!("{}, {}", held(|round| round.held.blocks), held(|round| round.held.leases)),
         ]
+    }
+}
+
+impl Row<'_> {
+    fn sorted(&self, of: fn(&Round) -> Vec<Duration>) -> Vec<Duration> {
+        let mut all: Vec<Duration> = self.rounds.iter().flat_map(|round| of(round)).collect();
+        all.sort();
+        all
     }
 }
 

@@ -51,11 +51,13 @@ pub async fn run(
     let _before = cluster.journal.take();
     let load = Load::start(http.clone(), load);
     let mut round = Round::new(strike);
-    if occasion(cluster, &load, strike).await {
+    // The load begins all at once: a strike at any moment of a stream wants some time in between.
+    tokio::time::sleep(strike.map(|strike| strike.delay).unwrap_or_default()).await;
+    if let Some(aimed) = occasion(cluster, &load, strike).await? {
         round.past_first_token = load.past_first_token();
         round.struck_at = Some(Instant::now());
         match strike {
-            Some(strike) => round.inflict(aim(cluster, strike)).await?,
+            Some(_) => round.inflict(aimed).await?,
             None => tokio::time::sleep(CALM).await,
         }
         // Healed is who serves again, while clients still ask.
@@ -71,16 +73,28 @@ pub async fn run(
     Ok(round)
 }
 
-/// Waits for a moment at which the strike counts.
-async fn occasion(cluster: &Cluster, load: &Load, strike: Option<&Strike>) -> bool {
+/// Waits for a moment at which the strike counts, and aims. `None` if there is none.
+async fn occasion(
+    cluster: &Cluster,
+    load: &Load,
+    strike: Option<&Strike>,
+) -> Result<Option<Vec<Aimed>>> {
     let needs_pull = strike.is_some_and(|strike| strike.during_pull);
     let is_now = || load.past_first_token() >= STREAMS_MIN && (!needs_pull || cluster.is_pulling());
     let waiting = async {
-        while !is_now() {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+        loop {
+            while !is_now() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            let Some(strike) = strike else { return Ok(Vec::new()) };
+            let aimed = aim(cluster, strike).await?;
+            // Aiming took a moment.
+            if is_now() {
+                return Ok(aimed);
+            }
         }
     };
-    tokio::time::timeout(OCCASION_DEADLINE, waiting).await.is_ok()
+    tokio::time::timeout(OCCASION_DEADLINE, waiting).await.ok().transpose()
 }
 
 impl Round {
@@ -136,17 +150,39 @@ impl Round {
         self.outcomes.iter().filter(|o| matches!(o.verdict, Verdict::Wrong(_))).count()
     }
 
-    /// For each request that another worker went on with: the time from the strike, or from its
-    /// sending if that came later, until then.
+    /// How long it took until failed requests were in other hands: those given to another worker,
+    /// and those whose decode worker had to compute the prompt itself.
     pub fn redispatched(&self) -> Vec<Duration> {
+        self.after_strike(|note| match note.news {
+            News::GivenElsewhere => true,
+            // A worker that was stopped may yet say so of a request that another one has by now.
+            News::PrefillLost => !self.was_given_away_before(note),
+            News::WentOn | News::Panic => false,
+        })
+    }
+
+    fn was_given_away_before(&self, note: &Note) -> bool {
+        self.notes.iter().any(|other| {
+            other.news == News::GivenElsewhere
+                && other.request_id == note.request_id
+                && other.at <= note.at
+        })
+    }
+
+    /// How long it took until another worker's first token came: that, and computing again.
+    pub fn went_on(&self) -> Vec<Duration> {
+        self.after_strike(|note| note.news == News::WentOn)
+    }
+
+    /// Of each such note: from the strike, or from the request's sending if that came later.
+    fn after_strike(&self, is_such: impl Fn(&Note) -> bool) -> Vec<Duration> {
         let Some(struck_at) = self.struck_at else { return Vec::new() };
-        let is_end = |note: &&Note| matches!(note.news, News::Migrated | News::PrefillLost);
         let took = |note: &Note| {
             let of = |outcome: &&Outcome| outcome.request_id == note.request_id;
             let began = self.outcomes.iter().find(of)?.began;
             note.at.checked_duration_since(began.max(struck_at))
         };
-        self.notes.iter().filter(is_end).filter_map(took).collect()
+        self.notes.iter().filter(|note| is_such(note)).filter_map(took).collect()
     }
 
     /// The longest time that a client waited between two pieces of text.

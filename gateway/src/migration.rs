@@ -138,6 +138,7 @@ impl TokenStream {
         self.placed = placed.inspect_err(|_| {
             tracing::warn!(request_id, "given up: no worker is left to go on with it");
         })?;
+        tracing::info!(request_id, to = %self.placed.worker.id, "given to another worker");
         if self.placed.numerics_id != preferred {
             self.dispatcher.migrations.to_other_numerics.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(

@@ -2,9 +2,6 @@
 
 use crate::WorkerLife;
 
-/// Routing requests to whichever router there is. Goes once gateways ask routers by name.
-pub const ROUTE: &str = "route";
-
 /// Routing requests (`RouteRequest` -> `RouteReply`) to one life of a router.
 pub fn route(router_id: &str, incarnation: u64) -> String {
     format!("route.{router_id}.{incarnation}")

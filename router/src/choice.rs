@@ -70,13 +70,13 @@ impl Choice<'_> {
     pub fn among_decode_workers(&self, worst: Standing) -> Option<Route> {
         let Self { sizes, now, .. } = *self;
         let (mut local, mut receive, mut prefill) = (None, None, None);
-        for (slot, entry, cached_tokens) in self.able(&self.pool.decode, worst) {
-            let stream = cost::stream(entry, sizes);
-            keep_lower(&mut local, slot, cost::local(entry, sizes, cached_tokens, now) + stream);
-            keep_lower(&mut receive, slot, cost::receive(entry, sizes, cached_tokens) + stream);
+        for (slot, gauge, cached_tokens) in self.able(&self.pool.decode, worst) {
+            let stream = cost::stream(gauge, sizes);
+            keep_lower(&mut local, slot, cost::local(gauge, sizes, cached_tokens, now) + stream);
+            keep_lower(&mut receive, slot, cost::receive(gauge, sizes, cached_tokens) + stream);
         }
-        for (slot, entry, cached_tokens) in self.able(&self.pool.prefill, worst) {
-            keep_lower(&mut prefill, slot, cost::prefill(entry, sizes, cached_tokens, now));
+        for (slot, gauge, cached_tokens) in self.able(&self.pool.prefill, worst) {
+            keep_lower(&mut prefill, slot, cost::prefill(gauge, sizes, cached_tokens, now));
         }
         let remote = receive.zip(prefill).map(|((decode, receiving), (prefill, computing))| {
             self.route(decode, Some(prefill), receiving + computing)
@@ -95,8 +95,8 @@ impl Choice<'_> {
     pub fn among_prefill_workers(&self, worst: Standing) -> Option<Route> {
         let Self { sizes, now, .. } = *self;
         let mut local = None;
-        for (slot, entry, cached_tokens) in self.able(&self.pool.prefill, worst) {
-            let cost = cost::local(entry, sizes, cached_tokens, now) + cost::stream(entry, sizes);
+        for (slot, gauge, cached_tokens) in self.able(&self.pool.prefill, worst) {
+            let cost = cost::local(gauge, sizes, cached_tokens, now) + cost::stream(gauge, sizes);
             keep_lower(&mut local, slot, cost);
         }
         local.map(|(slot, cost)| self.route(slot, None, cost))

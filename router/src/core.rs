@@ -29,10 +29,10 @@ impl Core {
         if !self.supersede(&life) {
             return;
         }
-        if self.workers.slot(&life).is_some() {
+        if let Some(slot) = self.workers.slot(&life) {
             // Nothing else changes in a life.
             let draining = registration.draining;
-            self.workers.change(&life, |entry| entry.registration.draining = draining);
+            self.workers.change(slot, |entry| entry.registration.draining = draining);
             return;
         }
         let v1::WorkerRegistration { model, numerics_id, kv_blocks, .. } = registration.clone();
@@ -101,7 +101,7 @@ impl Core {
         let v1::WorkerRegistration { model, numerics_id, .. } = &entry.registration;
         let pool = self.pools.get_mut(model).and_then(|of_model| of_model.get_mut(numerics_id));
         let equals = pool.as_ref().and_then(|pool| pool.latency);
-        self.workers.change(&life, |entry| entry.report(&load, equals, now));
+        self.workers.change(slot, |entry| entry.report(&load, equals, now));
         if let (Some(pool), Some(measured)) = (pool, load.latency) {
             pool.learn(measured);
         }
@@ -144,15 +144,18 @@ impl Core {
 
     /// Someone found a worker dead, silent or hung: it is passed over for a while.
     pub fn suspect(&mut self, worker: &WorkerLife, now: Time) {
-        self.workers.change(worker, |entry| entry.suspect(now));
+        if let Some(slot) = self.workers.slot(worker) {
+            self.workers.change(slot, |entry| entry.suspect(now));
+        }
     }
 
     /// Another router gave away requests.
     pub fn dispatched_elsewhere(&mut self, dispatches: &[v1::Dispatch], now: Time) {
         for dispatch in dispatches {
             let worker = WorkerLife::new(&dispatch.worker_id, dispatch.worker_incarnation);
+            let Some(slot) = self.workers.slot(&worker) else { continue };
             let (us, tokens) = (dispatch.prefill_us, dispatch.prompt_tokens.into());
-            self.workers.change(&worker, |entry| entry.dispatch_elsewhere(us, tokens, now));
+            self.workers.change(slot, |entry| entry.dispatch_elsewhere(us, tokens, now));
         }
     }
 
@@ -166,8 +169,9 @@ impl Core {
         let route = best(&pools, question.preferred_numerics_id.as_str());
         let route = route.ok_or_else(|| self.why_none(question))?;
         for (worker, prefill_us) in route.shares() {
+            let Some(slot) = self.workers.slot(worker) else { continue };
             let tokens = question.prompt_tokens as u64;
-            self.workers.change(worker, |entry| entry.dispatch(prefill_us, tokens, now));
+            self.workers.change(slot, |entry| entry.dispatch(prefill_us, tokens, now));
         }
         Ok(route)
     }

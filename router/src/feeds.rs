@@ -36,8 +36,6 @@ pub struct Feeds {
     suspicions: Subscription,
     dispatches: Subscription,
     questions: Requests,
-    /// Of gateways that do not ask by name yet. Goes with `subjects::ROUTE`.
-    nameless_questions: Requests,
 }
 
 impl Feeds {
@@ -50,7 +48,6 @@ impl Feeds {
             suspicions: bus.subscribe(subjects::SUSPECT),
             dispatches: bus.subscribe(subjects::DISPATCHES),
             questions: bus.respond(&subjects::route(&identity.id, identity.incarnation.0)),
-            nameless_questions: bus.respond(subjects::ROUTE),
         }
     }
 
@@ -71,13 +68,11 @@ impl Feeds {
             Some(message) = self.dispatches.next() => News::Dispatches(message),
             () = telling.due() => News::TellingDue,
             Some(question) = self.questions.next() => News::Question(question),
-            Some(question) = self.nameless_questions.next() => News::Question(question),
         }
     }
 
     /// The next question, if one waits already.
     pub fn waiting_question(&mut self) -> Option<Request> {
-        let question = self.questions.next().now_or_never().flatten();
-        question.or_else(|| self.nameless_questions.next().now_or_never().flatten())
+        self.questions.next().now_or_never().flatten()
     }
 }

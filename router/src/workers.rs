@@ -72,10 +72,9 @@ impl Workers {
         self.entries.get(slot as usize)?.as_ref().map(|(_, entry)| entry)
     }
 
-    /// Changes what is known of a worker, if it is there.
-    pub fn change(&mut self, life: &WorkerLife, change: impl FnOnce(&mut WorkerEntry)) {
-        let Some(slot) = self.slot(life) else { return };
-        if let Some((_, entry)) = &mut self.entries[slot as usize] {
+    /// Changes what is known of the one in a slot.
+    pub fn change(&mut self, slot: Slot, change: impl FnOnce(&mut WorkerEntry)) {
+        if let Some(Some((_, entry))) = self.entries.get_mut(slot as usize) {
             change(entry);
             self.gauges[slot as usize] = entry.gauge();
         }

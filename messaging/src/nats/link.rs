@@ -127,12 +127,16 @@ impl Events {
                 tracing::warn!(server, "lost nats: what was last known stays in force");
             }
             Event::SlowConsumer(subscription) => {
-                self.counters.slow_consumer.fetch_add(1, Ordering::Relaxed);
-                tracing::warn!(
-                    server,
-                    subscription,
-                    "a message of nats was dropped: slow consumer"
-                );
+                let dropped = self.counters.slow_consumer.fetch_add(1, Ordering::Relaxed) + 1;
+                // They come by the thousand, when the machine is too slow already.
+                if dropped.is_power_of_two() {
+                    tracing::warn!(
+                        server,
+                        subscription,
+                        dropped,
+                        "messages of nats were dropped: slow consumer"
+                    );
+                }
             }
             Event::ServerError(ServerError::Other(text)) if is_violation(text) => {
                 self.counters.forbidden.fetch_add(1, Ordering::Relaxed);

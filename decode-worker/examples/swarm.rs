@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use engine::{EngineConfig, MockRunner, MockTimes, MockVocabulary, Runner};
-use kv_transfer::LocalPools;
+use kv_transfer::Ways;
 use messaging::{DataPlane, NatsOptions, Network, TcpOptions};
 use parking_lot::Mutex;
 use protocol::v1::{ModelCard, Role};
@@ -77,11 +77,7 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 async fn main() -> Result<(), Failure> {
     let Arguments { nats, name, workers, leaves_per_minute, model } = Arguments::parse();
     let mut network = Network::connect(NatsOptions::new(nats)).await?;
-    network.data_plane = DataPlane::tcp(TcpOptions {
-        listen: ([127, 0, 0, 1], 0).into(),
-        advertise: None,
-        tls: None,
-    })?;
+    network.data_plane = DataPlane::tcp(TcpOptions::default())?;
     let vocabulary = MockVocabulary::load(Path::new(&model))?;
     let runner = MockRunner::new(MockTimes::default(), vocabulary.clone());
     let card = worker::load_card(Path::new(&model), "swarm", runner.facts())?;
@@ -134,8 +130,7 @@ async fn live_once(swarm: &Swarm, index: usize, leave: CancellationToken) -> Res
         place.lives += 1;
         place.leave = Some(leave.clone());
     }
-    let pools = Arc::new(LocalPools::default());
-    Ok(decode_worker::run(worker, swarm.network.clone(), pools, leave).await?)
+    Ok(decode_worker::run(worker, swarm.network.clone(), Ways::default(), leave).await?)
 }
 
 /// Has one worker after the other leave.
