@@ -68,6 +68,11 @@ impl Report {
         self.rounds().map(Round::failed).sum()
     }
 
+    /// Requests that went on in other hands.
+    pub fn redispatched(&self) -> usize {
+        self.rounds().map(|round| round.redispatched().len()).sum()
+    }
+
     fn rounds(&self) -> impl Iterator<Item = &Round> {
         self.phases.iter().flat_map(|phase| &phase.rounds)
     }

@@ -35,6 +35,7 @@ async fn no_single_fault_costs_a_request_or_changes_a_byte() {
     let faults = Kind::all().len();
     let report = chaos("chaos-short", "", Phase::short(10, faults, 2), None).await;
     assert!(report.is_clean(), "{report}");
+    assert!(report.redispatched() > 0, "the faults hit nobody: {report}");
     println!("{report}");
 }
 

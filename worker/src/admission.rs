@@ -24,12 +24,24 @@ pub fn model_id(weights_id: &str, card: &v1::ModelCard) -> String {
 /// Why a worker must not be registered, if so: a sentence that names the other one. Earlier lives of
 /// the same worker do not count.
 pub fn conflict(ours: &v1::WorkerRegistration, registry: &Registry) -> Option<String> {
+    others(ours, registry).find_map(|other| mismatch(ours, &other))
+}
+
+/// The same of a worker that is registered: of two that came at once, the one that began later goes.
+pub fn conflict_with_elder(ours: &v1::WorkerRegistration, registry: &Registry) -> Option<String> {
+    let age = |worker: &v1::WorkerRegistration| (worker.incarnation, worker.worker_id.clone());
+    let mut elders = others(ours, registry).filter(|other| age(other) < age(ours));
+    elders.find_map(|other| mismatch(ours, &other))
+}
+
+fn others(
+    ours: &v1::WorkerRegistration,
+    registry: &Registry,
+) -> impl Iterator<Item = v1::WorkerRegistration> {
     let (present, _) = registry.watch(subjects::WORKERS);
-    let others =
-        present.into_iter().filter_map(|(_, value)| v1::WorkerRegistration::decode(value).ok());
-    others
-        .filter(|other| other.worker_id != ours.worker_id)
-        .find_map(|other| mismatch(ours, &other))
+    let present = present.into_iter();
+    let others = present.filter_map(|(_, value)| v1::WorkerRegistration::decode(value).ok());
+    others.filter(|other| other.worker_id != ours.worker_id)
 }
 
 fn mismatch(ours: &v1::WorkerRegistration, other: &v1::WorkerRegistration) -> Option<String> {
@@ -107,6 +119,22 @@ mod tests {
         check(|other| other.block_bytes = 512, Some("blocks of 512 bytes"));
         check(|other| (other.block_size, other.numerics_id) = (32, "x".into()), None);
         check(|other| (other.block_size, other.worker_id) = (32, "a".into()), None);
+    }
+
+    #[test]
+    fn of_two_that_came_at_once_the_elder_stays() {
+        let lives = [("a", 7, 16), ("b", 6, 32), ("c", 7, 32)];
+        let registrations = lives.map(|(id, incarnation, block_size)| v1::WorkerRegistration {
+            incarnation,
+            block_size,
+            ..registration(id)
+        });
+        let registry = Registry::default();
+        for worker in &registrations {
+            registry.put(&format!("workers/{}/1", worker.worker_id), worker.encode_to_vec().into());
+        }
+        let leaves = registrations.map(|worker| conflict_with_elder(&worker, &registry).is_some());
+        assert_eq!(leaves, [true, false, true]);
     }
 
     #[test]

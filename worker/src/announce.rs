@@ -15,6 +15,12 @@ use crate::{Worker, WorkerError, admission};
 /// Between two load reports.
 const LOAD_REPORT_INTERVAL: Duration = Duration::from_millis(100);
 
+/// Reports between two looks at who else was registered at the same time as this worker …
+const REPORTS_PER_LOOK: u32 = 10;
+
+/// … and how often it looks: news of the registry may be late.
+const LOOKS: u32 = 10;
+
 /// At least between two that say that the worker became idle.
 const LOAD_REPORT_PAUSE: Duration = Duration::from_millis(2);
 
@@ -35,6 +41,7 @@ pub async fn run(
     let mut entry = RegistryEntry::put(registration, network);
     presence.set_registered(address);
     let Some(mut kv_events) = host.take_kv_events() else { return WorkerError::EngineStopped };
+    let mut reports = 0u32;
     let mut interval = tokio::time::interval(LOAD_REPORT_INTERVAL);
     let (mut last_report, mut is_news_due) = (Instant::now(), false);
     loop {
@@ -53,7 +60,18 @@ pub async fn run(
                 publish_load(host, registration, network);
                 (last_report, is_news_due) = (Instant::now(), false);
             }
-            _ = interval.tick() => publish_load(host, registration, network),
+            _ = interval.tick() => {
+                publish_load(host, registration, network);
+                reports = reports.saturating_add(1);
+                let is_look_due =
+                    reports % REPORTS_PER_LOOK == 0 && reports <= LOOKS * REPORTS_PER_LOOK;
+                if is_look_due
+                    && let Some(sentence) =
+                        admission::conflict_with_elder(registration, &network.registry)
+                {
+                    return WorkerError::Refused(sentence);
+                }
+            }
         }
     }
 }
