@@ -53,7 +53,7 @@ pub struct Counts {
 /// A defect that a process can be told to have; chaos must notice it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Defect {
-    /// A gateway's migrated answers lose a token.
+    /// A gateway's migrated answers repeat a token.
     BrokenMigration,
     /// A prefill worker's blocks have a wrong byte, which their checksum covers.
     CorruptBlock,

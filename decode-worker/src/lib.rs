@@ -11,7 +11,7 @@ mod session;
 use std::sync::Arc;
 
 use kv_transfer::Ways;
-use messaging::Network;
+use messaging::{Bus, Network};
 use protocol::v1::generation_server::{Generation, GenerationServer};
 use tokio_util::sync::CancellationToken;
 use worker::{EngineHost, Presence, Worker, WorkerError};
@@ -26,6 +26,7 @@ struct Context {
     numerics_id: String,
     ways: Ways,
     peers: Peers,
+    bus: Bus,
 }
 
 /// What a worker serves that owns requests. Reads prefill workers' blocks by `ways`.
@@ -40,6 +41,7 @@ pub fn service(
         numerics_id: worker.numerics_id().to_string(),
         ways,
         peers: Peers::new(network.data_plane.clone()),
+        bus: network.bus.clone(),
     });
     GenerationServer::new(GenerationService::new(context))
         .max_decoding_message_size(protocol::MESSAGE_BYTES_MAX)

@@ -77,6 +77,11 @@ impl PrefillError {
         }
     }
 
+    /// Whether others had better not be sent to that worker either.
+    pub fn is_suspicious(&self) -> bool {
+        matches!(self, Self::Silent | Self::Hung | Self::Connect(_))
+    }
+
     /// Whether the connection may be broken.
     fn doubts_connection(&self) -> bool {
         match self {

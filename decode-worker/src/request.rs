@@ -5,6 +5,8 @@ use std::panic::AssertUnwindSafe;
 
 use engine::RefusedSequence;
 use futures::FutureExt;
+use prost::Message;
+use protocol::subjects;
 use protocol::v1::{self, RequestUpdate};
 use worker::HostError;
 
@@ -49,6 +51,11 @@ async fn via_prefill_worker(
         tracing::debug!(request_id, %error, "computing the prompt here");
     } else {
         tracing::warn!(request_id, prefill_worker, %error, "prefill failed, computing here");
+    }
+    if error.is_suspicious() {
+        let suspicion =
+            v1::Suspicion { worker_id: worker.worker_id.clone(), incarnation: worker.incarnation };
+        context.shared.bus.publish(subjects::SUSPECT, suspicion.encode_to_vec().into());
     }
     match (reservation, first_token) {
         (Some(reservation), first_token) => {

@@ -122,19 +122,28 @@ impl From<Lost> for Cause {
     }
 }
 
-/// The workers that failed a request.
+/// The workers that failed a request, and since when it has been without one.
 #[derive(Default)]
-pub struct Excluded(Vec<(WorkerLife, Cause)>);
+pub struct Excluded {
+    workers: Vec<(WorkerLife, Cause)>,
+    since: Option<Instant>,
+}
 
 impl Excluded {
     /// Another one.
     pub fn add(&mut self, worker: WorkerLife, cause: Cause) {
-        self.0.push((worker, cause));
+        self.workers.push((worker, cause));
+        self.since.get_or_insert_with(Instant::now);
     }
 
-    /// How often workers failed it.
-    pub fn failures(&self) -> usize {
-        self.0.len()
+    /// A worker goes on with the request.
+    pub fn recovered(&mut self) {
+        self.since = None;
+    }
+
+    /// For how long it has been without a worker; none where no worker failed it.
+    pub fn waited(&self) -> Option<Duration> {
+        self.since.map(|since| since.elapsed())
     }
 
     fn lives(&self) -> Vec<v1::WorkerRef> {
@@ -142,13 +151,13 @@ impl Excluded {
             worker_id: worker.id.to_string(),
             incarnation: worker.incarnation.0,
         };
-        self.0.iter().map(reference).collect()
+        self.workers.iter().map(reference).collect()
     }
 
     /// Where nobody else is left, all but those that will not do are tried again: room may have come,
     /// and a connection that broke need not mean that its worker died.
     fn forgive(&mut self) {
-        self.0.retain(|(_, cause)| *cause == Cause::Failed);
+        self.workers.retain(|(_, cause)| *cause == Cause::Failed);
     }
 }
 
@@ -190,15 +199,19 @@ impl Dispatcher {
         excluded: &mut Excluded,
     ) -> Result<Placed, ApiError> {
         let patience = if prompt.generated.is_empty() { PATIENCE_NEW } else { PATIENCE_CONTINUED };
-        let (began, mut was_tried) = (Instant::now(), false);
         let all: Vec<u32> = prompt.tokens.iter().chain(&prompt.generated).copied().collect();
         loop {
-            let Some(route) = self.route(prompt, &all, preferred, excluded).await else {
+            let waited = excluded.waited();
+            let given_up = waited.is_some_and(|waited| waited > PATIENCE_CONTINUED);
+            let route = match given_up {
+                false => self.route(prompt, &all, preferred, excluded).await,
+                true => None,
+            };
+            let Some(route) = route else {
                 // Where nobody failed, nobody is there.
-                if !was_tried && excluded.failures() == 0 || began.elapsed() > patience {
+                if waited.is_none_or(|waited| waited > patience) {
                     return Err(ApiError::overloaded(NO_WORKER_RETRY_S));
                 }
-                was_tried = true;
                 excluded.forgive();
                 tokio::time::sleep(RETRY_INTERVAL).await;
                 continue;
@@ -268,7 +281,8 @@ impl Dispatcher {
         }
     }
 
-    /// Asks routers, and decides here where none answers or knows a worker. None: nobody can take the
+    /// Asks routers, and decides here where none answers, or where one that has just begun knows of no
+    /// worker. None: nobody can take the
     /// request.
     async fn route(
         &self,
@@ -294,10 +308,12 @@ impl Dispatcher {
             preferred_numerics_id: preferred.to_string(),
         };
         let reply = self.routers.ask(&self.network, &question.encode_to_vec().into()).await;
+        if reply.is_none() {
+            self.fallback_decisions.fetch_add(1, Ordering::Relaxed);
+        }
         if let Some(Outcome::Route(route)) = reply.and_then(|reply| reply.outcome) {
             return Some(route);
         }
-        self.fallback_decisions.fetch_add(1, Ordering::Relaxed);
         match self.fallback.route(&question).outcome {
             Some(Outcome::Route(route)) => Some(route),
             Some(Outcome::NoRoute(no_route)) => {

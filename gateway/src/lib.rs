@@ -37,7 +37,7 @@ pub struct GatewayConfig {
     pub body_bytes_max: usize,
     /// After a shutdown began, requests may go on for this long.
     pub grace: Duration,
-    /// For tests that must notice it: answers that migrate have one token twice.
+    /// For tests that must notice it: an answer that migrates repeats a token.
     pub breaks_migration: bool,
 }
 

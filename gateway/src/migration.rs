@@ -47,12 +47,19 @@ impl Migrations {
     }
 }
 
-/// See the module's description. Dropping it cancels the request.
+/// See the module's description. Dropping it cancels the request; dropping the future of `next` does not,
+/// and loses nothing.
 pub struct TokenStream {
     dispatcher: Arc<Dispatcher>,
     prompt: Prompt,
     placed: Placed,
+    /// Under which arithmetic the answer began.
+    numerics_id: String,
     excluded: Excluded,
+    /// Workers that had the request and failed it.
+    failures: usize,
+    /// The answer has no worker now.
+    is_adrift: bool,
     /// Since when the answer waits for another worker's first token.
     migrating_since: Option<Instant>,
 }
@@ -62,12 +69,23 @@ impl TokenStream {
     pub async fn begin(dispatcher: Arc<Dispatcher>, prompt: Prompt) -> Result<Self, ApiError> {
         let mut excluded = Excluded::default();
         let placed = dispatcher.place(&prompt, "", &mut excluded).await?;
-        Ok(Self { dispatcher, prompt, placed, excluded, migrating_since: None })
+        excluded.recovered();
+        let numerics_id = placed.numerics_id.clone();
+        Ok(Self {
+            dispatcher,
+            prompt,
+            placed,
+            numerics_id,
+            excluded,
+            failures: 0,
+            is_adrift: false,
+            migrating_since: None,
+        })
     }
 
     /// Under which arithmetic the answer began.
     pub fn numerics_id(&self) -> &str {
-        &self.placed.numerics_id
+        &self.numerics_id
     }
 
     /// Why it went where it went; empty unless asked for.
@@ -79,12 +97,15 @@ impl TokenStream {
     /// left to go on.
     pub async fn next(&mut self) -> Result<RequestUpdate, ApiError> {
         loop {
+            if self.is_adrift {
+                self.place_again().await?;
+            }
             let cause = match self.placed.stream.next().await {
                 Ok(RequestUpdate { failure: Some(failure), .. }) => self.cause_of(&failure)?,
                 Ok(update) => return Ok(self.taken(update)),
                 Err(lost) => lost.into(),
             };
-            self.migrate(cause).await?;
+            self.lose_worker(cause)?;
         }
     }
 
@@ -94,6 +115,7 @@ impl TokenStream {
             let took_ms = since.elapsed().as_secs_f64() * 1e3;
             tracing::info!(request_id, %to, took_ms, "migrated");
         }
+        self.excluded.recovered();
         if !self.prompt.generated.is_empty() {
             // What the client is told is what the prompt's first computation found.
             update.cached_tokens = None;
@@ -118,36 +140,45 @@ impl TokenStream {
         }
     }
 
-    async fn migrate(&mut self, cause: Cause) -> Result<(), ApiError> {
-        let (request_id, from) = (self.prompt.request_id.clone(), self.placed.worker.clone());
+    /// Errors: too many workers failed this request.
+    fn lose_worker(&mut self, cause: Cause) -> Result<(), ApiError> {
+        let (request_id, from) = (&self.prompt.request_id, self.placed.worker.clone());
         let tokens = self.prompt.generated.len();
         tracing::info!(request_id, from = %from.id, cause = cause.name(), tokens, "migrating request");
         self.dispatcher.migrations.count(cause);
         self.dispatcher.blame(&from, cause);
         self.excluded.add(from, cause);
+        self.failures += 1;
+        self.is_adrift = true;
         self.migrating_since.get_or_insert_with(Instant::now);
-        if self.excluded.failures() >= FAILURES_MAX {
+        if self.failures >= FAILURES_MAX {
             tracing::warn!(request_id, failures = FAILURES_MAX, "given up: every worker failed it");
             return Err(ApiError::overloaded(RETRY_S));
         }
         if self.dispatcher.migrations.break_for_tests {
             self.prompt.generated.pop();
         }
-        let preferred = self.placed.numerics_id.clone();
-        let placed = self.dispatcher.place(&self.prompt, &preferred, &mut self.excluded).await;
-        self.placed = placed.inspect_err(|_| {
+        Ok(())
+    }
+
+    async fn place_again(&mut self) -> Result<(), ApiError> {
+        let before = &self.placed.numerics_id;
+        let Self { dispatcher, prompt, numerics_id, excluded, .. } = self;
+        let placed = dispatcher.place(prompt, numerics_id, excluded).await.inspect_err(|_| {
+            let request_id = &prompt.request_id;
             tracing::warn!(request_id, "given up: no worker is left to go on with it");
         })?;
-        tracing::info!(request_id, to = %self.placed.worker.id, "given to another worker");
-        if self.placed.numerics_id != preferred {
+        if placed.numerics_id != *before {
             self.dispatcher.migrations.to_other_numerics.fetch_add(1, Ordering::Relaxed);
             tracing::warn!(
-                request_id,
-                from = preferred,
-                to = self.placed.numerics_id,
+                request_id = self.prompt.request_id,
+                from = before,
+                to = placed.numerics_id,
                 "goes on under another numerics id: its bytes may differ from an undisturbed answer"
             );
         }
+        self.placed = placed;
+        self.is_adrift = false;
         Ok(())
     }
 }

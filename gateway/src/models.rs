@@ -114,6 +114,8 @@ struct Known {
 
 struct KnownModel {
     model: Arc<Model>,
+    /// What its workers said it is: weights, tokenizer and template.
+    model_id: String,
     /// When its last worker went.
     left: Option<Instant>,
 }
@@ -199,6 +201,15 @@ impl Models {
     fn apply(&self, change: Change, network: &Network, cards: &mut Cards) {
         match change {
             Change::Put(key, value) => match v1::WorkerRegistration::decode(value) {
+                Ok(registration) if self.is_another_model(&registration) => {
+                    let (worker, model) = (&registration.worker_id, &registration.model);
+                    tracing::error!(
+                        worker,
+                        model,
+                        "the worker serves another model under a name that is taken, so it gets no \
+                         requests; start it with another --model-name"
+                    );
+                }
                 Ok(registration) => match self.served(&registration) {
                     Some(model) => self.add(registration, model),
                     None => cards.want(registration, network),
@@ -225,10 +236,21 @@ impl Models {
         Some(model.model.clone())
     }
 
+    fn is_another_model(&self, registration: &v1::WorkerRegistration) -> bool {
+        let known = self.known.read();
+        let served = known.models.get(&registration.model).filter(|known| known.left.is_none());
+        served.is_some_and(|served| served.model_id != registration.model_id)
+    }
+
     fn add(&self, registration: v1::WorkerRegistration, model: Arc<Model>) {
+        if self.is_another_model(&registration) {
+            return;
+        }
         let mut known = self.known.write();
         let life = WorkerLife::new(&registration.worker_id, registration.incarnation);
-        known.models.insert(registration.model.clone(), KnownModel { model, left: None });
+        let model_id = registration.model_id.clone();
+        let served = KnownModel { model, model_id, left: None };
+        known.models.insert(registration.model.clone(), served);
         // A later life of a worker is there instead of earlier ones.
         known.workers.retain(|other, _| other.id != life.id || *other > life);
         known.workers.insert(life, registration);

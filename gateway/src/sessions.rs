@@ -12,6 +12,7 @@ use protocol::v1::generation_client::GenerationClient;
 use protocol::v1::{self, FinishReason, RequestUpdate, session_request::Kind};
 use protocol::{MESSAGE_BYTES_MAX, SILENCE_MAX, WorkerLife};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
@@ -20,6 +21,9 @@ const OUTBOUND_QUEUE: usize = 1024;
 
 /// How long a worker may take to open a session.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// After an attempt that failed, the next one is made no sooner.
+const REOPEN_PAUSE: Duration = Duration::from_millis(250);
 
 /// Why a worker cannot be given a request.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +37,9 @@ pub enum SessionError {
     /// It does not answer.
     #[error("the worker did not open a session in time")]
     TimedOut,
+    /// An attempt to open one has just failed.
+    #[error("the worker did not open a session just now")]
+    FailedJustNow,
     /// The session ended just now.
     #[error("the session ended")]
     Ended,
@@ -53,10 +60,17 @@ pub enum Lost {
 pub struct Sessions {
     data_plane: DataPlane,
     /// Each with a lock of its own, so that a worker that does not answer delays its own requests alone.
-    open: Mutex<HashMap<WorkerLife, Slot>>,
+    places: Mutex<HashMap<WorkerLife, Slot>>,
 }
 
-type Slot = Arc<tokio::sync::Mutex<Option<Arc<Session>>>>;
+type Slot = Arc<tokio::sync::Mutex<Place>>;
+
+/// A worker's session, or when the last attempt to open one failed.
+#[derive(Default)]
+struct Place {
+    session: Option<Arc<Session>>,
+    failed: Option<Instant>,
+}
 
 /// One worker's session.
 struct Session {
@@ -83,7 +97,7 @@ pub struct RequestStream {
 impl Sessions {
     /// No sessions.
     pub fn new(data_plane: DataPlane) -> Self {
-        Self { data_plane, open: Default::default() }
+        Self { data_plane, places: Mutex::default() }
     }
 
     /// Gives a request to a worker, opening a session where there is none. The request's number
@@ -104,30 +118,43 @@ impl Sessions {
         endpoint: &str,
     ) -> Result<Arc<Session>, SessionError> {
         let slot = self.slot(worker);
-        let mut slot = slot.lock().await;
-        if let Some(session) = slot.as_ref().filter(|session| session.is_open()) {
+        let mut place = slot.lock().await;
+        if let Some(session) = place.session.as_ref().filter(|session| session.is_open()) {
             return Ok(session.clone());
         }
-        let opening = async {
-            let channel = self.data_plane.connect(endpoint).await?;
-            let client = GenerationClient::new(channel);
-            Session::open(client.max_decoding_message_size(MESSAGE_BYTES_MAX)).await
-        };
-        let opened = tokio::time::timeout(OPEN_TIMEOUT, opening).await;
-        let session = Arc::new(opened.map_err(|_| SessionError::TimedOut)??);
-        *slot = Some(session.clone());
-        Ok(session)
+        // Who waited for an attempt that failed does not make another one.
+        if place.failed.is_some_and(|failed| failed.elapsed() < REOPEN_PAUSE) {
+            return Err(SessionError::FailedJustNow);
+        }
+        let opened = tokio::time::timeout(OPEN_TIMEOUT, self.open(endpoint)).await;
+        match opened.unwrap_or(Err(SessionError::TimedOut)) {
+            Ok(session) => {
+                let session = Arc::new(session);
+                *place = Place { session: Some(session.clone()), failed: None };
+                Ok(session)
+            }
+            Err(error) => {
+                *place = Place { session: None, failed: Some(Instant::now()) };
+                Err(error)
+            }
+        }
+    }
+
+    async fn open(&self, endpoint: &str) -> Result<Session, SessionError> {
+        let channel = self.data_plane.connect(endpoint).await?;
+        let client = GenerationClient::new(channel);
+        Session::open(client.max_decoding_message_size(MESSAGE_BYTES_MAX)).await
     }
 
     /// A worker's place; those of sessions that have ended go.
     fn slot(&self, worker: &WorkerLife) -> Slot {
-        let mut open = self.open.lock();
+        let mut places = self.places.lock();
         let is_wanted = |slot: &Slot| match slot.try_lock() {
-            Ok(session) => session.as_ref().is_some_and(|session| session.is_open()),
+            Ok(place) => place.session.as_ref().is_some_and(|session| session.is_open()),
             Err(_opening) => true,
         };
-        open.retain(|other, slot| other == worker || is_wanted(slot));
-        open.entry(worker.clone()).or_default().clone()
+        places.retain(|other, slot| other == worker || is_wanted(slot));
+        places.entry(worker.clone()).or_default().clone()
     }
 }
 

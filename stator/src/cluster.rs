@@ -19,7 +19,7 @@ const NAME_CHARACTERS_MAX: usize = 64;
 
 /// The name that the arguments give, or one that nobody else has. Errors: it cannot be a name.
 pub fn name(given: Option<&str>, role: &str) -> Result<String, CommandError> {
-    let Some(name) = given else { return Ok(format!("{role}-{:04x}", rand::random::<u16>())) };
+    let Some(name) = given else { return Ok(format!("{role}-{:016x}", rand::random::<u64>())) };
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
     match (1..=NAME_CHARACTERS_MAX).contains(&name.len()) && name.chars().all(is_allowed) {
         true => Ok(name.to_string()),

@@ -64,7 +64,7 @@ pub async fn run(
                 publish_load(host, registration, network);
                 reports = reports.saturating_add(1);
                 let is_look_due =
-                    reports % REPORTS_PER_LOOK == 0 && reports <= LOOKS * REPORTS_PER_LOOK;
+                    reports.is_multiple_of(REPORTS_PER_LOOK) && reports <= LOOKS * REPORTS_PER_LOOK;
                 if is_look_due
                     && let Some(sentence) =
                         admission::conflict_with_elder(registration, &network.registry)

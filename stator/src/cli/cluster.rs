@@ -79,7 +79,7 @@ pub struct ComponentArgs {
     #[command(flatten)]
     pub login: NatsArgs,
 
-    /// Name of this component, of letters, digits, '-' and '_'; its role and four random digits if
+    /// Name of this component, of letters, digits, '-' and '_'; its role and random digits if
     /// absent
     #[arg(long, env = "STATOR_NAME")]
     pub name: Option<String>,
