@@ -10,10 +10,13 @@ PYTEST := $(VENV)/bin/pytest
 
 .PHONY: test lint bench chaos docker-test
 
-test: $(VENV)/.installed
+# A worker of this commit must be able to serve in a cluster of the present version.
+EARLIER := 4c55971bdc675c57028f6689a17b1c7941c02dac
+
+test: $(VENV)/.installed target/earlier/$(EARLIER)
 	cargo build --workspace --all-targets --locked
 	cargo test --workspace --locked
-	STATOR_BINARY=target/debug/stator $(PYTEST) -q e2e/python
+	STATOR_BINARY=target/debug/stator $(PYTEST) -q -rs e2e/python
 
 lint:
 	cargo fmt --all --check
@@ -38,6 +41,15 @@ OVERLAPPING ?= 18
 chaos: $(VENV)/.installed
 	cargo build --release --locked --package stator --package chaos
 	target/release/chaos --seed $(SEED) --faults $(FAULTS) --overlapping $(OVERLAPPING) $(CHAOS_ARGUMENTS)
+
+# Built where its dependencies are built anyway; the present version's build then takes its place.
+target/earlier/$(EARLIER):
+	rm -rf target/earlier && mkdir -p target/earlier/source
+	if git cat-file -e $(EARLIER); then \
+	  git archive $(EARLIER) | tar --extract --directory target/earlier/source && \
+	  cargo build --manifest-path target/earlier/source/Cargo.toml --target-dir target --locked --package stator && \
+	  cp target/debug/stator target/earlier/stator && rm -r target/earlier/source && touch $@; \
+	else echo "commit $(EARLIER) is not in this clone: version skew is NOT tested (git fetch --unshallow)"; fi
 
 $(VENV)/.installed: e2e/python/requirements.txt
 	$(PYTHON) -m venv $(VENV)

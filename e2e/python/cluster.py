@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from plain_http import post, request
-from stator_process import DEADLINE_S, Lines, start
+from stator_process import BINARY, DEADLINE_S, Lines, start
 
 # What a component says of itself once it is ready, in this order.
 ADDRESSES = {
@@ -99,9 +99,9 @@ class Nats:
 class Starting:
     """A component as a process, which need not be ready yet. Killed on exit."""
 
-    def __init__(self, role, *arguments):
+    def __init__(self, role, *arguments, binary=BINARY):
         self.role = role
-        self.process = start(role, *arguments)
+        self.process = start(role, *arguments, binary=binary)
         self.stdout, self.stderr = Lines(self.process.stdout), Lines(self.process.stderr)
         self._addresses = {}
 
@@ -179,17 +179,18 @@ class Cluster:
         for component in self.components:
             component.kill()
 
-    def begin(self, role, *arguments):
+    def begin(self, role, *arguments, binary=BINARY):
         """Starts a component and does not wait."""
         engine = MOCK if role.endswith("-worker") and "--engine" not in arguments else ()
         listen = ("--listen", "127.0.0.1:0") if role == "gateway" else ()
         nats = ("--nats", self.nats.url, "--cluster", self.name)
-        self.components.append(Starting(role, *nats, *engine, *listen, *arguments))
+        arguments = (*nats, *engine, *listen, *arguments)
+        self.components.append(Starting(role, *arguments, binary=binary))
         return self.components[-1]
 
-    def start(self, role, *arguments):
+    def start(self, role, *arguments, binary=BINARY):
         """Starts a component and waits until it is ready."""
-        return self.begin(role, *arguments).ready()
+        return self.begin(role, *arguments, binary=binary).ready()
 
 
 def complete(gateway, prompt, tokens, **settings):

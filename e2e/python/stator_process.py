@@ -19,9 +19,9 @@ ADDRESS_LINE = re.compile(r"^  API   http://([0-9.]+):(\d+)/v1\b")
 NAME_LINE = re.compile(r"^serving (\S+) \(")
 
 
-def command(*arguments):
+def command(*arguments, binary=BINARY):
     """The command line. A relative binary is looked for in the repository."""
-    binary = REPOSITORY / BINARY
+    binary = REPOSITORY / binary
     assert binary.is_file(), f"{binary} does not exist; build it or set STATOR_BINARY"
     return [str(binary), *map(str, arguments)]
 
@@ -38,10 +38,10 @@ def run(*arguments):
     return Ended(process.returncode, stdout.to_end(), stderr.to_end())
 
 
-def start(*arguments):
+def start(*arguments, binary=BINARY):
     """The process, with pipes to read its outputs."""
     return subprocess.Popen(
-        command(*arguments),
+        command(*arguments, binary=binary),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
