@@ -25,7 +25,7 @@ lint:
 docker-test: $(VENV)/.installed
 	$(PYTEST) -q -p no:cacheprovider docker
 
-bench:
+bench: $(VENV)/.installed
 	cargo build --release --locked --package stator
 	cargo build --release --locked --package loadtest --example trivial_server
 	$(PYTHON) bench/serve.py target/release/stator
@@ -34,6 +34,9 @@ bench:
 	$(PYTHON) bench/distribution.py target/release/stator
 	$(PYTHON) bench/loadtest.py target/release/stator target/release/examples/trivial_server
 	cargo bench --locked --package router
+	cargo run --release --locked --package kv-transfer --example tcp_ratio
+	cargo build --release --locked --package decode-worker --example swarm
+	$(PYTHON) bench/swarm.py target/release/stator target/release/examples/swarm --nats-server $(VENV)/bin/nats-server
 
 SEED ?= 1
 FAULTS ?= 220
