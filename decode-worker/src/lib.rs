@@ -2,6 +2,8 @@
 //! or computes it itself, pulls the KV blocks, decodes.
 
 mod peers;
+mod prefill_error;
+mod prefill_source;
 mod remote_prefill;
 mod request;
 mod request_context;

@@ -4,93 +4,18 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use kv_transfer::{BlockCopy, Capability, KvLayout, Lease, LeaseId, TransferError, Way, Ways};
-use messaging::ConnectError;
-use protocol::v1::prefill_client::PrefillClient;
+use kv_transfer::{BlockCopy, TransferError, Way};
 use protocol::v1::{self, RequestUpdate, prefill_event::Kind};
-use protocol::{SILENCE_MAX, WorkerLife};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use tokio_util::task::AbortOnDropHandle;
-use tonic::transport::Channel;
-use tonic::{Code, Status, Streaming};
 use worker::{HostError, Reservation};
 
-use crate::Context;
+use crate::prefill_error::PrefillError;
+use crate::prefill_source::{Events, Source, in_time};
 use crate::request_context::{RequestContext, news_of};
-
-/// A prompt that gets no further for this long is computed here. Long, because its worker may have
-/// others to compute first, and one chunk of a large model may take that long on a CPU.
-const STANDSTILL_MAX: Duration = Duration::from_secs(60);
 
 /// A copy of fewer bytes is sooner done than handed to another thread.
 const INLINE_COPY_BYTES: usize = 128 * 1024;
-
-/// One copy from another process takes at most this long; silence is noticed far earlier.
-const PULL_MAX: Duration = Duration::from_secs(10);
-
-/// Why the prompt has to be computed here after all.
-#[derive(Debug, thiserror::Error)]
-pub enum PrefillError {
-    /// No room to receive the blocks.
-    #[error("cannot reserve blocks: {0}")]
-    Reserve(#[source] HostError),
-    /// The engine did not take what came.
-    #[error("cannot go on from the blocks that came: {0}")]
-    Activate(#[source] HostError),
-    /// The prefill worker cannot be reached.
-    #[error("cannot reach the prefill worker")]
-    Connect(#[source] ConnectError),
-    /// It refused, or its stream broke.
-    #[error("the prefill worker answered: {}", .0.message())]
-    Call(#[from] Status),
-    /// Nothing is heard of it.
-    #[error("the prefill worker fell silent")]
-    Silent,
-    /// Its engine is stuck in a step.
-    #[error("the prefill worker's engine hangs")]
-    Hung,
-    /// It is there, and the prompt gets no further.
-    #[error("the prefill worker does not come to this prompt")]
-    Standstill,
-    /// What it said makes no sense.
-    #[error("the prefill worker broke the protocol: {0}")]
-    Protocol(&'static str),
-    /// Blocks could not be read.
-    #[error(transparent)]
-    Transfer(#[from] TransferError),
-    /// The lease was not alive throughout.
-    #[error("the lease ended before the blocks were read")]
-    LeaseEnded,
-    /// A copy was cut short by a defect.
-    #[error("a block copy was cut short")]
-    Copy,
-}
-
-impl PrefillError {
-    /// Whether this is what a full worker does, and nothing is wrong.
-    pub fn is_ordinary(&self) -> bool {
-        match self {
-            Self::Reserve(HostError::Refused(_)) | Self::Standstill => true,
-            Self::Call(status) => status.code() == Code::ResourceExhausted,
-            _ => false,
-        }
-    }
-
-    /// Whether others had better not be sent to that worker either.
-    pub fn is_suspicious(&self) -> bool {
-        matches!(self, Self::Silent | Self::Hung | Self::Connect(_))
-    }
-
-    /// Whether the connection may be broken.
-    fn doubts_connection(&self) -> bool {
-        match self {
-            Self::Silent | Self::Hung => true,
-            Self::Call(status) => matches!(status.code(), Code::Unavailable | Code::Unknown),
-            _ => false,
-        }
-    }
-}
 
 /// What is left after a failure.
 pub struct Failed {
@@ -365,127 +290,6 @@ impl<'a> Handoff<'a> {
             generated_tokens: request.generated_tokens.clone(),
         }
     }
-}
-
-/// What a prefill worker says, watched: a worker that hangs or is gone does not keep its reader waiting.
-struct Events {
-    stream: Streaming<v1::PrefillEvent>,
-    last_news: Instant,
-}
-
-impl Events {
-    fn new(stream: Streaming<v1::PrefillEvent>) -> Self {
-        Self { stream, last_news: Instant::now() }
-    }
-
-    /// The next event but progress; none at the stream's end. Losing this future loses nothing.
-    async fn next(&mut self) -> Result<Option<Kind>, PrefillError> {
-        loop {
-            let Some(event) = in_time(self.stream.message()).await?? else { return Ok(None) };
-            match event.kind {
-                Some(Kind::Progress(progress)) if progress.is_hung() => {
-                    return Err(PrefillError::Hung);
-                }
-                Some(Kind::Progress(_)) if self.last_news.elapsed() > STANDSTILL_MAX => {
-                    return Err(PrefillError::Standstill);
-                }
-                // A newer worker may say things that this one does not know.
-                Some(Kind::Progress(_)) | None => {}
-                Some(news) => {
-                    self.last_news = Instant::now();
-                    return Ok(Some(news));
-                }
-            }
-        }
-    }
-}
-
-/// The prefill worker's side of a handoff: whose blocks, and by what right.
-#[derive(Clone)]
-struct Source {
-    worker: WorkerLife,
-    way: Way,
-    lease: Lease,
-    lease_duration: Duration,
-}
-
-impl Source {
-    fn from_grant(
-        worker: &v1::PrefillWorker,
-        granted: v1::KvDescriptor,
-        ours: &Context,
-    ) -> Result<Self, PrefillError> {
-        let capability = Capability::from_bytes(&granted.capability)
-            .ok_or(PrefillError::Protocol("the capability is not 16 bytes long"))?;
-        let layout: Option<KvLayout> = granted.layout.map(Into::into);
-        if layout.as_ref() != Some(ours.host.layout()) {
-            return Err(PrefillError::Protocol("its KV layout is not ours"));
-        }
-        let asked = WorkerLife::new(&worker.worker_id, worker.incarnation);
-        if WorkerLife::new(&granted.worker_id, granted.incarnation) != asked {
-            return Err(PrefillError::Protocol("the lease is another worker's"));
-        }
-        Ok(Self {
-            way: ours.ways.choose(&granted.endpoints, &asked)?,
-            worker: asked,
-            lease: Lease { id: LeaseId(granted.lease), capability },
-            lease_duration: Duration::from_millis(u64::from(granted.lease_ms.max(30))),
-        })
-    }
-
-    /// Copies blocks of this process, and says how long that took.
-    fn pull_here(
-        &self,
-        ways: &Ways,
-        copies: &[BlockCopy],
-        reservation: &mut Reservation,
-    ) -> Result<Duration, TransferError> {
-        let began = Instant::now();
-        let (now, writer) = (began.into_std(), &mut reservation.writer);
-        ways.local.pull(now, &self.worker, self.lease, copies, writer)?;
-        Ok(began.elapsed())
-    }
-
-    /// Copies blocks by whatever way, and says how long that took.
-    async fn pull(
-        &self,
-        ways: &Ways,
-        copies: &[BlockCopy],
-        reservation: &mut Reservation,
-    ) -> Result<Duration, TransferError> {
-        let began = Instant::now();
-        let (deadline, writer) = (began + PULL_MAX, &mut reservation.writer);
-        ways.pull(&self.way, &self.worker, self.lease, copies, writer, deadline).await?;
-        Ok(began.elapsed())
-    }
-
-    /// Renews the lease beside the transfer until the handle is dropped. A renewal that fails
-    /// shows when the lease is finished.
-    fn keep_renewing(&self, mut client: PrefillClient<Channel>) -> AbortOnDropHandle<()> {
-        let (reference, interval) = (self.reference(), self.lease_duration / 3);
-        AbortOnDropHandle::new(tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(interval).await;
-                if in_time(client.renew_lease(reference.clone())).await.is_err() {
-                    return;
-                }
-            }
-        }))
-    }
-
-    async fn finish(&self, mut client: PrefillClient<Channel>) -> Result<(), PrefillError> {
-        let state = in_time(client.finish_lease(self.reference())).await??;
-        if state.into_inner().valid { Ok(()) } else { Err(PrefillError::LeaseEnded) }
-    }
-
-    fn reference(&self) -> v1::LeaseRef {
-        let capability = self.lease.capability.to_bytes().to_vec().into();
-        v1::LeaseRef { lease: self.lease.id.0, capability }
-    }
-}
-
-async fn in_time<T>(future: impl Future<Output = T>) -> Result<T, PrefillError> {
-    tokio::time::timeout(SILENCE_MAX, future).await.map_err(|_| PrefillError::Silent)
 }
 
 /// The end of a copy; waits for ever where there is none.

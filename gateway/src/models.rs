@@ -155,10 +155,9 @@ impl Models {
         serving.map(|worker| (worker.numerics_id.clone(), worker.block_size as usize)).collect()
     }
 
-    /// Whether a request could be served: some model has a worker that decodes.
+    /// Whether a request could be served: some model has a worker that stays.
     pub fn is_ready(&self) -> bool {
-        let known = self.known.read();
-        known.workers.values().any(|worker| worker.role() == v1::Role::Decode)
+        self.known.read().workers.values().any(|worker| !worker.draining)
     }
 
     /// Waits until so many workers are known.
