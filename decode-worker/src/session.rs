@@ -1,7 +1,7 @@
 //! One gateway's session: takes its requests, sends one frame of news per engine step, and cancels
 //! everything when the gateway goes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use engine::{SequenceId, SequenceOutput};
@@ -34,7 +34,8 @@ const REQUESTS_MAX: usize = 16_384;
 pub struct Session {
     context: Arc<Context>,
     frames: mpsc::Sender<Result<v1::StepFrame, Status>>,
-    requests: HashMap<u64, Active>,
+    /// In the order in which they came, so that a simulation replays when all are dropped at once.
+    requests: BTreeMap<u64, Active>,
     by_sequence: HashMap<SequenceId, u64>,
 }
 
@@ -50,7 +51,7 @@ struct Gone;
 impl Session {
     /// A session without requests.
     pub fn new(context: Arc<Context>, frames: mpsc::Sender<Result<v1::StepFrame, Status>>) -> Self {
-        Self { context, frames, requests: HashMap::new(), by_sequence: HashMap::new() }
+        Self { context, frames, requests: BTreeMap::new(), by_sequence: HashMap::new() }
     }
 
     /// Runs until the gateway goes, then cancels what is left by dropping it.

@@ -22,6 +22,9 @@ const CARD_BYTES_MAX: usize = 256 << 20;
 const CARD_TIMEOUT: Duration = Duration::from_secs(10);
 const CARD_RETRY_DELAY: Duration = Duration::from_secs(1);
 
+/// A worker's card does for all of its model; another one is asked where it takes so long.
+const SECOND_OPINION: Duration = Duration::from_secs(1);
+
 /// Cards that are fetched at once; others wait.
 const FETCHES_MAX: usize = 16;
 
@@ -287,7 +290,8 @@ struct Cards {
 
 struct Wanted {
     registration: v1::WorkerRegistration,
-    is_under_way: bool,
+    /// Since when its card is on its way.
+    asked: Option<Instant>,
 }
 
 impl Cards {
@@ -298,8 +302,8 @@ impl Cards {
             tracing::warn!(worker = %life.id, "too many workers, leaving it out");
             return;
         }
-        let is_under_way = self.wanted.get(&life).is_some_and(|wanted| wanted.is_under_way);
-        self.wanted.insert(life, Wanted { registration, is_under_way });
+        let asked = self.wanted.get(&life).and_then(|wanted| wanted.asked);
+        self.wanted.insert(life, Wanted { registration, asked });
         self.begin(network);
     }
 
@@ -326,7 +330,7 @@ impl Cards {
                     "cannot fetch the worker's model card, so it gets no requests; it must be \
                      reachable at this address (--advertise)"
                 );
-                wanted.is_under_way = false;
+                wanted.asked = None;
             }
             self.begin(network);
             if let Ok(served) = served {
@@ -343,14 +347,21 @@ impl Cards {
         served.map(|(_, wanted)| wanted.registration).collect()
     }
 
-    /// Fetches as many as may be fetched at once.
+    /// Asks one worker of each model that is not known, and another one where that takes long.
     fn begin(&mut self, network: &Network) {
-        let free = FETCHES_MAX.saturating_sub(self.fetches.len());
-        let waiting = self.wanted.iter_mut().filter(|(_, wanted)| !wanted.is_under_way);
-        for (life, wanted) in waiting.take(free) {
-            wanted.is_under_way = true;
-            let endpoint = wanted.registration.data_endpoint.clone();
-            self.fetches.spawn(fetch(life.clone(), endpoint, network.clone()));
+        let now = Instant::now();
+        let lately = |wanted: &&Wanted| {
+            wanted.asked.is_some_and(|asked| now.duration_since(asked) < SECOND_OPINION)
+        };
+        let asked = self.wanted.values().filter(lately);
+        let mut asked: BTreeSet<String> = asked.map(|w| w.registration.model.clone()).collect();
+        for (life, wanted) in self.wanted.iter_mut().filter(|(_, wanted)| wanted.asked.is_none()) {
+            let is_next = asked.insert(wanted.registration.model.clone());
+            if is_next && self.fetches.len() < FETCHES_MAX {
+                wanted.asked = Some(now);
+                let endpoint = wanted.registration.data_endpoint.clone();
+                self.fetches.spawn(fetch(life.clone(), endpoint, network.clone()));
+            }
         }
     }
 }
