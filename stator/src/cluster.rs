@@ -109,7 +109,7 @@ mod tests {
     #[test]
     fn names_are_checked_and_made() {
         let made = name(None, "router").unwrap();
-        assert!(made.starts_with("router-") && made.len() == 11, "{made}");
+        assert!(made.starts_with("router-") && made.len() == 23, "{made}");
         let long = "x".repeat(64);
         for given in ["a", "A-1_z", &long] {
             assert_eq!(name(Some(given), "router").unwrap(), given);
