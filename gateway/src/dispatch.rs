@@ -12,7 +12,7 @@ use router::Fallback;
 use tokio::time::Instant;
 
 use crate::migration::Migrations;
-use crate::models::Models;
+use crate::models::{Models, Numerics};
 use crate::openai::ApiError;
 use crate::routers::Routers;
 use crate::sessions::{Lost, RequestStream, SessionError, Sessions};
@@ -90,7 +90,7 @@ pub enum Cause {
 }
 
 impl Cause {
-    /// All of them.
+    /// All of them, each at the place of its number.
     pub const ALL: [Self; 6] =
         [Self::Connection, Self::Silent, Self::Hung, Self::Leaving, Self::Overloaded, Self::Failed];
 
@@ -199,12 +199,13 @@ impl Dispatcher {
         excluded: &mut Excluded,
     ) -> Result<Placed, ApiError> {
         let patience = if prompt.generated.is_empty() { PATIENCE_NEW } else { PATIENCE_CONTINUED };
-        let all: Vec<u32> = prompt.tokens.iter().chain(&prompt.generated).copied().collect();
+        let mut numerics = self.models.numerics_of(&prompt.model);
+        let mut prompt_blocks = self.hash_blocks(prompt, &numerics);
         loop {
             let waited = excluded.waited();
             let given_up = waited.is_some_and(|waited| waited > PATIENCE_CONTINUED);
             let route = match given_up {
-                false => self.route(prompt, &all, preferred, excluded).await,
+                false => self.route(prompt, &prompt_blocks, preferred, excluded).await,
                 true => None,
             };
             let Some(route) = route else {
@@ -214,6 +215,11 @@ impl Dispatcher {
                 }
                 excluded.forgive();
                 tokio::time::sleep(RETRY_INTERVAL).await;
+                let present = self.models.numerics_of(&prompt.model);
+                if present != numerics {
+                    prompt_blocks = self.hash_blocks(prompt, &present);
+                    numerics = present;
+                }
                 continue;
             };
             let life = WorkerLife::new(&route.worker_id, route.incarnation);
@@ -281,27 +287,31 @@ impl Dispatcher {
         }
     }
 
+    fn hash_blocks(&self, prompt: &Prompt, numerics: &Numerics) -> Vec<v1::PromptBlocks> {
+        let all: Vec<u32> = prompt.tokens.iter().chain(&prompt.generated).copied().collect();
+        let blocks_under = |(numerics_id, block_size): &(String, usize)| {
+            let hasher = BlockHasher::new(numerics_id, &prompt.cache_salt, *block_size);
+            let block_hashes = hashes_to_bytes(&hasher.blocks(&all));
+            v1::PromptBlocks { numerics_id: numerics_id.clone(), block_hashes }
+        };
+        numerics.iter().map(blocks_under).collect()
+    }
+
     /// Asks routers, and decides here where none answers, or where one that has just begun knows of no
     /// worker. None: nobody can take the
     /// request.
     async fn route(
         &self,
         prompt: &Prompt,
-        all_tokens: &[u32],
+        prompt_blocks: &[v1::PromptBlocks],
         preferred: &str,
         excluded: &Excluded,
     ) -> Option<v1::Route> {
-        let numerics = self.models.numerics_of(&prompt.model);
-        let blocks_under = |(numerics_id, block_size): &(String, usize)| {
-            let hasher = BlockHasher::new(numerics_id, &prompt.cache_salt, *block_size);
-            let block_hashes = hashes_to_bytes(&hasher.blocks(all_tokens));
-            v1::PromptBlocks { numerics_id: numerics_id.clone(), block_hashes }
-        };
         let question = v1::RouteRequest {
             request_id: prompt.request_id.clone(),
             model: prompt.model.clone(),
-            prompt_blocks: numerics.iter().map(blocks_under).collect(),
-            prompt_tokens: all_tokens.len() as u32,
+            prompt_blocks: prompt_blocks.to_vec(),
+            prompt_tokens: (prompt.tokens.len() + prompt.generated.len()) as u32,
             max_tokens: prompt.stopping.max_tokens,
             explain: prompt.explain,
             excluded: excluded.lives(),

@@ -51,6 +51,9 @@ pub struct Model {
     pub template: Option<ChatTemplate>,
 }
 
+/// Numerics ids, each with a block size.
+pub type Numerics = BTreeSet<(String, usize)>;
+
 /// A model card that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum CardError {
@@ -152,7 +155,7 @@ impl Models {
     }
 
     /// The numerics ids under which a model is served, with their block sizes.
-    pub fn numerics_of(&self, model: &str) -> BTreeSet<(String, usize)> {
+    pub fn numerics_of(&self, model: &str) -> Numerics {
         let known = self.known.read();
         let serving = known.workers.values().filter(|worker| worker.model == model);
         serving.map(|worker| (worker.numerics_id.clone(), worker.block_size as usize)).collect()

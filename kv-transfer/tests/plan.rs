@@ -13,6 +13,24 @@ use rand::{Rng, SeedableRng};
 const BLOCK_BYTES: usize = 16;
 const SEEDS: u64 = 5_000;
 
+/// Two pools and copies between them, as a seed has it.
+struct Drawn {
+    rng: SmallRng,
+    source: usize,
+    destination: usize,
+    copies: Vec<BlockCopy>,
+    layout: KvLayout,
+}
+
+impl Drawn {
+    fn new(seed: u64) -> Self {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let (source, destination) = (rng.random_range(1..40), rng.random_range(1..40));
+        let copies = random_copies(&mut rng, source, destination);
+        Self { rng, source, destination, copies, layout: layout(BLOCK_BYTES) }
+    }
+}
+
 /// Copies into distinct blocks, with and without runs of neighbours.
 fn random_copies(rng: &mut SmallRng, source: usize, destination: usize) -> Vec<BlockCopy> {
     let mut places: Vec<usize> = (0..destination).collect();
@@ -56,10 +74,7 @@ fn carried_out(ops: &[CopyOp], destination: usize) -> Vec<Option<u32>> {
 #[test]
 fn a_plan_does_what_single_copies_do_in_as_few_operations_as_there_are_runs() {
     for seed in 0..SEEDS {
-        let mut rng = SmallRng::seed_from_u64(seed);
-        let (source, destination) = (rng.random_range(1..40), rng.random_range(1..40));
-        let mut copies = random_copies(&mut rng, source, destination);
-        let layout = layout(BLOCK_BYTES);
+        let Drawn { mut rng, source, destination, mut copies, layout } = Drawn::new(seed);
         let extent = |blocks| Extent { layout: &layout, blocks };
         let ops = plan(extent(source), extent(destination), &copies).unwrap();
         let in_bounds = |op: &CopyOp| {
@@ -84,10 +99,7 @@ fn a_plan_does_what_single_copies_do_in_as_few_operations_as_there_are_runs() {
 #[test]
 fn one_wrong_copy_among_many_is_refused() {
     for seed in 0..SEEDS {
-        let mut rng = SmallRng::seed_from_u64(seed);
-        let (source, destination) = (rng.random_range(1..40), rng.random_range(1..40));
-        let mut copies = random_copies(&mut rng, source, destination);
-        let layout = layout(BLOCK_BYTES);
+        let Drawn { mut rng, source, destination, mut copies, layout } = Drawn::new(seed);
         let extent = |blocks| Extent { layout: &layout, blocks };
         let place = rng.random_range(0..destination);
         let (wrong, error) = match rng.random_range(0..3) {

@@ -1,5 +1,6 @@
 //! Why a command did not begin, or ended by itself.
 
+use std::convert::Infallible;
 use std::error::Error;
 use std::net::SocketAddr;
 
@@ -81,6 +82,11 @@ impl CommandError {
             },
             Err(error) => format!("{name}: {error}"),
         })
+    }
+
+    /// How a component's task ended that has no error of its own and should not have ended.
+    pub fn of_task(name: &str, ended: Result<(), JoinError>) -> Self {
+        Self::of_component(name, ended.map(Ok::<(), Infallible>))
     }
 
     /// How a worker ended that should not have.

@@ -49,15 +49,11 @@ pub async fn command(arguments: GatewayArgs) -> Result<(), CommandError> {
     let _closed = std::io::stdout().write_all(text.as_bytes());
     tokio::select! {
         () = signals.next() => {}
-        ended = &mut running => return Err(failed(ended)),
+        ended = &mut running => return Err(CommandError::of_task("the gateway", ended)),
     }
     cluster::end_at_next(signals);
     stop.cancel();
-    running.await.map_err(|error| failed(Err(error)))?;
+    running.await.map_err(|error| CommandError::of_task("the gateway", Err(error)))?;
     cluster::leave(&network).await;
     Ok(())
-}
-
-fn failed(ended: Result<(), tokio::task::JoinError>) -> CommandError {
-    CommandError::of_component("the gateway", ended.map(Ok::<(), std::convert::Infallible>))
 }

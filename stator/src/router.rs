@@ -40,14 +40,10 @@ pub async fn command(arguments: RouterArgs) -> Result<(), CommandError> {
     let _closed = std::io::stdout().write_all(text.as_bytes());
     tokio::select! {
         () = signals.next() => {}
-        ended = &mut running => return Err(failed(ended)),
+        ended = &mut running => return Err(CommandError::of_task("the router", ended)),
     }
     stop.cancel();
-    running.await.map_err(|error| failed(Err(error)))?;
+    running.await.map_err(|error| CommandError::of_task("the router", Err(error)))?;
     cluster::leave(&network).await;
     Ok(())
-}
-
-fn failed(ended: Result<(), tokio::task::JoinError>) -> CommandError {
-    CommandError::of_component("the router", ended.map(Ok::<(), std::convert::Infallible>))
 }

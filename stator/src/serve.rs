@@ -187,7 +187,7 @@ impl Serving {
     /// Waits until a component ends by itself, which none should.
     pub async fn failed(&mut self) -> CommandError {
         tokio::select! {
-            ended = &mut self.gateway_task => gateway_failed(ended),
+            ended = &mut self.gateway_task => CommandError::of_task("the gateway", ended),
             Some(ended) = self.rest.join_next() => CommandError::of_worker("a worker or the router", ended),
         }
     }
@@ -201,12 +201,8 @@ impl Serving {
         self.stop_rest.cancel();
         while self.rest.join_next().await.is_some() {}
         cluster::leave(&self.network).await;
-        served.map_err(|error| gateway_failed(Err(error)))
+        served.map_err(|error| CommandError::of_task("the gateway", Err(error)))
     }
-}
-
-fn gateway_failed(ended: Result<(), tokio::task::JoinError>) -> CommandError {
-    CommandError::of_component("the gateway", ended.map(Ok::<(), std::convert::Infallible>))
 }
 
 /// What the model is, for people.

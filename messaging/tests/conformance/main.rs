@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used)]
 
 mod bus;
+#[path = "../common/mod.rs"]
+mod common;
 mod registry;
 
 use std::pin::Pin;

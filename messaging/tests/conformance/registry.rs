@@ -1,19 +1,7 @@
-use bytes::Bytes;
 use messaging::{Change, Registry};
 
 use crate::check;
-
-fn value(text: &'static str) -> Bytes {
-    Bytes::from_static(text.as_bytes())
-}
-
-fn put(key: &str, text: &'static str) -> Change {
-    Change::Put(key.to_string(), value(text))
-}
-
-fn deleted(key: &str) -> Change {
-    Change::Deleted(key.to_string())
-}
+use crate::common::{deleted, put, value};
 
 /// Waits until a key has a value.
 async fn has(registry: &Registry, key: &str, text: &'static str) {

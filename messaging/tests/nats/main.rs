@@ -5,15 +5,18 @@
 
 mod admission;
 mod bounds;
+#[path = "../common/mod.rs"]
+mod common;
 mod expiry;
 mod outages;
 mod refusals;
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use messaging::{Change, NatsOptions, Network, Watch};
 use testkit::NatsServer;
+
+use common::{deleted, put, value};
 
 /// How long anything may take that has no bound of its own.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -50,16 +53,4 @@ fn knows(network: &Network, key: &str) -> bool {
 /// The next change, which must come in time.
 async fn next(watch: &mut Watch) -> Change {
     tokio::time::timeout(DEADLINE, watch.next()).await.unwrap().unwrap()
-}
-
-fn value(text: &'static str) -> Bytes {
-    Bytes::from_static(text.as_bytes())
-}
-
-fn put(key: &str, text: &'static str) -> Change {
-    Change::Put(key.to_string(), value(text))
-}
-
-fn deleted(key: &str) -> Change {
-    Change::Deleted(key.to_string())
 }
