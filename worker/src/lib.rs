@@ -84,6 +84,7 @@ impl Worker {
             max_num_batched_tokens: sizes.max_num_batched_tokens as u32,
             draining: false,
             model_id,
+            features: Vec::new(),
         };
         let host = match place {
             EnginePlace::Thread => EngineHost::start(engine, &life)?,

@@ -189,6 +189,8 @@ impl Tokenized {
                 stop_token_ids: self.parameters.stop_token_ids.clone(),
             },
             cache_salt: self.parameters.cache_salt.clone().unwrap_or_default(),
+            grammar: String::new(),
+            prompt_logprobs: None,
             explain,
         }
     }

@@ -56,6 +56,13 @@ impl ApiError {
         ApiError::bad_request(param, "invalid_value", message.into())
     }
 
+    /// What constrains the answer cannot be followed; `problem` says why.
+    pub fn grammar(problem: &str) -> ApiError {
+        let message = format!("The answer cannot be constrained as asked: {problem}.");
+        let error = ApiError::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, message);
+        error.code("invalid_constraint")
+    }
+
     /// A string outside of a fixed set.
     pub fn not_one_of(param: &str, got: &str, supported: &[&str]) -> ApiError {
         let supported: Vec<_> = supported.iter().map(|value| format!("'{value}'")).collect();

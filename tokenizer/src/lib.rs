@@ -1,5 +1,8 @@
 //! The tokenizer of a model, and the true bytes behind each of its tokens.
 
+#[cfg(any(test, feature = "test-support"))]
+pub mod test_support;
+
 use std::collections::HashMap;
 
 use serde_json::Value;
@@ -65,6 +68,16 @@ impl Tokenizer {
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TokenizerError> {
         let encoding = self.inner.encode_fast(text, add_special_tokens);
         Ok(encoding.map_err(TokenizerError::Encode)?.get_ids().to_vec())
+    }
+
+    /// How many ids there are, the gaps counted in.
+    pub fn tokens(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// The tokens that are spelled so, special ones among them.
+    pub fn token_id(&self, text: &str) -> Option<u32> {
+        self.inner.token_to_id(text)
     }
 
     /// Bytes of the longest token.
@@ -168,58 +181,11 @@ fn byte_level_alphabet() -> HashMap<char, u8> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use serde_json::json;
 
     use super::*;
-
-    /// A byte-level tokenizer: ids 0..=255 are the bytes, then some merges and added tokens.
-    pub fn byte_level_tokenizer() -> Tokenizer {
-        let mut alphabet: Vec<_> = byte_level_alphabet().into_iter().collect();
-        alphabet.sort_by_key(|(_, byte)| *byte);
-        let spell = |bytes: &[u8]| -> String {
-            bytes.iter().map(|&byte| alphabet[byte as usize].0).collect()
-        };
-        let mut vocab: Vec<String> = (0..=255).map(|byte| spell(&[byte])).collect();
-        let mut merges = Vec::new();
-        // The second half of the emoji merges with the letter behind it: a token of mixed parts.
-        for (left, right) in [(" ", "a"), ("\u{F0}\u{9F}", ""), ("\u{98}\u{80}", "x"), ("a", "b")] {
-            let latin1 = |text: &str| text.chars().map(|c| c as u8).collect::<Vec<_>>();
-            let (mut left, mut right) = (latin1(left), latin1(right));
-            if right.is_empty() {
-                right = left.split_off(1);
-            }
-            if left.len() == 2 {
-                merges.push([spell(&left[..1]), spell(&left[1..])]);
-                vocab.push(spell(&left));
-            }
-            merges.push([spell(&left), spell(&right)]);
-            vocab.push(spell(&[left, right].concat()));
-        }
-        let added = |id: usize, content: &str, special: bool| {
-            json!({ "id": id, "content": content, "special": special, "single_word": false,
-                "lstrip": false, "rstrip": false, "normalized": false })
-        };
-        let next = vocab.len();
-        from_json(&json!({
-            "version": "1.0",
-            "truncation": { "direction": "Right", "max_length": 2, "strategy": "LongestFirst",
-                "stride": 0 },
-            "padding": null,
-            "added_tokens": [added(next, "<|end|>", true), added(next + 1, "<think é>", false)],
-            "normalizer": null,
-            "pre_tokenizer": { "type": "ByteLevel", "add_prefix_space": false,
-                "trim_offsets": true, "use_regex": false },
-            "post_processor": null,
-            "decoder": { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
-                "use_regex": false },
-            "model": { "type": "BPE", "dropout": null, "unk_token": null,
-                "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": false,
-                "byte_fallback": false, "ignore_merges": false, "merges": merges,
-                "vocab": vocab.iter().enumerate().map(|(id, token)| (token.clone(), json!(id)))
-                    .collect::<serde_json::Map<_, _>>() },
-        }))
-    }
+    use crate::test_support::{byte_level_tokenizer, from_json};
 
     fn sentencepiece_tokenizer() -> Tokenizer {
         from_json(&json!({
@@ -232,10 +198,6 @@ pub(super) mod tests {
             "model": { "type": "BPE", "byte_fallback": true, "merges": [],
                 "vocab": { "<0x0A>": 0, "<0xF0>": 1, "▁a▁": 2, "é": 3 } },
         }))
-    }
-
-    fn from_json(value: &Value) -> Tokenizer {
-        Tokenizer::from_bytes(value.to_string().as_bytes(), 1 << 20).unwrap()
     }
 
     #[test]
