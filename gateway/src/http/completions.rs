@@ -16,7 +16,7 @@ pub async fn handle(
     request: Request,
 ) -> Result<Response, ApiError> {
     let (admitted, completion) = shared.admission.admit(request, CompletionRequest::parse).await?;
-    let CompletionRequest { parameters, prompt } = completion;
+    let CompletionRequest { parameters, prompt, .. } = completion;
     let model = find_model(&shared, &parameters.model)?;
     let prepare = move |model: &Model| match prompt {
         Prompt::Text(text) => encode(model, "prompt", &text, true),

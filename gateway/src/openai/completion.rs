@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::constraint::Constraint;
 use super::error::ApiError;
 use super::fields::{Fields, wrong_type};
 use super::parameters::{Parameters, token_ids};
@@ -12,6 +13,8 @@ use super::unsupported::refuse_for_completion;
 pub struct CompletionRequest {
     pub parameters: Parameters,
     pub prompt: Prompt,
+    /// What the text of the answer must match.
+    pub constraint: Option<Constraint>,
 }
 
 /// Never empty.
@@ -27,7 +30,8 @@ impl CompletionRequest {
         let fields = Fields::of_body(body)?;
         refuse_for_completion(&fields)?;
         let parameters = Parameters::of_completion(&fields)?;
-        Ok(CompletionRequest { parameters, prompt: prompt(fields.require("prompt")?)? })
+        let (prompt, constraint) = (prompt(fields.require("prompt")?)?, Constraint::of(&fields)?);
+        Ok(CompletionRequest { parameters, prompt, constraint })
     }
 }
 
