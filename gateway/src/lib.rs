@@ -7,7 +7,7 @@ mod http;
 #[allow(unused_imports, dead_code, reason = "what generates answers follows no tools yet")]
 mod openai;
 mod text;
-#[allow(dead_code, reason = "what generates answers does not parse them yet")]
+#[allow(unused_imports, dead_code, reason = "what generates answers follows no tools yet")]
 mod tools;
 
 mod dispatch;

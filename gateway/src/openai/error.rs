@@ -148,6 +148,12 @@ impl ApiError {
         ApiError::bad_request(param, "invalid_function_parameters", message)
     }
 
+    /// The schema of an answer is not usable; `problem` says why.
+    pub fn json_schema(param: &str, problem: &str) -> ApiError {
+        let message = format!("Invalid schema for '{param}': {problem}.");
+        ApiError::bad_request(param, "invalid_json_schema", message)
+    }
+
     /// An array with more items than allowed.
     pub fn array_too_long(param: &str, length_max: usize, length: usize) -> ApiError {
         let message = format!(
