@@ -18,17 +18,22 @@ class Client:
     constraints: str | None = None
     # Whether `make test` runs it too.
     quick: bool = False
+    # More arguments for pytest.
+    options: tuple = ()
 
 
 NODE = "requirements-node.txt"
 
+# LangChain's suite is asynchronous, and all its models share one HTTP client and so one loop.
+ONE_LOOP = ("--asyncio-mode=auto", "--override-ini=asyncio_default_test_loop_scope=session")
 
-def python(name, package, requirements="requirements.txt", suite=None):
+
+def python(name, package, requirements="requirements.txt", suite=None, options=()):
     """A client whose folder has its requirements and their constraints."""
     suite = suite or name
     folder = f"{suite}/"
     constraints = folder + requirements.replace("requirements", "constraints")
-    return Client(name, package, suite, folder + requirements, constraints)
+    return Client(name, package, suite, folder + requirements, constraints, options=options)
 
 
 CLIENTS = [
@@ -38,7 +43,7 @@ CLIENTS = [
     Client("openai-node", "openai", "openai-node", NODE, quick=True),
     python("openai-python-2", "openai", "requirements-2.txt", suite="openai-python"),
     Client("ai-sdk", "@ai-sdk/openai-compatible", "ai-sdk", NODE),
-    python("langchain", "langchain-openai"),
+    python("langchain", "langchain-openai", options=ONE_LOOP),
     python("instructor", "instructor"),
     python("pydantic-ai", "pydantic-ai-slim"),
     python("litellm", "litellm"),

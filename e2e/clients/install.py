@@ -20,7 +20,7 @@ def install(client):
         return node_suite(client, suite, node_in(environment))
     python = environment / "bin/python"
     show = f"import importlib.metadata as m; print(m.version({client.package!r}))"
-    return [python, "-m", "pytest", client.suite], HERE, output(python, "-c", show).strip()
+    return [python, "-m", "pytest", *client.options, client.suite], HERE, output(python, "-c", show).strip()
 
 
 def virtual_environment(client):
