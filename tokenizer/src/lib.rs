@@ -21,6 +21,8 @@ pub enum TokenizerError {
     UnsupportedDecoder(String),
     #[error("the text cannot be tokenized")]
     Encode(#[source] tokenizers::Error),
+    #[error("the tokens cannot be turned into text")]
+    Decode(#[source] tokenizers::Error),
 }
 
 /// A `tokenizer.json`. Truncation and padding, which some files switch on, are off.
@@ -68,6 +70,17 @@ impl Tokenizer {
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TokenizerError> {
         let encoding = self.inner.encode_fast(text, add_special_tokens);
         Ok(encoding.map_err(TokenizerError::Encode)?.get_ids().to_vec())
+    }
+
+    /// The text of whole token ids, special tokens included, as the tokenizer itself puts it: some
+    /// drop the space before the first word. What is generated goes by [`Tokenizer::token_bytes`].
+    pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
+        self.inner.decode(ids, false).map_err(TokenizerError::Decode)
+    }
+
+    /// How the vocabulary spells a token; for people, as `Ġthe` and `▁the` are no text.
+    pub fn spelling(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
     }
 
     /// How many ids there are, the gaps counted in.
@@ -209,7 +222,7 @@ mod tests {
             let bytes: Vec<u8> =
                 ids.iter().flat_map(|&id| tokenizer.token_bytes(id)).copied().collect();
             assert_eq!(String::from_utf8(bytes).unwrap(), text);
-            assert_eq!(tokenizer.inner.decode(&ids, false).unwrap(), text);
+            assert_eq!(tokenizer.decode(&ids).unwrap(), text);
         }
     }
 
@@ -231,6 +244,9 @@ mod tests {
         for (id, bytes) in [(0, &b"\n"[..]), (1, &[0xF0]), (2, b" a "), (3, "é".as_bytes())] {
             assert_eq!(tokenizer.token_bytes(id), bytes);
         }
+        assert_eq!(tokenizer.decode(&[2, 3]).unwrap(), "a é");
+        assert_eq!(tokenizer.spelling(2).as_deref(), Some("▁a▁"));
+        assert_eq!(tokenizer.spelling(4), None);
     }
 
     #[test]

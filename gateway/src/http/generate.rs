@@ -24,7 +24,7 @@ use crate::openai::{
 };
 
 /// Which workers answer and why, for requests that ask.
-const X_STATOR_ROUTE: HeaderName = HeaderName::from_static("x-stator-route");
+pub const X_STATOR_ROUTE: HeaderName = HeaderName::from_static("x-stator-route");
 
 /// Unicode normalization leaves at least this part of a text's bytes.
 const NORMALIZATION_SHRINKS_BY: usize = 4;
