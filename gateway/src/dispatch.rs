@@ -44,6 +44,10 @@ pub struct Prompt {
     pub stopping: v1::Stopping,
     /// Separates prefix caches.
     pub cache_salt: String,
+    /// What the answer must match (`grammar::Compiler`); empty: anything.
+    pub grammar: String,
+    /// Alternatives to report beside each of the prompt's own tokens; none: no report.
+    pub prompt_logprobs: Option<u32>,
     /// Whether the client wants to know why it went where it went.
     pub explain: bool,
 }
@@ -271,6 +275,8 @@ impl Dispatcher {
             prefill,
             cache_salt: prompt.cache_salt.clone(),
             generated_tokens: prompt.generated.clone(),
+            grammar: prompt.grammar.clone(),
+            prompt_logprobs: prompt.prompt_logprobs,
         };
         self.sessions.start(life, &worker.data_endpoint, request).await
     }

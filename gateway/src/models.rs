@@ -9,11 +9,12 @@ use parking_lot::RwLock;
 use prost::Message;
 use protocol::v1::worker_client::WorkerClient;
 use protocol::{WorkerLife, subjects, v1};
+use tokenizer::{Tokenizer, TokenizerError};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::text::{ChatTemplate, TemplateError, Tokenizer, TokenizerError};
+use crate::text::{ChatTemplate, TemplateError};
 
 /// Model cards contain a tokenizer, which is far above gRPC's usual limit.
 const CARD_BYTES_MAX: usize = 256 << 20;

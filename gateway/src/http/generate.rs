@@ -24,7 +24,7 @@ use crate::openai::{
 };
 
 /// Which workers answer and why, for requests that ask.
-const X_STATOR_ROUTE: HeaderName = HeaderName::from_static("x-stator-route");
+pub const X_STATOR_ROUTE: HeaderName = HeaderName::from_static("x-stator-route");
 
 /// Unicode normalization leaves at least this part of a text's bytes.
 const NORMALIZATION_SHRINKS_BY: usize = 4;
@@ -189,6 +189,8 @@ impl Tokenized {
                 stop_token_ids: self.parameters.stop_token_ids.clone(),
             },
             cache_salt: self.parameters.cache_salt.clone().unwrap_or_default(),
+            grammar: String::new(),
+            prompt_logprobs: None,
             explain,
         }
     }

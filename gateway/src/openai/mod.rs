@@ -7,6 +7,7 @@ mod unsupported;
 
 mod chat;
 mod completion;
+mod tokenize;
 
 mod chat_response;
 mod completion_response;
@@ -25,3 +26,4 @@ pub use logprobs::TokenText;
 pub use models::{ModelCard, model_list, model_object};
 pub use parameters::{Parameters, StreamOptions};
 pub use response::{Head, Usage};
+pub use tokenize::{DetokenizeRequest, Text, TokenizeRequest, detokenized, tokenized};

@@ -1,6 +1,6 @@
 //! Tokens to text, one token at a time.
 
-use super::tokenizer::Tokenizer;
+use tokenizer::Tokenizer;
 
 /// Turns the tokens of one answer into text as they come, and holds back the bytes of a character
 /// that is not complete yet.
@@ -42,8 +42,8 @@ fn incomplete_tail_bytes(bytes: &[u8]) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tokenizer::tests::byte_level_tokenizer;
     use super::*;
+    use tokenizer::test_support::byte_level_tokenizer;
 
     fn run(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<String> {
         let mut detokenizer = Detokenizer::default();
