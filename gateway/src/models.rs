@@ -162,6 +162,21 @@ impl Models {
         serving.map(|worker| (worker.numerics_id.clone(), worker.block_size as usize)).collect()
     }
 
+    /// How many workers of a model have all these features, and which lack one.
+    pub fn workers_with(&self, model: &str, features: &[&str]) -> (usize, Vec<WorkerLife>) {
+        let known = self.known.read();
+        let has = |worker: &v1::WorkerRegistration, feature: &&str| {
+            worker.features.iter().any(|present| present == feature)
+        };
+        let serving = known.workers.iter().filter(|(_, worker)| worker.model == model);
+        let (able, unable): (Vec<_>, Vec<_>) =
+            serving.partition(|(_, worker)| features.iter().all(|feature| has(worker, feature)));
+        let mut unable: Vec<WorkerLife> =
+            unable.into_iter().map(|(life, _)| life.clone()).collect();
+        unable.sort_unstable();
+        (able.len(), unable)
+    }
+
     /// Whether a request could be served: some model has a worker that stays.
     pub fn is_ready(&self) -> bool {
         self.known.read().workers.values().any(|worker| !worker.draining)

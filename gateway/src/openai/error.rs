@@ -63,6 +63,13 @@ impl ApiError {
         error.code("invalid_constraint")
     }
 
+    /// All workers of a model are of a version that does not know what a request needs.
+    pub fn no_worker_can(needed: &[&str]) -> ApiError {
+        let message = format!("No worker of this model does what is asked: {}.", needed.join(", "));
+        let error = ApiError::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, message);
+        error.code("unsupported_by_model")
+    }
+
     /// A string outside of a fixed set.
     pub fn not_one_of(param: &str, got: &str, supported: &[&str]) -> ApiError {
         let supported: Vec<_> = supported.iter().map(|value| format!("'{value}'")).collect();
