@@ -19,7 +19,7 @@ pub async fn handle(
     request: Request,
 ) -> Result<Response, ApiError> {
     let (admitted, chat) = shared.admission.admit(request, ChatRequest::parse).await?;
-    let ChatRequest { parameters, messages } = chat;
+    let ChatRequest { parameters, messages, .. } = chat;
     let model = find_model(&shared, &parameters.model)?;
     let prepare = move |model: &Model| {
         // The template writes the special tokens itself.

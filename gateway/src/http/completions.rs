@@ -17,7 +17,7 @@ pub async fn handle(
     request: Request,
 ) -> Result<Response, ApiError> {
     let (admitted, completion) = shared.admission.admit(request, CompletionRequest::parse).await?;
-    let CompletionRequest { parameters, prompts } = completion;
+    let CompletionRequest { parameters, prompts, constraint } = completion;
     let model = find_model(&shared, &parameters.model)?;
     let prepare =
         move |model: &Model| prompts.into_iter().map(|prompt| tokens(model, prompt)).collect();

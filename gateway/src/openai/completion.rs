@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::constraint::Constraint;
 use super::error::ApiError;
 use super::fields::{Fields, wrong_type};
 use super::parameters::{Parameters, token_ids};
@@ -16,6 +17,8 @@ pub struct CompletionRequest {
     pub parameters: Parameters,
     /// At least one.
     pub prompts: Vec<Prompt>,
+    /// What the text of the answers must match.
+    pub constraint: Option<Constraint>,
 }
 
 /// A prompt and where it stands in the request.
@@ -39,7 +42,8 @@ impl CompletionRequest {
         let fields = Fields::of_body(body)?;
         refuse_for_completion(&fields)?;
         let parameters = Parameters::of_completion(&fields)?;
-        Ok(CompletionRequest { parameters, prompts: prompts(fields.require("prompt")?)? })
+        let (prompts, constraint) = (prompts(fields.require("prompt")?)?, Constraint::of(&fields)?);
+        Ok(CompletionRequest { parameters, prompts, constraint })
     }
 }
 
