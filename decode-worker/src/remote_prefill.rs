@@ -288,6 +288,7 @@ impl<'a> Handoff<'a> {
             stopping: request.stopping.clone(),
             cache_salt: request.cache_salt.clone(),
             generated_tokens: request.generated_tokens.clone(),
+            grammar: request.grammar.clone(),
         }
     }
 }

@@ -6,7 +6,9 @@
 mod http;
 mod openai;
 mod text;
+mod tools;
 
+mod choices;
 mod dispatch;
 mod generation;
 mod migration;
@@ -26,10 +28,11 @@ use dispatch::Dispatcher;
 use migration::Migrations;
 use models::Models;
 
+pub use http::{Origin, OriginError};
 pub use models::{CardError, check_card};
 
 /// Limits of a gateway.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct GatewayConfig {
     /// Requests under way; more are answered with 503.
     pub requests_max: usize,
@@ -37,6 +40,8 @@ pub struct GatewayConfig {
     pub body_bytes_max: usize,
     /// After a shutdown began, requests may go on for this long.
     pub grace: Duration,
+    /// Origins whose pages may ask; without any, no response is marked for browsers.
+    pub cors_origins: Vec<Origin>,
     /// For tests that must notice it: an answer that migrates repeats a token.
     pub breaks_migration: bool,
 }
@@ -47,6 +52,7 @@ impl Default for GatewayConfig {
             requests_max: 4096,
             body_bytes_max: 64 << 20,
             grace: Duration::from_secs(10),
+            cors_origins: Vec::new(),
             breaks_migration: false,
         }
     }
@@ -90,8 +96,9 @@ impl Gateway {
     /// The API without a listener. Answers under way end with an error when `cut` is cancelled.
     pub fn app(&self, cut: CancellationToken) -> axum::Router {
         let admission = http::Admission::new(self.requests.clone(), &self.config);
-        http::app(admission, self.models.clone(), self.dispatcher.clone(), cut)
-            .merge(self.routes.clone())
+        let (models, dispatcher) = (self.models.clone(), self.dispatcher.clone());
+        let (others, origins) = (self.routes.clone(), &self.config.cors_origins);
+        http::app(admission, models, dispatcher, cut, others, origins)
     }
 
     /// Learns of workers and routers, for as long as it is polled.

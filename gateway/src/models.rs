@@ -9,11 +9,12 @@ use parking_lot::RwLock;
 use prost::Message;
 use protocol::v1::worker_client::WorkerClient;
 use protocol::{WorkerLife, subjects, v1};
+use tokenizer::{Tokenizer, TokenizerError};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::text::{ChatTemplate, TemplateError, Tokenizer, TokenizerError};
+use crate::text::{ChatTemplate, TemplateError};
 
 /// Model cards contain a tokenizer, which is far above gRPC's usual limit.
 const CARD_BYTES_MAX: usize = 256 << 20;
@@ -159,6 +160,21 @@ impl Models {
         let known = self.known.read();
         let serving = known.workers.values().filter(|worker| worker.model == model);
         serving.map(|worker| (worker.numerics_id.clone(), worker.block_size as usize)).collect()
+    }
+
+    /// How many workers of a model have all these features, and which lack one.
+    pub fn workers_with(&self, model: &str, features: &[&str]) -> (usize, Vec<WorkerLife>) {
+        let known = self.known.read();
+        let has = |worker: &v1::WorkerRegistration, feature: &&str| {
+            worker.features.iter().any(|present| present == feature)
+        };
+        let serving = known.workers.iter().filter(|(_, worker)| worker.model == model);
+        let (able, unable): (Vec<_>, Vec<_>) =
+            serving.partition(|(_, worker)| features.iter().all(|feature| has(worker, feature)));
+        let mut unable: Vec<WorkerLife> =
+            unable.into_iter().map(|(life, _)| life.clone()).collect();
+        unable.sort_unstable();
+        (able.len(), unable)
     }
 
     /// Whether a request could be served: some model has a worker that stays.

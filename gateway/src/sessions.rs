@@ -234,6 +234,13 @@ fn ends(update: &RequestUpdate) -> bool {
 }
 
 impl RequestStream {
+    /// What has come already, if anything.
+    pub fn ready(&mut self) -> Option<RequestUpdate> {
+        let update = self.updates.try_recv().ok();
+        self.ended |= update.as_ref().is_some_and(ends);
+        update
+    }
+
     /// The next news. Errors: the session brings no more.
     pub async fn next(&mut self) -> Result<RequestUpdate, Lost> {
         let update = self.updates.recv().await;

@@ -125,13 +125,13 @@ impl Admission {
 }
 
 impl Admitted {
-    /// Turns the request into tokens by `prepare`, after which its body takes no more room. Its
-    /// place stays taken.
-    pub async fn tokens(
+    /// Turns the request into tokens, or whatever `prepare` makes of it, after which its body takes no
+    /// more room. Its place stays taken.
+    pub async fn tokens<T: Send + 'static>(
         self,
         model: &Arc<Model>,
-        prepare: impl FnOnce(&Model) -> Result<Vec<u32>, ApiError> + Send + 'static,
-    ) -> Result<(Place, Vec<u32>), ApiError> {
+        prepare: impl FnOnce(&Model) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<(Place, T), ApiError> {
         let Self { request_id, room, explain_route, body } = self;
         let model = model.clone();
         let (_body, tokens) = in_place_or_aside(body, move || prepare(&model)).await?;

@@ -7,7 +7,8 @@ use axum::response::Response;
 use serde_json::Value;
 
 use super::Shared;
-use super::generate::{Endpoint, Tokenized, encode, find_model, respond};
+use super::asked::{Asked, Endpoint, PromptTokens};
+use super::generate::{encode, find_model, respond};
 use crate::models::Model;
 use crate::openai::{ApiError, ChatRequest};
 use crate::text::TemplateError;
@@ -24,9 +25,16 @@ pub async fn handle(
         // The template writes the special tokens itself.
         encode(model, "messages", &render(model, &messages)?, false)
     };
-    let (place, prompt) = admitted.tokens(&model, prepare).await?;
-    let tokenized = Tokenized { endpoint: Endpoint::Chat, model, parameters, prompt };
-    respond(&shared, place, tokenized).await
+    let (place, tokens) = admitted.tokens(&model, prepare).await?;
+    let asked = Asked {
+        endpoint: Endpoint::Chat,
+        model,
+        parameters,
+        prompts: vec![PromptTokens { tokens, text: None }],
+        grammar: String::new(),
+        speech: None,
+    };
+    respond(&shared, place, asked).await
 }
 
 fn render(model: &Model, messages: &[Value]) -> Result<String, ApiError> {

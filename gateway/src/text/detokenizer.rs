@@ -1,6 +1,6 @@
 //! Tokens to text, one token at a time.
 
-use super::tokenizer::Tokenizer;
+use tokenizer::Tokenizer;
 
 /// Turns the tokens of one answer into text as they come, and holds back the bytes of a character
 /// that is not complete yet.
@@ -16,9 +16,9 @@ pub struct Detokenizer {
 }
 
 impl Detokenizer {
-    /// The text that became certain with this token; special tokens have none.
-    pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> String {
-        if tokenizer.is_special(id) {
+    /// The text that became certain with this token; special tokens have none, unless it `is_shown`.
+    pub fn push(&mut self, tokenizer: &Tokenizer, id: u32, is_shown: bool) -> String {
+        if tokenizer.is_special(id) && !is_shown {
             return String::new();
         }
         self.held.extend_from_slice(tokenizer.token_bytes(id));
@@ -42,12 +42,12 @@ fn incomplete_tail_bytes(bytes: &[u8]) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tokenizer::tests::byte_level_tokenizer;
     use super::*;
+    use tokenizer::test_support::byte_level_tokenizer;
 
     fn run(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<String> {
         let mut detokenizer = Detokenizer::default();
-        ids.iter().map(|&id| detokenizer.push(tokenizer, id)).collect()
+        ids.iter().map(|&id| detokenizer.push(tokenizer, id, false)).collect()
     }
 
     /// The ids 0..=255 of the test tokenizer are the bytes.

@@ -1,10 +1,9 @@
-//! Between text and tokens: chat template and tokenizer on the way in, detokenizer and stop strings
-//! on the way out. Nothing here performs I/O.
+//! Between text and tokens: the chat template on the way in, detokenizer and stop strings on the way
+//! out. Nothing here performs I/O.
 
 mod chat_template;
 mod python_json;
 mod strftime;
-mod tokenizer;
 
 mod detokenizer;
 mod stop;
@@ -12,4 +11,3 @@ mod stop;
 pub use chat_template::{ChatTemplate, TemplateError};
 pub use detokenizer::Detokenizer;
 pub use stop::StopMatcher;
-pub use tokenizer::{Tokenizer, TokenizerError};

@@ -55,6 +55,10 @@ pub struct ServeArgs {
     #[arg(long, env = "STATOR_LISTEN", default_value = "127.0.0.1:8000")]
     pub listen: SocketAddr,
 
+    /// Which pages may ask.
+    #[command(flatten)]
+    pub cors: CorsArgs,
+
     /// Allow an address other than loopback although the API asks for no keys
     #[arg(long, env = "STATOR_INSECURE")]
     pub insecure: bool,
@@ -83,6 +87,15 @@ pub struct ServeArgs {
     /// Seconds that running requests have after Ctrl-C
     #[arg(long, env = "STATOR_GRACE_PERIOD_S", default_value_t = 10)]
     pub grace_period_s: u64,
+}
+
+/// Arguments of everything that serves the API.
+#[derive(Clone, Debug, Default, Args)]
+pub struct CorsArgs {
+    /// Origin whose web pages may ask, https://HOST[:PORT], or * for all; may be repeated, in the
+    /// variable with commas. Without it browsers let no page ask
+    #[arg(long, env = "STATOR_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
+    pub cors_origin: Vec<gateway::Origin>,
 }
 
 /// Arguments of `health`.

@@ -1,5 +1,8 @@
 //! The tokenizer of a model, and the true bytes behind each of its tokens.
 
+#[cfg(any(test, feature = "test-support"))]
+pub mod test_support;
+
 use std::collections::HashMap;
 
 use serde_json::Value;
@@ -18,6 +21,8 @@ pub enum TokenizerError {
     UnsupportedDecoder(String),
     #[error("the text cannot be tokenized")]
     Encode(#[source] tokenizers::Error),
+    #[error("the tokens cannot be turned into text")]
+    Decode(#[source] tokenizers::Error),
 }
 
 /// A `tokenizer.json`. Truncation and padding, which some files switch on, are off.
@@ -65,6 +70,27 @@ impl Tokenizer {
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TokenizerError> {
         let encoding = self.inner.encode_fast(text, add_special_tokens);
         Ok(encoding.map_err(TokenizerError::Encode)?.get_ids().to_vec())
+    }
+
+    /// The text of whole token ids, special tokens included, as the tokenizer itself puts it: some
+    /// drop the space before the first word. What is generated goes by [`Tokenizer::token_bytes`].
+    pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
+        self.inner.decode(ids, false).map_err(TokenizerError::Decode)
+    }
+
+    /// How the vocabulary spells a token; for people, as `Ġthe` and `▁the` are no text.
+    pub fn spelling(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// How many ids there are, the gaps counted in.
+    pub fn tokens(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// The tokens that are spelled so, special ones among them.
+    pub fn token_id(&self, text: &str) -> Option<u32> {
+        self.inner.token_to_id(text)
     }
 
     /// Bytes of the longest token.
@@ -168,58 +194,11 @@ fn byte_level_alphabet() -> HashMap<char, u8> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use serde_json::json;
 
     use super::*;
-
-    /// A byte-level tokenizer: ids 0..=255 are the bytes, then some merges and added tokens.
-    pub fn byte_level_tokenizer() -> Tokenizer {
-        let mut alphabet: Vec<_> = byte_level_alphabet().into_iter().collect();
-        alphabet.sort_by_key(|(_, byte)| *byte);
-        let spell = |bytes: &[u8]| -> String {
-            bytes.iter().map(|&byte| alphabet[byte as usize].0).collect()
-        };
-        let mut vocab: Vec<String> = (0..=255).map(|byte| spell(&[byte])).collect();
-        let mut merges = Vec::new();
-        // The second half of the emoji merges with the letter behind it: a token of mixed parts.
-        for (left, right) in [(" ", "a"), ("\u{F0}\u{9F}", ""), ("\u{98}\u{80}", "x"), ("a", "b")] {
-            let latin1 = |text: &str| text.chars().map(|c| c as u8).collect::<Vec<_>>();
-            let (mut left, mut right) = (latin1(left), latin1(right));
-            if right.is_empty() {
-                right = left.split_off(1);
-            }
-            if left.len() == 2 {
-                merges.push([spell(&left[..1]), spell(&left[1..])]);
-                vocab.push(spell(&left));
-            }
-            merges.push([spell(&left), spell(&right)]);
-            vocab.push(spell(&[left, right].concat()));
-        }
-        let added = |id: usize, content: &str, special: bool| {
-            json!({ "id": id, "content": content, "special": special, "single_word": false,
-                "lstrip": false, "rstrip": false, "normalized": false })
-        };
-        let next = vocab.len();
-        from_json(&json!({
-            "version": "1.0",
-            "truncation": { "direction": "Right", "max_length": 2, "strategy": "LongestFirst",
-                "stride": 0 },
-            "padding": null,
-            "added_tokens": [added(next, "<|end|>", true), added(next + 1, "<think é>", false)],
-            "normalizer": null,
-            "pre_tokenizer": { "type": "ByteLevel", "add_prefix_space": false,
-                "trim_offsets": true, "use_regex": false },
-            "post_processor": null,
-            "decoder": { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
-                "use_regex": false },
-            "model": { "type": "BPE", "dropout": null, "unk_token": null,
-                "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": false,
-                "byte_fallback": false, "ignore_merges": false, "merges": merges,
-                "vocab": vocab.iter().enumerate().map(|(id, token)| (token.clone(), json!(id)))
-                    .collect::<serde_json::Map<_, _>>() },
-        }))
-    }
+    use crate::test_support::{byte_level_tokenizer, from_json};
 
     fn sentencepiece_tokenizer() -> Tokenizer {
         from_json(&json!({
@@ -234,10 +213,6 @@ pub(super) mod tests {
         }))
     }
 
-    fn from_json(value: &Value) -> Tokenizer {
-        Tokenizer::from_bytes(value.to_string().as_bytes(), 1 << 20).unwrap()
-    }
-
     #[test]
     fn tokens_are_the_bytes_of_the_text() {
         let tokenizer = byte_level_tokenizer();
@@ -247,7 +222,7 @@ pub(super) mod tests {
             let bytes: Vec<u8> =
                 ids.iter().flat_map(|&id| tokenizer.token_bytes(id)).copied().collect();
             assert_eq!(String::from_utf8(bytes).unwrap(), text);
-            assert_eq!(tokenizer.inner.decode(&ids, false).unwrap(), text);
+            assert_eq!(tokenizer.decode(&ids).unwrap(), text);
         }
     }
 
@@ -269,6 +244,9 @@ pub(super) mod tests {
         for (id, bytes) in [(0, &b"\n"[..]), (1, &[0xF0]), (2, b" a "), (3, "é".as_bytes())] {
             assert_eq!(tokenizer.token_bytes(id), bytes);
         }
+        assert_eq!(tokenizer.decode(&[2, 3]).unwrap(), "a é");
+        assert_eq!(tokenizer.spelling(2).as_deref(), Some("▁a▁"));
+        assert_eq!(tokenizer.spelling(4), None);
     }
 
     #[test]
