@@ -14,13 +14,18 @@ import systems
 BATCH_REQUESTS = 5000
 AT_ONCE = 64
 IDLE_STEP_US = 4_000_000
+# So that all prompts are computed in a few steps, and few sequences wait for them.
+BATCHED_TOKENS = 300_000
+STREAMS_PER_WORKER = 1000
+# A gateway admits 4,096 requests.
+STREAMS_PER_GATEWAY = 4000
 
 
 def after_many_requests(setting, requests):
     """Prints the resident memory of gateway and router in the course of so many requests."""
     batch = max(AT_ONCE, min(BATCH_REQUESTS, requests // 20))
     with systems.together(lambda stack: systems.stator(setting, stack, 0)) as (stator,):
-        gateway, router = stator.front
+        router, gateway = stator.front
         rows = [(0, rss_mib([gateway]), rss_mib([router]))]
         for number in range(requests // batch):
             load = Load("memory", 30, 8, number % 2 == 1, AT_ONCE, batch)
@@ -66,28 +71,41 @@ def tokenizer_mib(setting):
 
 def idle_streams(setting, streams):
     """Prints what each of many streams takes whose worker makes a token every few seconds."""
-    allow_files(2 * streams + 1000)
+    allow_files(STREAMS_PER_GATEWAY + 1000)
+    gateways = -(-streams // STREAMS_PER_GATEWAY)
+    workers = -(-streams // STREAMS_PER_WORKER)
+    setting.sequences = 2 * STREAMS_PER_WORKER
+    options = ("--max-num-batched-tokens", BATCHED_TOKENS)
     start = lambda stack: systems.stator(
-        setting, stack, IDLE_STEP_US, "--max-num-batched-tokens", 4 * streams)
-    with contextlib.ExitStack() as stack:
-        setting.sequences = streams
-        stator = start(stack)
-        gateway, router = stator.front
-        before = rss_mib([gateway]), rss_mib([router])
-        load = Load("idle", 30, 1000, True, streams, streams)
-        bodies = write_bodies(load, Path(setting.model).name, setting.logs, "idle")
-        command = [LOAD, stator.port, PATH, bodies, streams, streams, "hold"]
-        holder = subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE,
-                                  stdout=subprocess.PIPE, text=True)
-        held = json.loads(holder.stdout.readline())
-        after = rss_mib([gateway]), rss_mib([router])
-        holder.stdin.close()
-        holder.wait()
-    if held["failed"] or held["first_tokens"] < streams:
-        raise SystemExit(f"only {held['first_tokens']} of {streams} streams began: {held}")
-    print(f"\n{streams} streams, a token every {IDLE_STEP_US / 1e6:.0f} s: gateway {before[0]:.1f} -> "
-          f"{after[0]:.1f} MiB, **{1024 * 1024 * (after[0] - before[0]) / streams:,.0f} bytes per stream**; "
-          f"router {before[1]:.1f} -> {after[1]:.1f} MiB.")
+        setting, stack, IDLE_STEP_US, *options, gateways=gateways, workers=workers)
+    load = Load("idle", 30, 1000, True, streams // gateways, streams // gateways)
+    bodies = write_bodies(load, Path(setting.model).name, setting.logs, "idle")
+    with systems.together(start) as (stator,):
+        router, *gateway_processes = stator.front
+        before = rss_mib(gateway_processes), rss_mib([router])
+        with contextlib.ExitStack() as holders:
+            holding = [holders.enter_context(hold(port, load, bodies)) for port in stator.ports]
+            held = [json.loads(holder.stdout.readline()) for holder in holding]
+            after = rss_mib(gateway_processes), rss_mib([router])
+    begun = sum(answer["first_tokens"] for answer in held)
+    if begun < load.at_once * gateways:
+        raise SystemExit(f"only {begun} streams began: {held}")
+    each_bytes = 1024 * 1024 * (after[0] - before[0]) / begun
+    print(f"\n{begun} streams over {gateways} gateways and {workers} workers, a token every "
+          f"{IDLE_STEP_US / 1e6:.0f} s: gateways {before[0]:.1f} -> {after[0]:.1f} MiB, **{each_bytes:,.0f} "
+          f"bytes per stream**; router {before[1]:.1f} -> {after[1]:.1f} MiB.")
+
+
+@contextlib.contextmanager
+def hold(port, load, bodies):
+    """A load generator that opens streams and keeps them; its connections end with it."""
+    command = [LOAD, port, PATH, bodies, load.at_once, load.requests, "hold"]
+    holder = subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE,
+                              stdout=subprocess.PIPE, text=True)
+    try:
+        yield holder
+    finally:
+        holder.communicate()
 
 
 def allow_files(files):
