@@ -10,6 +10,7 @@ use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http_body_util::BodyExt;
 use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 use super::identify::RequestId;
 use crate::GatewayConfig;
@@ -19,8 +20,8 @@ use crate::openai::ApiError;
 /// When to come back if too many requests are under way.
 const FULL_RETRY_S: u64 = 1;
 
-/// A body of which nothing comes for this long is given up.
-const BODY_SILENCE_MAX: Duration = Duration::from_secs(30);
+/// A body comes at least so fast on average, after a first silence.
+const BODY_BYTES_PER_S_MIN: usize = 8 << 10;
 
 /// A request with this header set to 1 is answered with `x-stator-route`.
 const X_STATOR_DEBUG: &str = "x-stator-debug";
@@ -44,6 +45,8 @@ pub struct Admission {
     body_bytes_max: usize,
     /// One permit per grammar that is compiled, until it is, however long its request waits.
     compilations: Arc<Semaphore>,
+    /// A body of which nothing comes for so long is given up.
+    body_silence_max: Duration,
 }
 
 /// A request that has its place, until this is dropped.
@@ -70,6 +73,7 @@ impl Admission {
             bytes: Arc::new(Semaphore::new(config.body_bytes_max)),
             body_bytes_max: config.body_bytes_max,
             compilations: Arc::new(Semaphore::new(COMPILATIONS_MAX)),
+            body_silence_max: config.body_silence_max,
         }
     }
 
@@ -128,11 +132,20 @@ impl Admission {
         }
     }
 
+    /// When the next part of a body must be there.
+    fn body_deadline(&self, began: Instant, bytes: usize) -> Instant {
+        let (silence, earned_s) = (self.body_silence_max, bytes / BODY_BYTES_PER_S_MIN);
+        let average = began + silence + Duration::from_secs(earned_s as u64);
+        average.min(Instant::now() + silence)
+    }
+
     /// Reads a body, taking room for what has come: what is only announced takes none.
     async fn read(&self, mut body: Body) -> Result<(Vec<u8>, BodyRoom), ApiError> {
         let (mut bytes, mut permits) = (Vec::new(), None::<OwnedSemaphorePermit>);
+        let began = Instant::now();
         loop {
-            let frame = tokio::time::timeout(BODY_SILENCE_MAX, body.frame()).await;
+            let deadline = self.body_deadline(began, bytes.len());
+            let frame = tokio::time::timeout_at(deadline, body.frame()).await;
             let frame = match frame.map_err(|_| ApiError::body_timed_out())? {
                 None => break,
                 Some(frame) => frame.map_err(|_| ApiError::unreadable_body())?,

@@ -1,5 +1,9 @@
 //! The HTTP server: routes, what every response carries, and the two generating endpoints.
 
+mod bare_refusal;
+mod client_stream;
+mod connection;
+mod http2_streams;
 mod serve;
 
 mod cors;
@@ -31,6 +35,7 @@ use axum::routing::{get, post};
 use tokio_util::sync::CancellationToken;
 
 pub use admit::Admission;
+pub use connection::ConnectionLimits;
 pub use cors::{Origin, OriginError};
 pub use serve::serve;
 

@@ -272,6 +272,19 @@ impl ApiError {
         ApiError::new(status, INVALID_REQUEST, message).code("headers_too_large")
     }
 
+    /// The request's path is over the limit.
+    pub fn url_too_long(bytes_max: usize) -> ApiError {
+        let message =
+            format!("The URL of your request is longer than the limit of {bytes_max} bytes.");
+        ApiError::new(StatusCode::URI_TOO_LONG, INVALID_REQUEST, message).code("url_too_long")
+    }
+
+    /// What came is no HTTP request.
+    pub fn malformed_request() -> ApiError {
+        let message = "We could not parse the head of your request: it is not HTTP/1.1 or HTTP/2.";
+        ApiError::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, message).code("malformed_request")
+    }
+
     /// Nothing more of the body came.
     pub fn body_timed_out() -> ApiError {
         let message = "The body of your request did not arrive in time.";
@@ -304,7 +317,13 @@ impl ApiError {
 
     /// The body does not parse as JSON.
     pub fn malformed_json(error: &serde_json::Error) -> ApiError {
-        let message = format!("We could not parse the JSON body of your request: {error}.");
+        // The parser has no other way to say so.
+        let is_deep = error.to_string().starts_with("recursion limit exceeded");
+        let message = match is_deep {
+            true => "The JSON body of your request is nested too deep: 127 levels are the limit."
+                .to_string(),
+            false => format!("We could not parse the JSON body of your request: {error}."),
+        };
         ApiError::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, message).code("invalid_json")
     }
 
