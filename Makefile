@@ -1,4 +1,5 @@
 # make test         all tests, with everything they need
+# make e2e          the SDKs and frameworks that people use, against a real server
 # make lint         formatting and clippy, warnings denied
 # make bench        the measurements of bench/RESULTS.md
 # make chaos        faults in a cluster under load: SEED=1 FAULTS=220 OVERLAPPING=18
@@ -8,7 +9,7 @@ PYTHON ?= python3
 VENV := target/venv
 PYTEST := $(VENV)/bin/pytest
 
-.PHONY: test lint bench chaos docker-test
+.PHONY: test e2e lint bench chaos docker-test
 
 # A worker of this commit must be able to serve in a cluster of the present version.
 EARLIER := 4c55971bdc675c57028f6689a17b1c7941c02dac
@@ -17,6 +18,10 @@ test: $(VENV)/.installed target/earlier/$(EARLIER)
 	cargo build --workspace --all-targets --locked
 	cargo test --workspace --locked
 	STATOR_BINARY=target/debug/stator $(PYTEST) -q -rs e2e/python
+
+e2e: $(VENV)/.installed
+	cargo build --locked --package stator
+	STATOR_BINARY=target/debug/stator $(VENV)/bin/python e2e/clients/run.py
 
 lint:
 	cargo fmt --all --check

@@ -21,6 +21,8 @@ pub enum TokenizerError {
     UnsupportedDecoder(String),
     #[error("the text cannot be tokenized")]
     Encode(#[source] tokenizers::Error),
+    #[error("the tokens cannot be turned into text")]
+    Decode(#[source] tokenizers::Error),
 }
 
 /// A `tokenizer.json`. Truncation and padding, which some files switch on, are off.
@@ -29,6 +31,8 @@ pub struct Tokenizer {
     /// The bytes of all tokens, one after the other; token `id` ends at `ends[id]`.
     bytes: Vec<u8>,
     ends: Vec<usize>,
+    /// Kept because every request asks for it, and the vocabulary is long.
+    token_bytes_max: usize,
     special: Vec<bool>,
 }
 
@@ -60,7 +64,9 @@ impl Tokenizer {
         for (id, _) in added.iter().filter(|(_, token)| token.special) {
             special[*id as usize] = true;
         }
-        Ok(Tokenizer { inner, bytes, ends, special })
+        let starts = std::iter::once(&0).chain(&ends);
+        let token_bytes_max = starts.zip(&ends).map(|(start, end)| end - start).max().unwrap_or(0);
+        Ok(Tokenizer { inner, bytes, ends, token_bytes_max, special })
     }
 
     /// `add_special_tokens` is for text that did not come out of a chat template, which writes them
@@ -68,6 +74,17 @@ impl Tokenizer {
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TokenizerError> {
         let encoding = self.inner.encode_fast(text, add_special_tokens);
         Ok(encoding.map_err(TokenizerError::Encode)?.get_ids().to_vec())
+    }
+
+    /// The text of whole token ids, special tokens included, as the tokenizer itself puts it: some
+    /// drop the space before the first word. What is generated goes by [`Tokenizer::token_bytes`].
+    pub fn decode(&self, ids: &[u32]) -> Result<String, TokenizerError> {
+        self.inner.decode(ids, false).map_err(TokenizerError::Decode)
+    }
+
+    /// How the vocabulary spells a token; for people, as `Ġthe` and `▁the` are no text.
+    pub fn spelling(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
     }
 
     /// How many ids there are, the gaps counted in.
@@ -82,8 +99,7 @@ impl Tokenizer {
 
     /// Bytes of the longest token.
     pub fn token_bytes_max(&self) -> usize {
-        let starts = std::iter::once(&0).chain(&self.ends);
-        starts.zip(&self.ends).map(|(start, end)| end - start).max().unwrap_or(0)
+        self.token_bytes_max
     }
 
     /// What a token stands for, which may be a part of a character. Special tokens are their text,
@@ -209,7 +225,7 @@ mod tests {
             let bytes: Vec<u8> =
                 ids.iter().flat_map(|&id| tokenizer.token_bytes(id)).copied().collect();
             assert_eq!(String::from_utf8(bytes).unwrap(), text);
-            assert_eq!(tokenizer.inner.decode(&ids, false).unwrap(), text);
+            assert_eq!(tokenizer.decode(&ids).unwrap(), text);
         }
     }
 
@@ -231,6 +247,9 @@ mod tests {
         for (id, bytes) in [(0, &b"\n"[..]), (1, &[0xF0]), (2, b" a "), (3, "é".as_bytes())] {
             assert_eq!(tokenizer.token_bytes(id), bytes);
         }
+        assert_eq!(tokenizer.decode(&[2, 3]).unwrap(), "a é");
+        assert_eq!(tokenizer.spelling(2).as_deref(), Some("▁a▁"));
+        assert_eq!(tokenizer.spelling(4), None);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http_body_util::BodyExt;
 use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 use super::identify::RequestId;
 use crate::GatewayConfig;
@@ -19,11 +20,17 @@ use crate::openai::ApiError;
 /// When to come back if too many requests are under way.
 const FULL_RETRY_S: u64 = 1;
 
-/// A body of which nothing comes for this long is given up.
-const BODY_SILENCE_MAX: Duration = Duration::from_secs(30);
+/// A body comes at least so fast on average, after a first silence.
+const BODY_BYTES_PER_S_MIN: usize = 8 << 10;
 
 /// A request with this header set to 1 is answered with `x-stator-route`.
 const X_STATOR_DEBUG: &str = "x-stator-debug";
+
+/// Grammars that are compiled at once; others wait.
+const COMPILATIONS_MAX: usize = 2;
+
+/// How long a request waits for its grammar: a compilation is bounded by itself, and takes far less.
+const COMPILATION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Larger bodies are parsed, rendered and tokenized where they do not hold up other requests.
 const INLINE_BODY_BYTES_MAX: usize = 16 * 1024;
@@ -36,6 +43,10 @@ pub struct Admission {
     /// hold as much as the largest one may, because text takes far more room while it is worked on.
     bytes: Arc<Semaphore>,
     body_bytes_max: usize,
+    /// One permit per grammar that is compiled, until it is, however long its request waits.
+    compilations: Arc<Semaphore>,
+    /// A body of which nothing comes for so long is given up.
+    body_silence_max: Duration,
 }
 
 /// A request that has its place, until this is dropped.
@@ -61,6 +72,8 @@ impl Admission {
             requests,
             bytes: Arc::new(Semaphore::new(config.body_bytes_max)),
             body_bytes_max: config.body_bytes_max,
+            compilations: Arc::new(Semaphore::new(COMPILATIONS_MAX)),
+            body_silence_max: config.body_silence_max,
         }
     }
 
@@ -88,6 +101,27 @@ impl Admission {
         Ok((Admitted { request_id, room, explain_route, body }, parsed))
     }
 
+    /// Checks that answers of `model` can be made to match `grammar`. Errors: they cannot, it takes too
+    /// long to find out, or too many others are being checked.
+    pub async fn check_grammar(&self, model: &Arc<Model>, grammar: &str) -> Result<(), ApiError> {
+        if grammar.is_empty() || model.has_compiled(grammar) {
+            return Ok(());
+        }
+        let check = async {
+            let permit = self.compilations.clone().acquire_owned().await;
+            let (model, grammar) = (model.clone(), grammar.to_string());
+            let aside = tokio::task::spawn_blocking(move || {
+                let _until_done = permit;
+                model.check_grammar(&grammar)
+            });
+            aside.await.map_err(|_| ApiError::internal())
+        };
+        match tokio::time::timeout(COMPILATION_TIMEOUT, check).await {
+            Ok(checked) => checked?.map_err(|error| ApiError::grammar(&error.to_string())),
+            Err(_) => Err(ApiError::grammar("it takes too long to compile")),
+        }
+    }
+
     fn check_declared_bytes(&self, headers: &HeaderMap) -> Result<(), ApiError> {
         let declared = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
         match declared.and_then(|text| text.parse::<usize>().ok()) {
@@ -98,11 +132,20 @@ impl Admission {
         }
     }
 
+    /// When the next part of a body must be there.
+    fn body_deadline(&self, began: Instant, bytes: usize) -> Instant {
+        let (silence, earned_s) = (self.body_silence_max, bytes / BODY_BYTES_PER_S_MIN);
+        let average = began + silence + Duration::from_secs(earned_s as u64);
+        average.min(Instant::now() + silence)
+    }
+
     /// Reads a body, taking room for what has come: what is only announced takes none.
     async fn read(&self, mut body: Body) -> Result<(Vec<u8>, BodyRoom), ApiError> {
         let (mut bytes, mut permits) = (Vec::new(), None::<OwnedSemaphorePermit>);
+        let began = Instant::now();
         loop {
-            let frame = tokio::time::timeout(BODY_SILENCE_MAX, body.frame()).await;
+            let deadline = self.body_deadline(began, bytes.len());
+            let frame = tokio::time::timeout_at(deadline, body.frame()).await;
             let frame = match frame.map_err(|_| ApiError::body_timed_out())? {
                 None => break,
                 Some(frame) => frame.map_err(|_| ApiError::unreadable_body())?,
@@ -125,13 +168,13 @@ impl Admission {
 }
 
 impl Admitted {
-    /// Turns the request into tokens by `prepare`, after which its body takes no more room. Its
-    /// place stays taken.
-    pub async fn tokens(
+    /// Turns the request into tokens, or whatever `prepare` makes of it, after which its body takes no
+    /// more room. Its place stays taken.
+    pub async fn tokens<T: Send + 'static>(
         self,
         model: &Arc<Model>,
-        prepare: impl FnOnce(&Model) -> Result<Vec<u32>, ApiError> + Send + 'static,
-    ) -> Result<(Place, Vec<u32>), ApiError> {
+        prepare: impl FnOnce(&Model) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<(Place, T), ApiError> {
         let Self { request_id, room, explain_route, body } = self;
         let model = model.clone();
         let (_body, tokens) = in_place_or_aside(body, move || prepare(&model)).await?;

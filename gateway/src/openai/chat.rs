@@ -35,7 +35,8 @@ impl ChatRequest {
     }
 }
 
-fn messages(fields: &Fields) -> Result<Vec<Value>, ApiError> {
+/// The messages of a request, as templates want them. At least one.
+pub(super) fn messages(fields: &Fields) -> Result<Vec<Value>, ApiError> {
     let messages = fields.array("messages")?.ok_or_else(|| ApiError::missing("messages"))?;
     if messages.is_empty() {
         return Err(ApiError::empty_array("messages"));
