@@ -26,6 +26,10 @@ const BODY_BYTES_PER_S_MIN: usize = 8 << 10;
 /// A request with this header set to 1 is answered with `x-stator-route`.
 const X_STATOR_DEBUG: &str = "x-stator-debug";
 
+/// What is read of a body that nobody wants.
+const DISCARDED_BYTES_MAX: usize = 64 << 10;
+const DISCARD_TIME_MAX: Duration = Duration::from_secs(1);
+
 /// Larger bodies are parsed, rendered and tokenized where they do not hold up other requests.
 const INLINE_BODY_BYTES_MAX: usize = 16 * 1024;
 
@@ -75,11 +79,14 @@ impl Admission {
         request: Request,
         parse: fn(&Value) -> Result<T, ApiError>,
     ) -> Result<(Admitted, T), ApiError> {
-        let room = self.requests.clone().try_acquire_owned();
-        let room = room.map_err(|_| ApiError::overloaded(FULL_RETRY_S))?;
         let (parts, body) = request.into_parts();
-        check_headers(&parts.headers)?;
-        self.check_declared_bytes(&parts.headers)?;
+        let room = match self.place(&parts.headers) {
+            Ok(room) => room,
+            Err(error) => {
+                discard(body).await;
+                return Err(error);
+            }
+        };
         let (bytes, body) = self.read(body).await?;
         let (body, parsed) = in_place_or_aside(body, move || {
             let json = serde_json::from_slice(&bytes).map_err(|e| ApiError::malformed_json(&e))?;
@@ -90,6 +97,15 @@ impl Admission {
         let request_id = request_id.unwrap_or_default();
         let explain_route = parts.headers.get(X_STATOR_DEBUG).is_some_and(|value| value == "1");
         Ok((Admitted { request_id, room, explain_route, body }, parsed))
+    }
+
+    /// A place for a request with these headers.
+    fn place(&self, headers: &HeaderMap) -> Result<OwnedSemaphorePermit, ApiError> {
+        let room = self.requests.clone().try_acquire_owned();
+        let room = room.map_err(|_| ApiError::overloaded(FULL_RETRY_S))?;
+        check_headers(headers)?;
+        self.check_declared_bytes(headers)?;
+        Ok(room)
     }
 
     fn check_declared_bytes(&self, headers: &HeaderMap) -> Result<(), ApiError> {
@@ -173,6 +189,22 @@ async fn in_place_or_aside<T: Send + 'static>(
     }
     let aside = tokio::task::spawn_blocking(move || work().map(|done| (body, done)));
     aside.await.map_err(|_| ApiError::internal())?
+}
+
+/// Reads a body that nobody wants, if it is small and on its way: with bytes unread, its connection
+/// could carry no further request.
+pub async fn discard(mut body: Body) {
+    let mut left_bytes = DISCARDED_BYTES_MAX;
+    let reading = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            left_bytes = left_bytes.saturating_sub(frame.data_ref().map_or(0, |data| data.len()));
+            if left_bytes == 0 {
+                return;
+            }
+        }
+    };
+    // Whoever takes longer, or sends more, connects anew.
+    let _ = tokio::time::timeout(DISCARD_TIME_MAX, reading).await;
 }
 
 /// JSON, with whatever parameters; or nothing said, as some clients do. Not compressed.
