@@ -10,7 +10,7 @@ PYTHON ?= python3
 VENV := target/venv
 PYTEST := $(VENV)/bin/pytest
 
-.PHONY: test e2e lint bench chaos docker-test
+.PHONY: test e2e lint bench bench-peers chaos docker-test
 
 # A worker of this commit must be able to serve in a cluster of the present version.
 EARLIER := 4c55971bdc675c57028f6689a17b1c7941c02dac
