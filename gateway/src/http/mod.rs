@@ -65,7 +65,8 @@ pub fn app(
     others: Router,
     origins: &[Origin],
 ) -> Router {
-    let shared = Arc::new(Shared { models, dispatcher, admission, grammars: GrammarCheck::new(), cut });
+    let shared =
+        Arc::new(Shared { models, dispatcher, admission, grammars: GrammarCheck::new(), cut });
     let routes = api("/v1")
         .merge(api(""))
         .route("/health", get(|| async { StatusCode::OK }))

@@ -380,7 +380,8 @@ mod tests {
             stream.delta(&mut out, 0, &delta, None, USAGE);
             choice.add(delta);
         }
-        let whole: Value = serde_json::from_str(&chat_completion(&head(), &[choice], USAGE)).unwrap();
+        let whole: Value =
+            serde_json::from_str(&chat_completion(&head(), &[choice], USAGE)).unwrap();
         assert_eq!(
             whole["choices"][0]["message"],
             json!({ "role": "assistant", "content": null, "refusal": null,
