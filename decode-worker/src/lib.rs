@@ -16,7 +16,7 @@ use kv_transfer::Ways;
 use messaging::{Bus, Network};
 use protocol::v1::generation_server::{Generation, GenerationServer};
 use tokio_util::sync::CancellationToken;
-use worker::{EngineHost, Presence, Worker, WorkerError};
+use worker::{EngineHost, Grammars, Presence, Worker, WorkerError};
 
 use peers::Peers;
 use service::GenerationService;
@@ -25,6 +25,7 @@ use service::GenerationService;
 struct Context {
     host: Arc<EngineHost>,
     presence: Arc<Presence>,
+    grammars: Arc<Grammars>,
     numerics_id: String,
     ways: Ways,
     peers: Peers,
@@ -40,6 +41,7 @@ pub fn service(
     let context = Arc::new(Context {
         host: worker.host.clone(),
         presence: worker.presence.clone(),
+        grammars: worker.grammars.clone(),
         numerics_id: worker.numerics_id().to_string(),
         ways,
         peers: Peers::new(network.data_plane.clone()),

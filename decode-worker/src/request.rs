@@ -15,20 +15,26 @@ use crate::request_context::{RequestContext, failure, news_of};
 
 /// Brings a request to where the engine decodes it, or reports why that cannot be; also after a
 /// panic, which is a defect and must not leave a client without an end.
-pub async fn run(context: RequestContext, request: v1::GenerateRequest) {
+pub async fn run(mut context: RequestContext, request: v1::GenerateRequest) {
     let number = request.request;
-    if AssertUnwindSafe(submit(&context, request)).catch_unwind().await.is_err() {
+    if AssertUnwindSafe(submit(&mut context, request)).catch_unwind().await.is_err() {
         let failure = failure(v1::failure::Kind::Internal, "the request's task panicked".into());
         context.report(RequestUpdate { failure, ..news_of(number) }).await;
     }
 }
 
-async fn submit(context: &RequestContext, mut request: v1::GenerateRequest) {
+async fn submit(context: &mut RequestContext, mut request: v1::GenerateRequest) {
     let number = request.request;
     let prefill = request.prefill.take();
-    let submitted = match prefill {
-        Some(worker) => via_prefill_worker(context, &request, &worker).await,
-        None => compute_here(context, &request).await,
+    let submitted = match context.shared.grammars.get(&request.grammar).await {
+        Err(error) => Err(RefusedSequence::Grammar(error).into()),
+        Ok(grammar) => {
+            context.grammar = grammar;
+            match prefill {
+                Some(worker) => via_prefill_worker(context, &request, &worker).await,
+                None => compute_here(context, &request).await,
+            }
+        }
     };
     if let Err(error) = submitted {
         tracing::debug!(request_id = request.request_id, %error, "request refused");
@@ -82,6 +88,7 @@ fn failure_of(error: &HostError) -> Option<v1::Failure> {
     let kind = match error {
         HostError::Refused(RefusedSequence::Invalid(_)) => Kind::Invalid,
         HostError::Refused(RefusedSequence::Overloaded(_)) => Kind::Overloaded,
+        HostError::Refused(RefusedSequence::Grammar(_)) => Kind::Grammar,
         HostError::Stopped | HostError::ReservationLost => Kind::Internal,
     };
     failure(kind, error.to_string())

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use engine::SequenceRequest;
+use grammar::Grammar;
 use protocol::v1::{self, RequestUpdate};
 use tokio::sync::mpsc;
 use worker::{Outputs, SequenceHandle};
@@ -17,6 +18,8 @@ pub struct RequestContext {
     pub sequence: SequenceHandle,
     /// Where the engine sends the sequence's tokens.
     pub outputs: Outputs,
+    /// What the answer must match.
+    pub grammar: Option<Grammar>,
     /// Where this task sends the request's news.
     pub updates: mpsc::Sender<RequestUpdate>,
 }
@@ -31,6 +34,8 @@ impl RequestContext {
             sampling: request.sampling.clone().unwrap_or_default(),
             stopping: request.stopping.clone().unwrap_or_default(),
             cache_salt: request.cache_salt.clone(),
+            grammar: self.grammar.clone(),
+            prompt_logprobs: request.prompt_logprobs,
         }
     }
 

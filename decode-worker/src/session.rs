@@ -138,6 +138,7 @@ impl Session {
             shared: self.context.clone(),
             sequence: sequence.clone(),
             outputs: outputs.clone(),
+            grammar: None,
             updates: updates.clone(),
         };
         let task = AbortOnDropHandle::new(tokio::spawn(request::run(context, request)));
@@ -179,7 +180,11 @@ impl Session {
                 updates.push(news_of(*request));
             }
             let update = &mut updates[place];
-            update.tokens.extend(output.token);
+            update.tokens.extend(output.tokens);
+            update.prompt_tokens.extend(output.prompt_report);
+            if let Some(error) = output.failure {
+                update.failure = failure(v1::failure::Kind::Grammar, error.to_string());
+            }
             if let Some(tokens) = output.cached_tokens {
                 update.cached_tokens = Some(tokens as u32);
             }
@@ -212,5 +217,6 @@ impl Session {
 }
 
 fn tokens_with_alternatives(output: &SequenceOutput) -> usize {
-    1 + output.token.as_ref().map_or(0, |token| token.top_logprobs.len())
+    let tokens = output.tokens.iter().chain(&output.prompt_report);
+    tokens.map(|token| 1 + token.top_logprobs.len()).sum()
 }

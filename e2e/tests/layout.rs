@@ -24,7 +24,7 @@ const ALLOWED: [(&str, &[&str]); 17] = [
         "prefill-worker",
         &["decode-worker", "engine", "kv-transfer", "messaging", "protocol", "worker"],
     ),
-    ("decode-worker", &["engine", "kv-transfer", "messaging", "protocol", "worker"]),
+    ("decode-worker", &["engine", "grammar", "kv-transfer", "messaging", "protocol", "worker"]),
     (
         "stator",
         &[

@@ -1,17 +1,19 @@
 //! The engine: sequences go in, and each step gives tokens.
 
+mod compute;
 mod warm_up;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use grammar::GrammarError;
 use kv_transfer::{BlockWriter, HostMemory, KvLayout};
 use protocol::v1::{FinishReason, Token};
 use protocol::{BlockHash, StepShape};
 
 use crate::kv::{BlockCounts, BlockPool, KvEvent, Reserved};
-use crate::runner::{Choice, Computed, Context, Facts, Runner, Span};
+use crate::runner::{Computed, Facts, Runner, SpanOutput};
 use crate::schedule::{
     Limits, Purpose, Scheduled, Scheduler, Sequence, SequenceId, SequenceRequest,
 };
@@ -40,6 +42,9 @@ pub enum RefusedSequence {
     /// A limit is reached; it may be taken later.
     #[error("{0}")]
     Overloaded(&'static str),
+    /// Its grammar cannot be followed.
+    #[error("{0}")]
+    Grammar(#[from] GrammarError),
 }
 
 /// What one step did.
@@ -96,14 +101,18 @@ impl StepOutput {
 pub struct SequenceOutput {
     /// Which one.
     pub id: SequenceId,
-    /// The token it gained.
-    pub token: Option<Token>,
+    /// The tokens it gained.
+    pub tokens: Vec<Token>,
     /// With its first token: prompt tokens that the prefix cache had.
     pub cached_tokens: Option<usize>,
     /// It ended with this token. A prefill's blocks are held all the same until `release`.
     pub finish: Option<FinishReason>,
     /// Prefill only: blocks that became complete, in prompt order.
     pub ready_blocks: Vec<u32>,
+    /// With its first token, where it was asked for: the prompt's tokens from the second on.
+    pub prompt_report: Vec<Token>,
+    /// It ended without an answer: its grammar cannot be followed.
+    pub failure: Option<GrammarError>,
 }
 
 /// How busy an engine is.
@@ -240,7 +249,11 @@ impl Engine {
 
     fn resume(&mut self, mut sequence: Sequence, first_token: Option<u32>) -> bool {
         let eos = &self.facts.eos_token_ids;
+        // A token that does not match comes of a worker that does not follow grammars; the next
+        // choice then fails, and says so.
+        let _failed_grammar = first_token.map(|token| sequence.follow(token));
         let finish = first_token.and_then(|token| sequence.push(token, eos, self.context_tokens));
+        sequence.draft();
         if finish.is_some() {
             sequence.release(&mut self.pool);
         } else {
@@ -311,35 +324,17 @@ impl Engine {
             output.count(&self.scheduler.running()[*index], *count);
         }
         announce(output.shape());
-        let Computed { tokens, took, is_simulated } = self.compute(&scheduled);
+        let Computed { spans, took, is_simulated } = self.compute(&scheduled);
         (output.took, output.is_simulated) = (took, is_simulated);
-        let mut tokens = tokens.into_iter();
         let mut ended = Vec::new();
-        for Scheduled { index, count } in scheduled {
-            let sequence = &mut self.scheduler.running_mut()[index];
-            let first_time = sequence.tokens.len() == sequence.given_tokens;
-            let catches_up = sequence.uncomputed() == count;
-            sequence.advance(count, &mut self.pool);
-            let mut news = SequenceOutput::nothing(sequence.id);
-            if catches_up {
-                let token = tokens.next().expect("one token per sequence that catches up");
-                let eos = &self.facts.eos_token_ids;
-                news.cached_tokens = sequence.cached_tokens.filter(|_| first_time);
-                // A prefill's tokens go on in another pool, which may have room where this has not.
-                let tokens_max = match sequence.purpose {
-                    Purpose::Prefill => self.facts.context_tokens,
-                    Purpose::Generate => self.context_tokens,
-                };
-                news.finish = sequence.push(token.id, eos, tokens_max);
-                news.token = Some(token);
-            }
-            if sequence.purpose == Purpose::Prefill {
-                news.ready_blocks = sequence.newly_ready_blocks();
-            }
-            if news.finish.is_some() || (sequence.purpose == Purpose::Prefill && catches_up) {
+        for (Scheduled { index, count }, computed) in scheduled.into_iter().zip(spans) {
+            let news = self.conclude(index, count, computed);
+            let sequence = &self.scheduler.running()[index];
+            let is_computed = sequence.purpose == Purpose::Prefill && !news.tokens.is_empty();
+            if news.has_ended() || is_computed {
                 ended.push(sequence.id);
             }
-            if news.token.is_some() || !news.ready_blocks.is_empty() {
+            if !news.is_empty() {
                 output.sequences.push(news);
             }
         }
@@ -348,19 +343,41 @@ impl Engine {
         output
     }
 
-    fn compute(&mut self, scheduled: &[Scheduled]) -> Computed {
-        let Self { runner, scheduler, facts, layout, memory, .. } = self;
-        let running = scheduler.running();
-        let span = |scheduled: &Scheduled| {
-            let sequence = &running[scheduled.index];
-            let (start, end) = (sequence.computed, sequence.computed + scheduled.count);
-            let catches_up = end == sequence.tokens.len();
-            let choice = catches_up.then(|| choice_after(sequence, &facts.eos_token_ids));
-            let tokens = &sequence.tokens[start..end];
-            Span { tokens, start, blocks: &sequence.blocks, choice }
+    /// A sequence of which `count` tokens were computed, drafts among them.
+    fn conclude(&mut self, index: usize, count: usize, computed: SpanOutput) -> SequenceOutput {
+        let Self { scheduler, pool, facts, .. } = self;
+        let sequence = &mut scheduler.running_mut()[index];
+        let mut news = SequenceOutput::nothing(sequence.id);
+        // What is computed again after preemption was reported before.
+        let known = sequence.prompt_report.len().saturating_sub(sequence.computed);
+        sequence.prompt_report.extend(computed.prompt.into_iter().skip(known));
+        if sequence.tokens.len() == sequence.given_tokens && !computed.tokens.is_empty() {
+            news.cached_tokens = sequence.cached_tokens;
+            news.prompt_report = std::mem::take(&mut sequence.prompt_report);
+        }
+        sequence.advance(count.min(sequence.uncomputed()), pool);
+        // A prefill's tokens go on in another pool, which may have room where this has not.
+        let tokens_max = match sequence.purpose {
+            Purpose::Prefill => facts.context_tokens,
+            Purpose::Generate => self.context_tokens,
         };
-        let spans: Vec<Span<'_>> = scheduled.iter().map(span).collect();
-        runner.run(&spans, layout, memory)
+        for token in computed.tokens {
+            // A draft that came true is computed already.
+            sequence.advance(sequence.uncomputed(), pool);
+            news.finish = sequence.push(token.id, &facts.eos_token_ids, tokens_max);
+            news.tokens.push(token);
+            if news.finish.is_some() {
+                break;
+            }
+        }
+        if !news.tokens.is_empty() {
+            sequence.draft();
+        }
+        if sequence.purpose == Purpose::Prefill {
+            news.ready_blocks = sequence.newly_ready_blocks();
+        }
+        news.failure = computed.failure;
+        news
     }
 
     /// Takes a sequence out of the schedule. A prefill's blocks are held for their reader.
@@ -400,7 +417,7 @@ impl Engine {
             return Err(RefusedSequence::Overloaded("too many sequences are waiting"));
         }
         let numerics_id = &self.facts.numerics_id;
-        Ok(Sequence::new(request, purpose, numerics_id, self.config.block_size))
+        Ok(Sequence::new(request, purpose, numerics_id, self.config.block_size)?)
     }
 
     fn debug_check(&self) {
@@ -412,24 +429,30 @@ impl Engine {
 
 impl SequenceOutput {
     fn nothing(id: SequenceId) -> Self {
-        Self { id, token: None, cached_tokens: None, finish: None, ready_blocks: Vec::new() }
+        Self {
+            id,
+            tokens: Vec::new(),
+            cached_tokens: None,
+            finish: None,
+            ready_blocks: Vec::new(),
+            prompt_report: Vec::new(),
+            failure: None,
+        }
+    }
+
+    /// Whether nothing more will come.
+    pub fn has_ended(&self) -> bool {
+        self.finish.is_some() || self.failure.is_some()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.tokens.is_empty() && self.ready_blocks.is_empty() && self.failure.is_none()
     }
 }
 
 /// For each of `count` tokens after `before` others, the tokens up to and with it, summed up.
 fn attended(before: usize, count: usize) -> usize {
     count * before + count * (count + 1) / 2
-}
-
-fn choice_after<'a>(sequence: &'a Sequence, eos: &[u32]) -> Choice<'a> {
-    let mut forbidden = Vec::new();
-    if sequence.must_go_on() {
-        forbidden.extend_from_slice(eos);
-        forbidden.extend_from_slice(&sequence.stopping.stop_token_ids);
-    }
-    let context =
-        Context { tokens: &sequence.tokens, prompt_tokens: sequence.prompt_tokens, forbidden };
-    Choice { sampling: &sequence.sampling, context }
 }
 
 #[cfg(test)]
@@ -457,6 +480,7 @@ mod tests {
             vocabulary_size: 10,
             words: vec![1],
             context_tokens: model_context_tokens,
+            eos_token_ids: Vec::new(),
         };
         let runner = MockRunner::new(MockTimes::default(), vocabulary);
         let mut engine = Engine::new(Box::new(runner), CONFIG).unwrap();
@@ -467,6 +491,8 @@ mod tests {
             sampling: Default::default(),
             stopping: Stopping { max_tokens: 5, ..Default::default() },
             cache_salt: String::new(),
+            grammar: None,
+            prompt_logprobs: None,
         };
         submit(&mut engine, request).unwrap();
         assert_eq!(engine.step().sequences[0].finish, expected);

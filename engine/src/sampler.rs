@@ -3,33 +3,106 @@
 //! Random numbers are a function of (seed, choice, output position) and candidates are ranked
 //! with ties broken by token id, so that a sequence continues anywhere with the same tokens.
 
+use grammar::{GrammarError, GrammarState, TokenSet};
 use protocol::v1::{Sampling, Token, TokenLogprob};
 
 use crate::kernels::exp;
 
 /// What sampling needs to know of a sequence beside its logits.
+#[derive(Clone, Copy)]
 pub struct Context<'a> {
     /// Prompt and output so far.
     pub tokens: &'a [u32],
     /// How many of them are the prompt.
     pub prompt_tokens: usize,
-    /// Tokens that must not be chosen now.
-    pub forbidden: Vec<u32>,
+    /// Tokens that end a text: not before it has so many output tokens.
+    pub stop_token_ids: &'a [u32],
+    pub min_tokens: usize,
 }
 
-/// Chooses a token. `logits` (`[vocabulary_size]`) is used as scratch.
-pub fn sample(logits: &mut [f32], sampling: &Sampling, context: &Context<'_>) -> Token {
+/// Chooses the token after `context`, and those after its drafts for as long as each draft is what is
+/// chosen anyway. `rows` (`[drafts + 1, vocabulary_size]`) is used as scratch; row i was computed on
+/// top of the first i drafts, which are the last tokens of `context`. One token comes at least.
+/// Errors: the grammar cannot be followed.
+pub fn verify(
+    rows: &mut [f32],
+    sampling: &Sampling,
+    context: &Context<'_>,
+    drafts: usize,
+    mut grammar: Option<&mut GrammarState>,
+) -> Result<Vec<Token>, GrammarError> {
+    let row_len = rows.len() / (drafts + 1);
+    let known = context.tokens.len() - drafts..;
+    let mut tokens = Vec::new();
+    for (logits, known) in rows.chunks_exact_mut(row_len).zip(known) {
+        let here = Context { tokens: &context.tokens[..known], ..*context };
+        let allowed = grammar.as_deref_mut().map(GrammarState::allowed).transpose()?;
+        let token = sample(logits, sampling, &here, allowed.as_ref());
+        grammar.as_deref_mut().map(|grammar| grammar.accept(token.id)).transpose()?;
+        let is_as_drafted = context.tokens.get(known) == Some(&token.id);
+        tokens.push(token);
+        if !is_as_drafted {
+            break;
+        }
+    }
+    Ok(tokens)
+}
+
+/// Chooses a token, of those allowed where that says any. `logits` (`[vocabulary_size]`) is used as
+/// scratch.
+pub fn sample(
+    logits: &mut [f32],
+    sampling: &Sampling,
+    context: &Context<'_>,
+    allowed: Option<&TokenSet>,
+) -> Token {
     let report = sampling.logprobs.map(|alternatives| Logprobs::of(logits, alternatives as usize));
-    adjust(logits, sampling, context);
-    let id = if sampling.temperature == 0.0 {
-        argmax(logits)
-    } else {
-        let position = context.tokens.len() - context.prompt_tokens;
-        draw(logits, sampling, uniform(sampling.seed, sampling.choice, position as u64))
+    let id = match allowed.and_then(TokenSet::only) {
+        Some(only) => only,
+        None => choose(logits, sampling, context, allowed),
     };
     match report {
         None => Token { id, ..Default::default() },
         Some(report) => report.token(id),
+    }
+}
+
+/// A token that is there already, with its logprobs. `logits` are those of its position.
+pub fn report(logits: &[f32], token: u32, alternatives: u32) -> Token {
+    Logprobs::of(logits, alternatives as usize).token(token)
+}
+
+fn choose(
+    logits: &mut [f32],
+    sampling: &Sampling,
+    context: &Context<'_>,
+    allowed: Option<&TokenSet>,
+) -> u32 {
+    let position = context.tokens.len() - context.prompt_tokens;
+    adjust(logits, sampling, context);
+    if let Some(allowed) = allowed {
+        allowed.forbid_others(logits);
+    }
+    if position < context.min_tokens {
+        forbid_stops(logits, context.stop_token_ids);
+    }
+    match sampling.temperature {
+        0.0 => argmax(logits),
+        _ => draw(logits, sampling, uniform(sampling.seed, sampling.choice, position as u64)),
+    }
+}
+
+/// A text that its grammar ends here ends all the same.
+fn forbid_stops(logits: &mut [f32], stop_token_ids: &[u32]) {
+    let is_other =
+        |(id, logit): (u32, &f32)| *logit > f32::NEG_INFINITY && !stop_token_ids.contains(&id);
+    if !(0..).zip(logits.iter()).any(is_other) {
+        return;
+    }
+    for token in stop_token_ids {
+        if let Some(logit) = logits.get_mut(*token as usize) {
+            *logit = f32::NEG_INFINITY;
+        }
     }
 }
 
@@ -56,8 +129,7 @@ impl Logprobs {
     }
 }
 
-/// Applies penalties (as OpenAI and, for repetition, Keskar et al. 2019 define them), biases and
-/// prohibitions.
+/// Applies penalties (as OpenAI and, for repetition, Keskar et al. 2019 define them) and biases.
 fn adjust(logits: &mut [f32], sampling: &Sampling, context: &Context<'_>) {
     let output = &context.tokens[context.prompt_tokens..];
     if sampling.repetition_penalty != 1.0 && sampling.repetition_penalty > 0.0 {
@@ -76,11 +148,6 @@ fn adjust(logits: &mut [f32], sampling: &Sampling, context: &Context<'_>) {
     for bias in &sampling.logit_bias {
         if let Some(logit) = logits.get_mut(bias.token as usize) {
             *logit += bias.bias;
-        }
-    }
-    for token in &context.forbidden {
-        if let Some(logit) = logits.get_mut(*token as usize) {
-            *logit = f32::NEG_INFINITY;
         }
     }
 }
@@ -192,14 +259,17 @@ mod tests {
         Sampling { temperature: 1.0, top_p: 1.0, repetition_penalty: 1.0, ..Default::default() }
     }
 
+    fn after(tokens: &[u32], prompt_tokens: usize) -> Context<'_> {
+        Context { tokens, prompt_tokens, stop_token_ids: &[], min_tokens: 0 }
+    }
+
     /// Samples with each of many seeds and returns how often each token came.
     fn frequencies(logits: &[f32], sampling: &Sampling) -> Vec<f64> {
         const DRAWS: u64 = 20_000;
         let mut counts = vec![0.0; logits.len()];
         for seed in 0..DRAWS {
             let sampling = Sampling { seed, ..sampling.clone() };
-            let context = Context { tokens: &[0], prompt_tokens: 1, forbidden: Vec::new() };
-            let token = sample(&mut logits.to_vec(), &sampling, &context);
+            let token = sample(&mut logits.to_vec(), &sampling, &after(&[0], 1), None);
             counts[token.id as usize] += 1.0 / DRAWS as f64;
         }
         counts
@@ -231,9 +301,11 @@ mod tests {
     #[track_caller]
     fn check_greedy(sampling: Sampling, tokens: &[u32], prompt_tokens: usize, expected: u32) {
         let mut logits = vec![1.0, 1.5, 1.2, -2.0];
-        let context = Context { tokens, prompt_tokens, forbidden: Vec::new() };
         let sampling = Sampling { temperature: 0.0, ..sampling };
-        assert_eq!(sample(&mut logits, &sampling, &context).id, expected);
+        assert_eq!(
+            sample(&mut logits, &sampling, &after(tokens, prompt_tokens), None).id,
+            expected
+        );
     }
 
     #[test]
@@ -250,11 +322,36 @@ mod tests {
     }
 
     #[test]
-    fn forbidden_tokens_and_nan_are_not_chosen() {
-        let context = Context { tokens: &[0], prompt_tokens: 1, forbidden: vec![1] };
+    fn stops_that_come_too_early_and_nan_are_not_chosen() {
+        let context = Context { stop_token_ids: &[1], min_tokens: 1, ..after(&[0], 1) };
         let greedy = Sampling { temperature: 0.0, ..neutral() };
-        assert_eq!(sample(&mut [1.0, 9.0, f32::NAN], &greedy, &context).id, 0);
-        assert_eq!(sample(&mut [1.0, 9.0, f32::NAN], &neutral(), &context).id, 0);
+        assert_eq!(sample(&mut [1.0, 9.0, f32::NAN], &greedy, &context, None).id, 0);
+        assert_eq!(sample(&mut [1.0, 9.0, f32::NAN], &neutral(), &context, None).id, 0);
+        let late = Context { min_tokens: 0, ..context };
+        assert_eq!(sample(&mut [1.0, 9.0, f32::NAN], &greedy, &late, None).id, 1);
+        let only = [f32::NEG_INFINITY, 1.0];
+        assert_eq!(sample(&mut only.to_vec(), &greedy, &context, None).id, 1);
+    }
+
+    /// Greedy choices after drafts, one row of logits each.
+    #[track_caller]
+    fn check_verified(drafts: &[u32], favourites: &[usize], expected: &[u32]) {
+        let mut rows = vec![0.0; favourites.len() * 4];
+        for (row, favourite) in rows.chunks_exact_mut(4).zip(favourites) {
+            row[*favourite] = 1.0;
+        }
+        let tokens = [&[0], drafts].concat();
+        let greedy = Sampling { temperature: 0.0, ..neutral() };
+        let chosen = verify(&mut rows, &greedy, &after(&tokens, 1), drafts.len(), None).unwrap();
+        assert_eq!(chosen.iter().map(|token| token.id).collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn drafts_count_as_far_as_they_would_have_been_chosen() {
+        check_verified(&[], &[3], &[3]);
+        check_verified(&[3, 1], &[3, 1, 2], &[3, 1, 2]);
+        check_verified(&[3, 1], &[3, 2, 1], &[3, 2]);
+        check_verified(&[3, 1], &[0, 1, 2], &[0]);
     }
 
     #[test]
@@ -262,8 +359,7 @@ mod tests {
         let mut logits = [0.5f32, 0.25, 0.25].map(f32::ln);
         let bias = LogitBias { token: 2, bias: 100.0 };
         let sampling = Sampling { logprobs: Some(2), logit_bias: vec![bias], ..neutral() };
-        let context = Context { tokens: &[0], prompt_tokens: 1, forbidden: Vec::new() };
-        let token = sample(&mut logits, &sampling, &context);
+        let token = sample(&mut logits, &sampling, &after(&[0], 1), None);
         assert_eq!(token.id, 2);
         assert!((token.logprob.unwrap() - 0.25f32.ln()).abs() < 1e-6);
         let top: Vec<u32> = token.top_logprobs.iter().map(|top| top.id).collect();

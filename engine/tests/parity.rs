@@ -107,6 +107,8 @@ fn request(id: u64, case: &Case, logprobs: Option<u32>) -> SequenceRequest {
             ..Default::default()
         },
         cache_salt: String::new(),
+        grammar: None,
+        prompt_logprobs: None,
     }
 }
 
@@ -123,7 +125,7 @@ fn run(engine: &mut Engine) -> (Tokens, usize) {
         }
         prefill_tokens += output.prefill_tokens;
         for news in output.sequences {
-            tokens.entry(news.id.0).or_default().extend(news.token);
+            tokens.entry(news.id.0).or_default().extend(news.tokens);
         }
     }
     assert_eq!(engine.load().blocks.used, 0);

@@ -4,12 +4,12 @@
 //! Knows no engine: what it needs of a model comes as a model card from a worker.
 
 mod http;
-#[allow(unused_imports, dead_code, reason = "what generates answers follows no tools yet")]
 mod openai;
 mod text;
-#[allow(unused_imports, dead_code, reason = "what generates answers follows no tools yet")]
+#[allow(unused_imports, dead_code, reason = "nobody asks for grammars yet")]
 mod tools;
 
+mod choices;
 mod dispatch;
 mod generation;
 mod migration;
@@ -29,10 +29,11 @@ use dispatch::Dispatcher;
 use migration::Migrations;
 use models::Models;
 
+pub use http::{ConnectionLimits, Origin, OriginError};
 pub use models::{CardError, check_card};
 
 /// Limits of a gateway.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct GatewayConfig {
     /// Requests under way; more are answered with 503.
     pub requests_max: usize,
@@ -40,6 +41,12 @@ pub struct GatewayConfig {
     pub body_bytes_max: usize,
     /// After a shutdown began, requests may go on for this long.
     pub grace: Duration,
+    /// What connections may do.
+    pub connections: ConnectionLimits,
+    /// A request's body of which nothing comes for this long is given up.
+    pub body_silence_max: Duration,
+    /// Origins whose pages may ask; without any, no response is marked for browsers.
+    pub cors_origins: Vec<Origin>,
     /// For tests that must notice it: an answer that migrates repeats a token.
     pub breaks_migration: bool,
 }
@@ -50,6 +57,9 @@ impl Default for GatewayConfig {
             requests_max: 4096,
             body_bytes_max: 64 << 20,
             grace: Duration::from_secs(10),
+            connections: ConnectionLimits::default(),
+            body_silence_max: Duration::from_secs(30),
+            cors_origins: Vec::new(),
             breaks_migration: false,
         }
     }
@@ -93,8 +103,9 @@ impl Gateway {
     /// The API without a listener. Answers under way end with an error when `cut` is cancelled.
     pub fn app(&self, cut: CancellationToken) -> axum::Router {
         let admission = http::Admission::new(self.requests.clone(), &self.config);
-        http::app(admission, self.models.clone(), self.dispatcher.clone(), cut)
-            .merge(self.routes.clone())
+        let (models, dispatcher) = (self.models.clone(), self.dispatcher.clone());
+        let (others, origins) = (self.routes.clone(), &self.config.cors_origins);
+        http::app(admission, models, dispatcher, cut, others, origins)
     }
 
     /// Learns of workers and routers, for as long as it is polled.
@@ -146,7 +157,7 @@ impl Gateway {
         };
         tokio::select! {
             biased;
-            () = http::serve(listener, app, shutdown.clone()) => {}
+            () = http::serve(listener, app, self.config.connections, shutdown.clone()) => {}
             () = self.follow_workers() => {}
             () = grace_over => {}
         }

@@ -40,9 +40,4 @@ impl Cache {
             oldest.and_then(|hash| self.grammars.remove(&hash));
         }
     }
-
-    /// One less.
-    pub fn remove(&mut self, text: &str) {
-        self.grammars.remove(&blake3::hash(text.as_bytes()));
-    }
 }

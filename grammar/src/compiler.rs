@@ -1,6 +1,7 @@
 //! Compiles grammars, and remembers the latest.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::{Matcher, ParserFactory};
@@ -40,6 +41,8 @@ pub struct Compiler {
 pub struct Grammar {
     /// Nothing matched yet. What its clones learn of the grammar, they share.
     beginning: Arc<Mutex<Matcher>>,
+    /// What was learned has reached its limit: another one of the same text has to be compiled.
+    is_spent: Arc<AtomicBool>,
 }
 
 impl Compiler {
@@ -61,9 +64,10 @@ impl Compiler {
         Ok(Self { factory, cache: Mutex::new(Cache::new(CACHED_GRAMMARS_MAX)) })
     }
 
-    /// The grammar of this text, if it is remembered.
+    /// The grammar of this text, if it is remembered and can be used.
     pub fn cached(&self, text: &str) -> Option<Grammar> {
-        self.cache.lock().get(text)
+        let grammar = self.cache.lock().get(text);
+        grammar.filter(|grammar| !grammar.is_spent.load(Ordering::Relaxed))
     }
 
     /// Compiles `text`, which may take some 100 ms, and checks that something matches it.
@@ -78,22 +82,18 @@ impl Compiler {
         let parser = self.factory.create_parser(TopLevelGrammar::from_lark(text.to_string()));
         let parser =
             parser.map_err(|error| GrammarError::Invalid(first_line(&error.to_string())))?;
-        let grammar = Grammar { beginning: Arc::new(Mutex::new(Matcher::new(Ok(parser)))) };
+        let beginning = Arc::new(Mutex::new(Matcher::new(Ok(parser))));
+        let grammar = Grammar { beginning, is_spent: Arc::default() };
         grammar.begin().allowed()?;
         self.cache.lock().insert(text, grammar.clone());
         Ok(grammar)
-    }
-
-    /// Forgets a grammar that grew too large while it was followed.
-    pub fn forget(&self, text: &str) {
-        self.cache.lock().remove(text);
     }
 }
 
 impl Grammar {
     /// Before the first token.
     pub fn begin(&self) -> GrammarState {
-        GrammarState::new(self.beginning.lock().clone())
+        GrammarState::new(self.beginning.lock().clone(), self.is_spent.clone())
     }
 }
 

@@ -1,5 +1,8 @@
 //! Where an answer is in its grammar.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use llguidance::Matcher;
 use llguidance::api::StopReason;
 use toktrie::SimpleVob;
@@ -10,14 +13,16 @@ use crate::compiler::{GrammarError, first_line};
 /// in many, has the same state.
 pub struct GrammarState {
     matcher: Matcher,
+    /// See `Grammar`.
+    is_spent: Arc<AtomicBool>,
 }
 
 /// Tokens of a vocabulary.
 pub struct TokenSet(SimpleVob);
 
 impl GrammarState {
-    pub(crate) fn new(matcher: Matcher) -> Self {
-        Self { matcher }
+    pub(crate) fn new(matcher: Matcher, is_spent: Arc<AtomicBool>) -> Self {
+        Self { matcher, is_spent }
     }
 
     /// Goes on by a token. Errors: the token is not allowed, or the grammar became too complex; no
@@ -45,6 +50,7 @@ impl GrammarState {
         let message = first_line(message);
         match self.matcher.stop_reason() {
             StopReason::LexerTooComplex | StopReason::ParserTooComplex => {
+                self.is_spent.store(true, Ordering::Relaxed);
                 GrammarError::TooComplex(message)
             }
             _ => GrammarError::Invalid(message),
@@ -58,8 +64,19 @@ impl TokenSet {
         (token as usize) < self.0.len() && self.0.is_allowed(token)
     }
 
+    /// Its only token, if it has one.
+    pub fn only(&self) -> Option<u32> {
+        let mut tokens = self.0.iter();
+        tokens.next().filter(|_| tokens.next().is_none())
+    }
+
     /// Its tokens, rising.
     pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
         self.0.iter()
+    }
+
+    /// Makes all other tokens impossible: `logits` is `[vocabulary_size]`.
+    pub fn forbid_others(&self, logits: &mut [f32]) {
+        self.0.iter_unset_entries(|token| logits[token] = f32::NEG_INFINITY);
     }
 }

@@ -5,6 +5,10 @@ use std::sync::Arc;
 use tokenizer::Tokenizer;
 use toktrie::{TokRxInfo, TokTrie, TokenId, TokenizerEnv};
 
+/// Of a text that is forced, no more than this is looked at in one step: far more than a step can
+/// compute.
+const FORCED_BYTES_MAX: usize = 1024;
+
 /// Texts that are tokenized once to learn whether a tokenizer spells what it is given.
 const PROBES: [&str; 3] = ["{\"a\": [1, true]}", " b", "c"];
 
@@ -52,8 +56,13 @@ impl TokenizerEnv for TokenEnvironment {
     }
 
     fn tokenize_bytes(&self, bytes: &[u8]) -> Vec<TokenId> {
-        let text = std::str::from_utf8(bytes).ok();
-        let exactly = text.and_then(|text| self.tokenize_exactly(text));
+        let bytes = &bytes[..bytes.len().min(FORCED_BYTES_MAX)];
+        let whole = match std::str::from_utf8(bytes) {
+            Ok(text) => text,
+            // A character that was cut in the middle.
+            Err(error) => std::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or_default(),
+        };
+        let exactly = self.tokenize_exactly(whole).filter(|tokens| !tokens.is_empty());
         exactly.unwrap_or_else(|| self.tree.greedy_tokenize(bytes))
     }
 

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
-use worker::{EngineHost, HostError, News, SequenceHandle, Worker, outputs};
+use worker::{EngineHost, Grammars, HostError, News, SequenceHandle, Worker, outputs};
 
 /// Chunks that one prompt's news may lag behind; beyond, its reader counts as gone.
 const OUTPUT_QUEUE: usize = 1024;
@@ -21,6 +21,7 @@ const EVENT_QUEUE: usize = 16;
 /// Computes prompts for decode workers.
 pub struct PrefillService {
     host: Arc<EngineHost>,
+    grammars: Arc<Grammars>,
     leases: Arc<LeaseTable>,
     life: WorkerLife,
     numerics_id: String,
@@ -31,7 +32,8 @@ impl PrefillService {
     /// A service over a worker's engine, whose blocks can be read at `endpoints`.
     pub fn new(worker: &Worker, leases: Arc<LeaseTable>, endpoints: Vec<v1::KvEndpoint>) -> Self {
         let (host, life) = (worker.host.clone(), worker.life.clone());
-        Self { host, leases, life, numerics_id: worker.numerics_id().to_string(), endpoints }
+        let (grammars, numerics_id) = (worker.grammars.clone(), worker.numerics_id().to_string());
+        Self { host, grammars, leases, life, numerics_id, endpoints }
     }
 
     fn check_addressee(&self, request: &v1::PrefillRequest) -> Result<(), Status> {
@@ -58,6 +60,7 @@ impl Prefill for PrefillService {
         let (events, stream) = mpsc::channel(EVENT_QUEUE);
         let prompt = Prompt {
             host: self.host.clone(),
+            grammars: self.grammars.clone(),
             leases: self.leases.clone(),
             life: self.life.clone(),
             endpoints: self.endpoints.clone(),
@@ -89,6 +92,7 @@ impl Prefill for PrefillService {
 /// One prompt that is computed for a reader.
 struct Prompt {
     host: Arc<EngineHost>,
+    grammars: Arc<Grammars>,
     leases: Arc<LeaseTable>,
     life: WorkerLife,
     endpoints: Vec<v1::KvEndpoint>,
@@ -129,8 +133,16 @@ impl Prompt {
             sampling: request.sampling.unwrap_or_default(),
             stopping: request.stopping.unwrap_or_default(),
             cache_salt: request.cache_salt,
+            grammar: None,
+            prompt_logprobs: None,
         };
-        let accepted = self.host.prefill(sequence, outputs).await.map_err(refusal);
+        let accepted = match self.grammars.get(&request.grammar).await {
+            Ok(grammar) => {
+                let sequence = SequenceRequest { grammar, ..sequence };
+                self.host.prefill(sequence, outputs).await.map_err(refusal)
+            }
+            Err(error) => Err(refusal(HostError::Refused(error.into()))),
+        };
         let granted = match accepted.and_then(|()| self.grant(handle)) {
             Ok(granted) => granted,
             Err(status) => return self.events.send(Err(status)).await.map_err(|_| ReaderGone),
@@ -169,9 +181,14 @@ impl Prompt {
         let mut announced = 0;
         while let Some(outputs) = news.next().await {
             for output in outputs {
-                let is_last = output.token.is_some();
+                if let Some(error) = output.failure {
+                    let status = Status::invalid_argument(error.to_string());
+                    return self.events.send(Err(status)).await.map_err(|_| ReaderGone);
+                }
+                let first = output.tokens.into_iter().next();
+                let is_last = first.is_some();
                 // The token first: it goes to the client while blocks are still on their way.
-                if let Some(token) = output.token {
+                if let Some(token) = first {
                     self.send(Kind::FirstToken(v1::FirstToken {
                         token: Some(token),
                         cached_tokens: output.cached_tokens.unwrap_or(0) as u32,
@@ -218,7 +235,9 @@ fn lease_of(reference: &v1::LeaseRef) -> Result<Lease, Status> {
 fn refusal(error: HostError) -> Status {
     let message = error.to_string();
     match error {
-        HostError::Refused(RefusedSequence::Invalid(_)) => Status::invalid_argument(message),
+        HostError::Refused(RefusedSequence::Invalid(_) | RefusedSequence::Grammar(_)) => {
+            Status::invalid_argument(message)
+        }
         HostError::Refused(RefusedSequence::Overloaded(_)) => Status::resource_exhausted(message),
         HostError::Stopped | HostError::ReservationLost => Status::unavailable(message),
     }

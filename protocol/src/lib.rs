@@ -15,6 +15,11 @@ pub use watchdog::{HEARTBEAT, SILENCE_MAX};
 /// Largest message of the data plane: a prompt of a million tokens fits.
 pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
 
+/// What a worker may do beyond the first version of the contract: see `WorkerRegistration.features`.
+pub const FEATURE_GRAMMAR: &str = "grammar";
+/// Likewise.
+pub const FEATURE_PROMPT_LOGPROBS: &str = "prompt_logprobs";
+
 /// The generated messages and services of `proto/*.proto`.
 pub mod v1 {
     #![allow(clippy::doc_markdown, clippy::large_enum_variant, missing_docs)]

@@ -172,7 +172,8 @@ fn start_gateway(
     observe::engines(&metrics, hosts.to_vec());
     observe::leases(&metrics, leases);
     let grace = Duration::from_secs(arguments.grace_period_s);
-    let gateway = Gateway::new(GatewayConfig { grace, ..Default::default() }, network.clone());
+    let config = GatewayConfig { grace, ..arguments.clients.limits() };
+    let gateway = Gateway::new(config, network.clone());
     let gateway = Arc::new(gateway.with_routes(telemetry::metrics_route(&metrics)));
     observe::gateway(&metrics, &gateway);
     gateway

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::{Tokenizer, byte_level_alphabet};
+use crate::{Tokenizer, spelling::byte_level_alphabet};
 
 /// A byte-level tokenizer: ids 0..=255 are the bytes, then some merges and added tokens.
 pub fn byte_level_tokenizer() -> Tokenizer {
@@ -52,5 +52,5 @@ pub fn byte_level_tokenizer() -> Tokenizer {
 }
 
 pub(crate) fn from_json(value: &Value) -> Tokenizer {
-    Tokenizer::from_bytes(value.to_string().as_bytes(), 1 << 20).unwrap()
+    Tokenizer::from_bytes(value.to_string().as_bytes(), 1 << 20).expect("it is a tokenizer")
 }

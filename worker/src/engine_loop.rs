@@ -180,7 +180,7 @@ impl EngineLoop {
         }
         for (outputs, message) in messages {
             let finished: Vec<SequenceId> =
-                message.iter().filter(|news| news.finish.is_some()).map(|news| news.id).collect();
+                message.iter().filter(|news| news.has_ended()).map(|news| news.id).collect();
             if !outputs.send(message) {
                 self.abandon(&outputs);
             } else {

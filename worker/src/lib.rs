@@ -5,6 +5,7 @@ mod admission;
 mod announce;
 mod card;
 mod engine_loop;
+mod grammars;
 mod host;
 mod latency;
 mod news;
@@ -23,6 +24,7 @@ use tonic::transport::server::Router;
 use service::WorkerService;
 
 pub use card::load_card;
+pub use grammars::Grammars;
 pub use host::{EngineHost, HostError, KvSnapshot, Reservation, SequenceHandle};
 pub use news::{News, Outputs, outputs};
 pub use presence::Presence;
@@ -60,6 +62,8 @@ pub struct Worker {
     pub host: Arc<EngineHost>,
     /// How it stands to its cluster.
     pub presence: Arc<Presence>,
+    /// What its requests' answers must match.
+    pub grammars: Arc<Grammars>,
     registration: v1::WorkerRegistration,
     card: v1::ModelCard,
 }
@@ -69,6 +73,11 @@ impl Worker {
     pub fn start(config: WorkerConfig) -> std::io::Result<Self> {
         let WorkerConfig { life, role, runner, place, engine: sizes, mut card } = config;
         let model_id = admission::model_id(&runner.facts().weights_id, &card);
+        let grammars = Arc::new(Grammars::new(
+            card.tokenizer_json.clone(),
+            runner.facts().vocabulary_size,
+            runner.facts().eos_token_ids.clone(),
+        ));
         let engine = Engine::new(runner, sizes)?;
         card.context_tokens = engine.context_tokens() as u32;
         let registration = v1::WorkerRegistration {
@@ -84,14 +93,14 @@ impl Worker {
             max_num_batched_tokens: sizes.max_num_batched_tokens as u32,
             draining: false,
             model_id,
-            features: Vec::new(),
+            features: features(&grammars),
         };
         let host = match place {
             EnginePlace::Thread => EngineHost::start(engine, &life)?,
             EnginePlace::Task => EngineHost::start_as_task(engine),
         };
         let (host, presence) = (Arc::new(host), Arc::new(Presence::new()));
-        Ok(Self { life, host, presence, registration, card })
+        Ok(Self { life, host, presence, grammars, registration, card })
     }
 
     /// Tokens computed by workers of one id are equal.
@@ -124,6 +133,13 @@ impl Worker {
             ended = announce::run(self, &registration, address, network) => Err(ended),
         }
     }
+}
+
+/// What a worker does beyond the first version of the contract (`WorkerRegistration.features`).
+fn features(grammars: &Grammars) -> Vec<String> {
+    let grammar = grammars.are_possible().then_some(protocol::FEATURE_GRAMMAR);
+    let features = grammar.into_iter().chain([protocol::FEATURE_PROMPT_LOGPROBS]);
+    features.map(str::to_string).collect()
 }
 
 /// Why a worker ended by itself.

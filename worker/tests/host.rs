@@ -36,6 +36,8 @@ fn request(handle: &SequenceHandle, prompt_tokens: u32, max_tokens: u32) -> Sequ
         sampling: Sampling::default(),
         stopping: Stopping { max_tokens, ignore_eos: true, ..Default::default() },
         cache_salt: String::new(),
+        grammar: None,
+        prompt_logprobs: None,
     }
 }
 

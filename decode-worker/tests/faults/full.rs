@@ -56,6 +56,8 @@ fn others_request(handle: &SequenceHandle, prompt_tokens: usize) -> SequenceRequ
         sampling: v1::Sampling::default(),
         stopping: v1::Stopping { max_tokens: 1, ..Default::default() },
         cache_salt: "others".into(),
+        grammar: None,
+        prompt_logprobs: None,
     }
 }
 

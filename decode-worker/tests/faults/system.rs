@@ -177,8 +177,12 @@ impl Side {
 fn start_worker(endpoint: &str, role: Role, engine: EngineConfig) -> Worker {
     let name = endpoint.split('/').next().unwrap();
     let words = (0..VOCABULARY as u32).collect();
-    let vocabulary =
-        MockVocabulary { vocabulary_size: VOCABULARY, words, context_tokens: CONTEXT_TOKENS };
+    let vocabulary = MockVocabulary {
+        vocabulary_size: VOCABULARY,
+        words,
+        context_tokens: CONTEXT_TOKENS,
+        eos_token_ids: Vec::new(),
+    };
     Worker::start(WorkerConfig {
         life: WorkerLife { id: name.into(), incarnation: Incarnation(7) },
         role,

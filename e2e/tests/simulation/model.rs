@@ -41,8 +41,12 @@ pub fn card() -> v1::ModelCard {
 /// What one worker computes with.
 pub fn runner(times: MockTimes) -> Box<MockRunner> {
     let words = (0..VOCABULARY as u32).collect();
-    let vocabulary =
-        MockVocabulary { vocabulary_size: VOCABULARY, words, context_tokens: CONTEXT_TOKENS };
+    let vocabulary = MockVocabulary {
+        vocabulary_size: VOCABULARY,
+        words,
+        context_tokens: CONTEXT_TOKENS,
+        eos_token_ids: Vec::new(),
+    };
     Box::new(MockRunner::new(times, vocabulary))
 }
 
@@ -82,6 +86,8 @@ impl Oracle {
             stopping: v1::Stopping { max_tokens: request.max_tokens, ..Default::default() },
             // No cache: each answer is computed from the start.
             cache_salt: format!("{request:?}"),
+            grammar: None,
+            prompt_logprobs: None,
         };
         engine.generate(asked).unwrap();
         let mut text = String::new();
@@ -90,7 +96,7 @@ impl Oracle {
             if output.is_idle() {
                 return text;
             }
-            let tokens = output.sequences.into_iter().filter_map(|news| news.token);
+            let tokens = output.sequences.into_iter().flat_map(|news| news.tokens);
             tokens.for_each(|token| text.push_str(&text_of_token(token.id)));
         }
     }

@@ -37,12 +37,17 @@ impl Engine {
         let blocks: Vec<u32> = (0..(sequences * blocks_each) as u32).collect();
         let sampling = Sampling::default();
         let span = |blocks| {
-            let context = Context { tokens: &tokens, prompt_tokens: count, forbidden: Vec::new() };
-            let choice = Some(Choice { sampling: &sampling, context });
-            Span { tokens: &tokens, start, blocks, choice }
+            let context = Context {
+                tokens: &tokens,
+                prompt_tokens: count,
+                stop_token_ids: &[],
+                min_tokens: 0,
+            };
+            let choice = Some(Choice { sampling: &sampling, context, drafts: 0, grammar: None });
+            Span { tokens: &tokens, start, blocks, choice, prompt_report: None }
         };
-        let spans: Vec<Span<'_>> = blocks.chunks(blocks_each).map(span).collect();
-        let times = (0..WARM_UP_TIMES).map(|_| runner.run(&spans, layout, memory).took);
+        let mut spans: Vec<Span<'_>> = blocks.chunks(blocks_each).map(span).collect();
+        let times = (0..WARM_UP_TIMES).map(|_| runner.run(&mut spans, layout, memory).took);
         let took = times.min().unwrap_or_default();
         let attended = attended(start, count);
         match count {

@@ -21,8 +21,8 @@ pub struct Span<'a> {
     pub start: usize,
     /// The sequence's blocks, with room for all of them.
     pub blocks: &'a [u32],
-    /// Whether the logits after the last token are wanted.
-    pub wants_logits: bool,
+    /// After how many of the last tokens the logits are wanted.
+    pub logits: usize,
 }
 
 /// The layers of a model.
@@ -89,8 +89,8 @@ impl Decoder {
         }
     }
 
-    /// Computes all spans, writes their KV into `memory`, and returns the wanted logits, one row
-    /// of `[vocabulary_size]` per span that asked, in order. Runs on `compute`'s threads.
+    /// Computes all spans, writes their KV into `memory`, and returns the wanted logits, rows of
+    /// `[vocabulary_size]` in order. Runs on `compute`'s threads.
     pub fn forward(
         &self,
         compute: &Compute,
@@ -147,17 +147,15 @@ impl Decoder {
 
     fn logits(&self, compute: &Compute, spans: &[Span<'_>], x: &[f32]) -> Vec<f32> {
         let hidden = self.config.hidden_size;
-        let mut last = Vec::new();
-        let mut row = 0;
+        let mut wanted = Vec::new();
+        let mut end = 0;
         for span in spans {
-            row += span.tokens.len();
-            if span.wants_logits {
-                last.extend_from_slice(&x[(row - 1) * hidden..row * hidden]);
-            }
+            end += span.tokens.len();
+            wanted.extend_from_slice(&x[(end - span.logits) * hidden..end * hidden]);
         }
-        rms_norm(&mut last, &self.final_norm, self.config.rms_norm_epsilon);
+        rms_norm(&mut wanted, &self.final_norm, self.config.rms_norm_epsilon);
         let output = self.output.as_ref().unwrap_or(&self.embedding);
-        project(compute, &last, output)
+        project(compute, &wanted, output)
     }
 }
 

@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use kv_transfer::{HostMemory, KvLayout};
-use protocol::v1::Token;
 
-use super::{Computed, Facts, Runner, Span};
+use super::{Choice, Computed, Facts, PromptReport, Runner, Span, SpanOutput};
 use crate::kernels::Compute;
 use crate::model::{self, Model};
 use crate::sampler;
@@ -41,28 +40,43 @@ impl Runner for CpuRunner {
         self.model.decoder.kv_layout(&self.facts.numerics_id, block_size)
     }
 
-    fn run(&mut self, spans: &[Span<'_>], layout: &KvLayout, memory: &HostMemory) -> Computed {
+    fn run(&mut self, spans: &mut [Span<'_>], layout: &KvLayout, memory: &HostMemory) -> Computed {
         let to_compute: Vec<model::Span<'_>> = spans.iter().map(for_decoder).collect();
         let Self { model, compute, .. } = self;
         let _turn = compute.take_turn();
         let began = Instant::now();
         let mut logits =
             compute.run(|| model.decoder.forward(compute, &to_compute, layout, memory));
-        let rows = logits.chunks_exact_mut(self.facts.vocabulary_size);
-        let choices = spans.iter().filter_map(|span| span.choice.as_ref());
-        let tokens: Vec<Token> = rows
-            .zip(choices)
-            .map(|(row, choice)| sampler::sample(row, choice.sampling, &choice.context))
-            .collect();
-        Computed { tokens, took: began.elapsed(), is_simulated: false }
+        let mut rest = logits.as_mut_slice();
+        let mut conclude = |span: &mut Span<'_>| {
+            let rows = rest.split_off_mut(..span.logits() * self.facts.vocabulary_size);
+            conclude(span, rows.expect("as many logits as were asked for"), &self.facts)
+        };
+        let spans = spans.iter_mut().map(&mut conclude).collect();
+        Computed { spans, took: began.elapsed(), is_simulated: false }
+    }
+}
+
+/// Reports on the prompt, and chooses the next token. `rows` is `[span.logits(), vocabulary_size]`.
+fn conclude(span: &mut Span<'_>, rows: &mut [f32], facts: &Facts) -> SpanOutput {
+    let prompt = match &span.prompt_report {
+        None => Vec::new(),
+        Some(PromptReport { next_tokens, alternatives }) => {
+            let rows = rows.chunks_exact(facts.vocabulary_size).zip(*next_tokens);
+            rows.map(|(row, token)| sampler::report(row, *token, *alternatives)).collect()
+        }
+    };
+    let Some(Choice { sampling, context, drafts, grammar }) = &mut span.choice else {
+        return SpanOutput { prompt, ..Default::default() };
+    };
+    let last = rows.len() - (*drafts + 1) * facts.vocabulary_size;
+    match sampler::verify(&mut rows[last..], sampling, context, *drafts, grammar.as_deref_mut()) {
+        Ok(tokens) => SpanOutput { tokens, prompt, failure: None },
+        Err(error) => SpanOutput { prompt, failure: Some(error), ..Default::default() },
     }
 }
 
 fn for_decoder<'a>(span: &Span<'a>) -> model::Span<'a> {
-    model::Span {
-        tokens: span.tokens,
-        start: span.start,
-        blocks: span.blocks,
-        wants_logits: span.choice.is_some(),
-    }
+    let logits = span.logits();
+    model::Span { tokens: span.tokens, start: span.start, blocks: span.blocks, logits }
 }

@@ -6,10 +6,11 @@
 
 use std::time::Duration;
 
+use grammar::{GrammarError, GrammarState, TokenSet};
 use kv_transfer::{HostMemory, KvLayout};
 use protocol::v1::{Token, TokenLogprob};
 
-use super::{Choice, Computed, Facts, MockVocabulary, Runner, Span};
+use super::{Choice, Computed, Facts, MockVocabulary, PromptReport, Runner, Span, SpanOutput};
 
 /// Bytes of a state's half: one goes where keys lie, the other where values do.
 const HALF_BYTES: usize = 4;
@@ -26,7 +27,8 @@ pub struct MockTimes {
 }
 
 /// See the module's description. Sampling parameters other than the temperature (0 or not), the
-/// seed and `logprobs` are ignored; no token of its own accord ends a text.
+/// seed and `logprobs` are ignored; no token of its own accord ends a text, unless a grammar has it
+/// among others.
 pub struct MockRunner {
     times: MockTimes,
     words: Vec<u32>,
@@ -36,7 +38,7 @@ pub struct MockRunner {
 impl MockRunner {
     /// Equal vocabularies give equal numerics ids; times do not count.
     pub fn new(times: MockTimes, vocabulary: MockVocabulary) -> Self {
-        let MockVocabulary { vocabulary_size, words, context_tokens } = vocabulary;
+        let MockVocabulary { vocabulary_size, words, context_tokens, eos_token_ids } = vocabulary;
         assert!(!words.is_empty(), "a mock has words to choose from");
         let mut hasher = blake3::Hasher::new();
         for word in &words {
@@ -48,7 +50,7 @@ impl MockRunner {
             numerics_id,
             vocabulary_size,
             context_tokens,
-            eos_token_ids: Vec::new(),
+            eos_token_ids,
         };
         Self { times, words, facts }
     }
@@ -64,25 +66,81 @@ impl MockRunner {
         Duration::from_nanos((us * 1e3) as u64)
     }
 
-    fn choose(&self, digest: u64, choice: &Choice<'_>) -> Token {
-        let Choice { sampling, context } = choice;
+    fn conclude(&self, span: &mut Span<'_>, kv: &MockKv<'_>) -> SpanOutput {
+        let prompt = match &span.prompt_report {
+            None => Vec::new(),
+            Some(PromptReport { next_tokens, alternatives }) => {
+                let states = (span.start..).map(|position| kv.state(span.blocks, position));
+                let states = states.zip(*next_tokens);
+                states
+                    .map(|(state, token)| self.token(*token, state, Some(*alternatives)))
+                    .collect()
+            }
+        };
+        let blocks = span.blocks;
+        let chosen = span.choice.as_mut().map(|choice| self.verify(choice, blocks, kv));
+        match chosen.transpose() {
+            Ok(tokens) => SpanOutput { tokens: tokens.unwrap_or_default(), prompt, failure: None },
+            Err(error) => SpanOutput { prompt, failure: Some(error), ..Default::default() },
+        }
+    }
+
+    /// As `sampler::verify`.
+    fn verify(
+        &self,
+        choice: &mut Choice<'_>,
+        blocks: &[u32],
+        kv: &MockKv<'_>,
+    ) -> Result<Vec<Token>, GrammarError> {
+        let Choice { sampling, context, drafts, grammar } = choice;
         let seed = match sampling.temperature {
             0.0 => 0,
             _ => mix(sampling.seed, u64::from(sampling.choice) + 1),
         };
-        let drawn = mix(digest, seed);
-        let words = &self.words;
-        let nth = |n: usize| words[(drawn as usize).wrapping_add(n) % words.len()];
-        let allowed = (0..words.len()).map(nth).find(|word| !context.forbidden.contains(word));
-        let id = allowed.unwrap_or(nth(0));
+        let mut tokens = Vec::new();
+        for known in context.tokens.len() - *drafts..=context.tokens.len() {
+            let drawn = mix(kv.digest(blocks, known), seed);
+            let allowed = grammar.as_deref_mut().map(GrammarState::allowed).transpose()?;
+            let may_stop = known - context.prompt_tokens >= context.min_tokens;
+            let forbidden = if may_stop { &[][..] } else { context.stop_token_ids };
+            let id = self.draw(drawn, forbidden, allowed.as_ref());
+            grammar.as_deref_mut().map(|grammar| grammar.accept(id)).transpose()?;
+            tokens.push(self.token(id, drawn, sampling.logprobs));
+            if context.tokens.get(known) != Some(&id) {
+                break;
+            }
+        }
+        Ok(tokens)
+    }
+
+    fn draw(&self, drawn: u64, forbidden: &[u32], allowed: Option<&TokenSet>) -> u32 {
+        let any: Vec<u32> = match allowed {
+            None => {
+                let words = (0..self.words.len()).map(|n| self.nth(drawn, n));
+                return words
+                    .clone()
+                    .find(|w| !forbidden.contains(w))
+                    .unwrap_or(self.nth(drawn, 0));
+            }
+            Some(allowed) => allowed.iter().collect(),
+        };
+        let start = drawn as usize % any.len();
+        let mut candidates = any[start..].iter().chain(&any[..start]);
+        *candidates.find(|id| !forbidden.contains(id)).unwrap_or(&any[start])
+    }
+
+    fn nth(&self, drawn: u64, n: usize) -> u32 {
+        self.words[(drawn as usize).wrapping_add(n) % self.words.len()]
+    }
+
+    /// The chosen token is the likeliest, then its neighbours, none of them twice.
+    fn token(&self, id: u32, drawn: u64, alternatives: Option<u32>) -> Token {
         let logprob = -((drawn >> 40) as f32 / (1 << 24) as f32);
-        // The chosen one first, then its neighbours, none of them twice.
-        let others = (0..words.len()).map(nth).filter(|word| *word != id);
+        let others = (0..self.words.len()).map(|n| self.nth(drawn, n)).filter(|word| *word != id);
         let ranked = std::iter::once(id).chain(others).zip(0..);
         let alternative =
             |(id, n): (u32, u16)| TokenLogprob { id, logprob: logprob - f32::from(n) };
-        let top =
-            sampling.logprobs.map(|count| ranked.take(count as usize).map(alternative).collect());
+        let top = alternatives.map(|count| ranked.take(count as usize).map(alternative).collect());
         Token { id, logprob: top.as_ref().map(|_| logprob), top_logprobs: top.unwrap_or_default() }
     }
 }
@@ -103,18 +161,15 @@ impl Runner for MockRunner {
         }
     }
 
-    fn run(&mut self, spans: &[Span<'_>], layout: &KvLayout, memory: &HostMemory) -> Computed {
+    fn run(&mut self, spans: &mut [Span<'_>], layout: &KvLayout, memory: &HostMemory) -> Computed {
         let kv =
             MockKv { block_size: layout.block_size, values_at: layout.values_offset(0), memory };
-        let mut tokens = Vec::new();
-        for span in spans {
+        let took = self.step_time(spans);
+        let conclude = |span: &mut Span<'_>| {
             kv.write(span);
-            if let Some(choice) = &span.choice {
-                let context_tokens = span.start + span.tokens.len();
-                tokens.push(self.choose(kv.digest(span.blocks, context_tokens), choice));
-            }
-        }
-        Computed { tokens, took: self.step_time(spans), is_simulated: true }
+            self.conclude(span, &kv)
+        };
+        Computed { spans: spans.iter_mut().map(conclude).collect(), took, is_simulated: true }
     }
 }
 
@@ -210,7 +265,13 @@ mod tests {
         let times =
             MockTimes { prefill_us_per_token: 10.0, step_us: 1000.0, step_us_per_seq: 100.0 };
         let words = (100..900).collect();
-        MockRunner::new(times, MockVocabulary { vocabulary_size: 1000, words, context_tokens: 100 })
+        let vocabulary = MockVocabulary {
+            vocabulary_size: 1000,
+            words,
+            context_tokens: 100,
+            eos_token_ids: Vec::new(),
+        };
+        MockRunner::new(times, vocabulary)
     }
 
     struct Bench {
@@ -234,10 +295,12 @@ mod tests {
                 seed: seed.unwrap_or(7),
                 ..Default::default()
             };
-            let context = Context { tokens, prompt_tokens: tokens.len(), forbidden: Vec::new() };
-            let choice = Some(Choice { sampling: &sampling, context });
-            let span = Span { tokens: &tokens[start..], start, blocks, choice };
-            self.runner.run(&[span], &self.layout, &self.memory).tokens[0].id
+            let context =
+                Context { tokens, prompt_tokens: tokens.len(), stop_token_ids: &[], min_tokens: 0 };
+            let choice = Some(Choice { sampling: &sampling, context, drafts: 0, grammar: None });
+            let tokens = &tokens[start..];
+            let span = Span { tokens, start, blocks, choice, prompt_report: None };
+            self.runner.run(&mut [span], &self.layout, &self.memory).spans[0].tokens[0].id
         }
     }
 
@@ -288,8 +351,13 @@ mod tests {
     #[test]
     fn steps_take_the_time_they_are_told_to() {
         let runner = runner();
-        let span =
-            |tokens: &'static [u32], start| Span { tokens, start, blocks: &[], choice: None };
+        let span = |tokens: &'static [u32], start| Span {
+            tokens,
+            start,
+            blocks: &[],
+            choice: None,
+            prompt_report: None,
+        };
         let check = |spans: &[Span<'_>], us| {
             assert_eq!(runner.step_time(spans), Duration::from_micros(us));
         };

@@ -21,6 +21,8 @@ pub struct MockVocabulary {
     pub words: Vec<u32>,
     /// Longest context.
     pub context_tokens: usize,
+    /// Tokens that end a text, where a grammar says so.
+    pub eos_token_ids: Vec<u32>,
 }
 
 impl MockVocabulary {
@@ -62,7 +64,9 @@ impl MockVocabulary {
             words = (0..=last).collect();
         }
         let (vocabulary_size, context_tokens) = (last as usize + 1, context_tokens as usize);
-        Ok(Self { vocabulary_size, words, context_tokens })
+        let mut eos_token_ids = ids_of(&config["eos_token_id"]);
+        eos_token_ids.retain(|id| *id <= last);
+        Ok(Self { vocabulary_size, words, context_tokens, eos_token_ids })
     }
 }
 
@@ -74,6 +78,12 @@ fn tokens_of(vocabulary: &Value) -> Vec<(String, u32)> {
     }
     let entries = vocabulary.as_array().into_iter().flatten().zip(0..);
     entries.filter_map(|(entry, id)| Some((entry[0].as_str()?.to_string(), id))).collect()
+}
+
+/// One id, or a list of them.
+fn ids_of(value: &Value) -> Vec<u32> {
+    let several = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+    several.iter().filter_map(Value::as_u64).map(id).collect()
 }
 
 fn id(value: u64) -> u32 {

@@ -6,6 +6,7 @@ mod mock_vocabulary;
 
 use std::time::Duration;
 
+use grammar::{GrammarError, GrammarState};
 use kv_transfer::{HostMemory, KvLayout};
 use protocol::v1::{Sampling, Token};
 
@@ -24,7 +25,7 @@ pub trait Runner: Send {
 
     /// Computes all spans. Their KV lies in `memory`, whose blocks have this layout. The result
     /// for one span does not depend on the others.
-    fn run(&mut self, spans: &[Span<'_>], layout: &KvLayout, memory: &HostMemory) -> Computed;
+    fn run(&mut self, spans: &mut [Span<'_>], layout: &KvLayout, memory: &HostMemory) -> Computed;
 }
 
 /// What the engine has to know of a model.
@@ -44,7 +45,7 @@ pub struct Facts {
 
 /// Consecutive tokens of one sequence to compute in this step.
 pub struct Span<'a> {
-    /// The tokens.
+    /// The tokens; at the end those that are only expected to come.
     pub tokens: &'a [u32],
     /// Position of the first of them.
     pub start: usize,
@@ -52,22 +53,58 @@ pub struct Span<'a> {
     pub blocks: &'a [u32],
     /// How the token after them is chosen, where one is wanted.
     pub choice: Option<Choice<'a>>,
+    /// What is to be said of the prompt's own tokens, where that is wanted.
+    pub prompt_report: Option<PromptReport<'a>>,
 }
 
 /// How a token is chosen.
 pub struct Choice<'a> {
     /// What the request asks for.
     pub sampling: &'a Sampling,
-    /// What came before, and what must not come now.
+    /// What came before, drafts at its end.
     pub context: Context<'a>,
+    /// How many of the span's last tokens are drafts, each to be verified.
+    pub drafts: usize,
+    /// What must be matched.
+    pub grammar: Option<&'a mut GrammarState>,
+}
+
+/// Logprobs of tokens that are there already.
+pub struct PromptReport<'a> {
+    /// The tokens after the span's, each one's predecessor being in it.
+    pub next_tokens: &'a [u32],
+    /// So many alternatives beside each.
+    pub alternatives: u32,
 }
 
 /// What a batch gave.
 pub struct Computed {
-    /// One token per span that asked, in order.
-    pub tokens: Vec<Token>,
+    /// One per span, in order.
+    pub spans: Vec<SpanOutput>,
     /// How long it took, without the wait for a turn.
     pub took: Duration,
     /// `took` is made up: it has yet to pass before the tokens may be seen.
     pub is_simulated: bool,
+}
+
+/// What a span gave.
+#[derive(Default)]
+pub struct SpanOutput {
+    /// The token chosen, after those drafts that came true.
+    pub tokens: Vec<Token>,
+    /// The report on the prompt.
+    pub prompt: Vec<Token>,
+    /// Nothing can be chosen.
+    pub failure: Option<GrammarError>,
+}
+
+impl Span<'_> {
+    /// After how many of its last tokens logits are needed.
+    pub fn logits(&self) -> usize {
+        match (&self.prompt_report, &self.choice) {
+            (Some(_), _) => self.tokens.len(),
+            (None, Some(choice)) => choice.drafts + 1,
+            (None, None) => 0,
+        }
+    }
 }

@@ -107,6 +107,9 @@ impl Scheduler {
                 scheduled.push(Scheduled { index, count });
                 *budget -= count;
                 index += 1;
+            } else if !sequence.drafts.is_empty() {
+                // What may never come makes nobody else go.
+                sequence.drafts.clear();
             } else {
                 self.preempt_last(pool);
                 preempted = true;
@@ -144,6 +147,7 @@ impl Scheduler {
                 Purpose::Generate => sequence.computed + count,
             };
             if !sequence.grow(tokens, pool) {
+                sequence.drafts.clear();
                 sequence.release(pool);
                 self.waiting.push_front(sequence);
                 break;
@@ -166,7 +170,7 @@ fn chunk(sequence: &Sequence, budget: usize) -> usize {
     if is_pulled && sequence.tokens.len() >= LONG_PROMPT_TOKENS && uncomputed > LAST_STEP_TOKENS {
         return uncomputed - LAST_STEP_TOKENS;
     }
-    uncomputed.min(budget)
+    sequence.chunk(budget)
 }
 
 #[cfg(test)]
@@ -184,8 +188,10 @@ mod tests {
             sampling: Default::default(),
             stopping: Default::default(),
             cache_salt: String::new(),
+            grammar: None,
+            prompt_logprobs: None,
         };
-        Sequence::new(request, Purpose::Generate, "numerics", BLOCK_SIZE)
+        Sequence::new(request, Purpose::Generate, "numerics", BLOCK_SIZE).unwrap()
     }
 
     fn scheduler(max_num_seqs: usize, max_num_batched_tokens: usize) -> Scheduler {

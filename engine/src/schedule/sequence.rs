@@ -1,9 +1,16 @@
 //! One request inside the engine.
 
-use protocol::v1::{FinishReason, Sampling, Stopping};
+use grammar::{Grammar, GrammarError, GrammarState};
+use protocol::v1::{FinishReason, Sampling, Stopping, Token};
 use protocol::{BlockHash, BlockHasher};
 
 use crate::kv::BlockPool;
+
+/// Tokens that a step may compute before it is certain that they come.
+const DRAFTS_MAX: usize = 15;
+
+/// Tokens of a prompt that is reported on in one step: each has logits over the whole vocabulary.
+const REPORTED_TOKENS_MAX: usize = 64;
 
 /// Names a sequence within one engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -33,6 +40,10 @@ pub struct SequenceRequest {
     pub stopping: Stopping,
     /// Separates prefix caches.
     pub cache_salt: String,
+    /// What the output must match.
+    pub grammar: Option<Grammar>,
+    /// Report the prompt's own tokens, with so many alternatives beside each.
+    pub prompt_logprobs: Option<u32>,
 }
 
 /// A sequence on its way: tokens present, tokens computed, blocks held.
@@ -59,24 +70,37 @@ pub struct Sequence {
     pub cached_tokens: Option<usize>,
     /// Prefill only: blocks already told to be complete.
     pub announced_blocks: usize,
+    /// Where the output is in its grammar.
+    pub grammar: Option<GrammarState>,
+    /// Tokens that are expected to come next: computed with the last one, and verified then.
+    pub drafts: Vec<u32>,
+    /// Alternatives to report beside each token of the prompt, where that is asked for.
+    pub prompt_logprobs: Option<u32>,
+    /// That report, as far as it goes: from the second token on.
+    pub prompt_report: Vec<Token>,
     hasher: BlockHasher,
     hashes: Vec<BlockHash>,
     registered_blocks: usize,
 }
 
 impl Sequence {
-    /// A sequence of which nothing is computed. `numerics_id` salts its block hashes.
+    /// A sequence of which nothing is computed. `numerics_id` salts its block hashes. Errors: what was
+    /// generated already does not match the grammar.
     pub fn new(
         request: SequenceRequest,
         purpose: Purpose,
         numerics_id: &str,
         block_size: usize,
-    ) -> Self {
+    ) -> Result<Self, GrammarError> {
+        let mut grammar = request.grammar.as_ref().map(Grammar::begin);
+        if let Some(grammar) = &mut grammar {
+            request.generated.iter().try_for_each(|token| grammar.accept(*token))?;
+        }
         let hasher = BlockHasher::new(numerics_id, &request.cache_salt, block_size);
         let prompt_tokens = request.prompt.len();
         let mut tokens = request.prompt;
         tokens.extend(request.generated);
-        Self {
+        let mut sequence = Self {
             id: request.id,
             purpose,
             prompt_tokens,
@@ -88,15 +112,30 @@ impl Sequence {
             stopping: request.stopping,
             cached_tokens: None,
             announced_blocks: 0,
+            grammar,
+            drafts: Vec::new(),
+            prompt_logprobs: request.prompt_logprobs,
+            prompt_report: Vec::new(),
             hasher,
             hashes: Vec::new(),
             registered_blocks: 0,
-        }
+        };
+        sequence.draft();
+        Ok(sequence)
     }
 
     /// Tokens that wait to be computed.
     pub fn uncomputed(&self) -> usize {
         self.tokens.len() - self.computed
+    }
+
+    /// Tokens to compute in a step with room for `budget`: those that wait, then drafts.
+    pub fn chunk(&self, budget: usize) -> usize {
+        let uncomputed = self.uncomputed();
+        match self.prompt_logprobs {
+            Some(_) if self.in_prefill() => uncomputed.min(budget).min(REPORTED_TOKENS_MAX),
+            _ => (uncomputed + self.drafts.len()).min(budget),
+        }
     }
 
     /// Output tokens so far, with those it began with.
@@ -113,6 +152,10 @@ impl Sequence {
     /// are needed.
     pub fn take_cached_prefix(&mut self, pool: &mut BlockPool) {
         debug_assert!(self.blocks.is_empty() && self.computed == 0);
+        if self.prompt_logprobs.is_some() {
+            // The logits of what the cache has are not in it.
+            return;
+        }
         let block_size = self.hasher.block_size();
         self.extend_hashes(self.tokens.len() / block_size);
         let useful = (self.tokens.len() - 1) / block_size;
@@ -158,22 +201,35 @@ impl Sequence {
         self.blocks[start..ready].to_vec()
     }
 
+    /// A token that was chosen elsewhere comes next. Errors: it does not match the grammar.
+    pub fn follow(&mut self, token: u32) -> Result<(), GrammarError> {
+        self.grammar.as_mut().map_or(Ok(()), |grammar| grammar.accept(token))
+    }
+
+    /// Looks for what must come next.
+    pub fn draft(&mut self) {
+        self.drafts.clear();
+        if let (Purpose::Generate, Some(grammar)) = (self.purpose, &mut self.grammar) {
+            self.drafts = grammar.forced();
+            let left = self.stopping.max_tokens as usize - self.output_tokens();
+            self.drafts.truncate(DRAFTS_MAX.min(left.saturating_sub(1)));
+        }
+    }
+
     /// Appends an output token and says whether the sequence ends with it.
     pub fn push(&mut self, token: u32, eos: &[u32], tokens_max: usize) -> Option<FinishReason> {
         self.tokens.push(token);
         let output_tokens = self.output_tokens();
-        let stops = self.is_stop_token(token, eos);
-        if stops && output_tokens > self.stopping.min_tokens as usize {
+        // Where a grammar ends, nothing else can come.
+        let grammar_ends = self.grammar.is_some() && eos.contains(&token);
+        let stops =
+            self.is_stop_token(token, eos) && output_tokens > self.stopping.min_tokens as usize;
+        if grammar_ends || stops {
             return Some(FinishReason::Stop);
         }
         let full =
             output_tokens >= self.stopping.max_tokens as usize || self.tokens.len() >= tokens_max;
         full.then_some(FinishReason::Length)
-    }
-
-    /// Whether the next token must not be one that stops.
-    pub fn must_go_on(&self) -> bool {
-        self.output_tokens() < self.stopping.min_tokens as usize
     }
 
     fn is_stop_token(&self, token: u32, eos: &[u32]) -> bool {

@@ -3,7 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use engine::{Compute, CpuRunner, Defect, Engine, KernelPath, Model, SequenceRequest};
+use engine::{
+    Compute, CpuRunner, Defect, Engine, KernelPath, Model, ModelConfig, SequenceOutput,
+    SequenceRequest,
+};
+use grammar::{Compiler, Grammar};
 use protocol::v1::{FinishReason, Token};
 
 use crate::scenario::Sizes;
@@ -13,6 +17,8 @@ pub struct Bench {
     model: Arc<Model>,
     /// One thread, and two.
     computes: [Arc<Compute>; 2],
+    /// Over its vocabulary, read as bytes.
+    pub grammars: Vec<Grammar>,
 }
 
 /// What a request's client gets.
@@ -21,6 +27,24 @@ pub struct Answer {
     pub tokens: Vec<Token>,
     /// Where it is known: `Engine::activate` does not say.
     pub finish: Option<FinishReason>,
+    /// Where it was asked for.
+    pub prompt_report: Vec<Token>,
+}
+
+/// Long forced parts and short ones, choices, bounded repetition: within the tokens that requests have.
+const GRAMMARS: [&str; 3] = [
+    r#"start: "{\"ab\": [" /[a-z]{1,6}/ "], \"abab\": " /[0-9]{1,3}/ "}""#,
+    r#"start: ("ab ab" | "ab" | /[^"]{0,9}/ | "é😀x") "ab a""#,
+    r#"start: %json {"type": "object", "properties": {"ab": {"enum": [1, "ab a", true]}}, "required": ["ab"], "additionalProperties": false, "x-guidance": {"whitespace_flexible": false}}"#,
+];
+
+impl Answer {
+    pub fn add(&mut self, news: SequenceOutput) {
+        assert_eq!(news.failure, None);
+        self.tokens.extend(news.tokens);
+        self.prompt_report.extend(news.prompt_report);
+        self.finish = news.finish;
+    }
 }
 
 impl Bench {
@@ -30,8 +54,10 @@ impl Bench {
             None => Compute::new(threads, path),
             Some(defect) => Compute::with_defect(threads, path, defect),
         };
+        let model = Arc::new(Model::load(&fixtures.join(fixture), path).unwrap());
         Self {
-            model: Arc::new(Model::load(&fixtures.join(fixture), path).unwrap()),
+            grammars: grammars(&model.config),
+            model,
             computes: [1, 2].map(|threads| Arc::new(compute(threads).unwrap())),
         }
     }
@@ -55,10 +81,20 @@ impl Bench {
             let output = engine.step();
             assert!(!output.is_idle(), "{request:?} does not end");
             for news in output.sequences {
-                answer.tokens.extend(news.token);
-                answer.finish = news.finish;
+                answer.add(news);
             }
         }
         answer
     }
+}
+
+/// None where the vocabulary is too small for the test tokenizer.
+fn grammars(config: &ModelConfig) -> Vec<Grammar> {
+    let tokenizer = tokenizer::test_support::byte_level_tokenizer();
+    if tokenizer.tokens() > config.vocabulary_size {
+        return Vec::new();
+    }
+    let eos = &config.eos_token_ids;
+    let compiler = Compiler::new(Arc::new(tokenizer), config.vocabulary_size, eos).unwrap();
+    GRAMMARS.iter().map(|text| compiler.compile(text).unwrap()).collect()
 }

@@ -24,12 +24,14 @@ pub enum Event {
     RemoteEnd,
     /// A request that began anew with the tokens that were there.
     Migration,
+    /// A token that was computed before it was certain.
+    Draft,
     /// A request whose client went away midway.
     Cancellation,
 }
 
 /// How often each must happen in a hundred scenarios: far less than it does.
-const REQUIRED_PER_HUNDRED: [(Event, usize); 10] = [
+const REQUIRED_PER_HUNDRED: [(Event, usize); 11] = [
     (Event::Company, 500),
     (Event::FullStep, 500),
     (Event::Preemption, 50),
@@ -39,6 +41,7 @@ const REQUIRED_PER_HUNDRED: [(Event, usize); 10] = [
     (Event::LateFailure, 10),
     (Event::RemoteEnd, 2),
     (Event::Migration, 50),
+    (Event::Draft, 100),
     (Event::Cancellation, 20),
 ];
 

@@ -91,7 +91,7 @@ fn run(
 ) -> Result<(), Mismatch> {
     let fixtures = if path == KernelPath::Portable { &FIXTURES[..] } else { &BF16[..] };
     let bench = Bench::new(fixtures[seed as usize % fixtures.len()], path, defect);
-    run_scenario(&bench, &Scenario::new(seed, bench.vocabulary_size()), coverage)
+    run_scenario(&bench, &Scenario::new(seed, bench.vocabulary_size(), &bench.grammars), coverage)
 }
 
 /// The kernel paths to test. Those that this CPU lacks are named past the capture of output: a

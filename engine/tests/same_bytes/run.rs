@@ -75,6 +75,13 @@ impl Progress {
                 return Some(format!("output {position} is {found:?} instead of {expected:?}"));
             }
         }
+        let reports = [&self.answer.prompt_report, &alone.prompt_report];
+        let [found_report, expected_report] =
+            reports.map(|report| report.iter().map(bits).collect::<Vec<_>>());
+        // One that migrated before its first token came reports once all the same.
+        if found_report != expected_report && !(self.cancelled && found_report.is_empty()) {
+            return Some(format!("reports {found_report:?} instead of {expected_report:?}"));
+        }
         if found.len() > expected.len() || (!self.cancelled && found.len() < expected.len()) {
             return Some(format!("{} tokens instead of {}", found.len(), expected.len()));
         }
@@ -143,8 +150,12 @@ impl<'a> Run<'a> {
         let arrival = &self.scenario.arrivals[index];
         let tokens = self.requests[index].answer.tokens.iter();
         let generated: Vec<u32> = tokens.map(|token| token.id).collect();
-        let request =
-            || SequenceRequest { generated: generated.clone(), ..arrival.request.clone() };
+        let request = || SequenceRequest {
+            generated: generated.clone(),
+            // What was reported with the first token is not asked for again.
+            prompt_logprobs: arrival.request.prompt_logprobs.filter(|_| generated.is_empty()),
+            ..arrival.request.clone()
+        };
         if let Some(plan) = arrival.handoff
             && let Ok(reserved) = self.local.reserve(request())
         {
@@ -171,9 +182,9 @@ impl<'a> Run<'a> {
             let hit = news.cached_tokens.is_some_and(|tokens| tokens > 0);
             self.coverage.add(Event::PrefixHit, usize::from(hit));
             let request = &mut self.requests[index];
-            request.answer.tokens.extend(news.token);
-            request.answer.finish = news.finish;
+            self.coverage.add(Event::Draft, news.tokens.len().saturating_sub(1));
             request.ended = news.finish.is_some();
+            request.answer.add(news);
         }
     }
 
@@ -181,12 +192,12 @@ impl<'a> Run<'a> {
         for news in self.remote.step().sequences {
             let index = news.id.0 as usize;
             let request = &mut self.requests[index];
-            request.answer.tokens.extend(news.token);
-            request.answer.finish = news.finish;
             if let Some(handoff) = &mut request.handoff {
                 handoff.announce(&news.ready_blocks);
             }
-            if news.finish.is_some() {
+            let has_ended = news.finish.is_some();
+            request.answer.add(news);
+            if has_ended {
                 self.coverage.add(Event::RemoteEnd, 1);
                 self.end(index);
             }

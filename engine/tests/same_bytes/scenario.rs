@@ -1,6 +1,7 @@
 //! What happens in one random mix of requests, all of it a function of a seed.
 
 use engine::{EngineConfig, SequenceId, SequenceRequest};
+use grammar::Grammar;
 use protocol::v1::{LogitBias, Sampling, Stopping};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -59,25 +60,27 @@ pub struct HandoffPlan {
 }
 
 impl Scenario {
-    pub fn new(seed: u64, vocabulary_size: usize) -> Self {
+    pub fn new(seed: u64, vocabulary_size: usize, grammars: &[Grammar]) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         let vocabulary_size = vocabulary_size as u32;
         let prompt_tokens_max = PROMPT_TOKENS_MAX[rng.random_range(0..PROMPT_TOKENS_MAX.len())];
         let block_size = block_size(&mut rng);
-        Generator { rng, vocabulary_size, prompt_tokens_max, block_size }.scenario(seed)
+        let generator = Generator { rng, vocabulary_size, grammars, prompt_tokens_max, block_size };
+        generator.scenario(seed)
     }
 }
 
-struct Generator {
+struct Generator<'a> {
     rng: StdRng,
     vocabulary_size: u32,
+    grammars: &'a [Grammar],
     prompt_tokens_max: usize,
     /// Of the engines that share KV.
     block_size: usize,
 }
 
-impl Generator {
-    fn scenario(&mut self, seed: u64) -> Scenario {
+impl Generator<'_> {
+    fn scenario(mut self, seed: u64) -> Scenario {
         let count = self.rng.random_range(1..=REQUESTS_MAX);
         let requests = self.requests(count);
         let earlier = [self.earlier(&requests), self.earlier(&requests)];
@@ -164,7 +167,14 @@ impl Generator {
             sampling: self.sampling(),
             stopping: self.stopping(),
             cache_salt: salt.to_string(),
+            grammar: self.grammar(),
+            prompt_logprobs: self.rng.random_bool(0.15).then(|| self.rng.random_range(0..3)),
         }
+    }
+
+    fn grammar(&mut self) -> Option<Grammar> {
+        let has_one = !self.grammars.is_empty() && self.rng.random_bool(0.3);
+        has_one.then(|| self.grammars[self.rng.random_range(0..self.grammars.len())].clone())
     }
 
     fn sampling(&mut self) -> Sampling {
@@ -229,12 +239,14 @@ impl Generator {
         let blocks = request.prompt.len().div_ceil(self.block_size);
         let fails_after_blocks = self.sometimes(|rng| rng.random_range(0..=blocks));
         let plan = HandoffPlan { fails_after_blocks };
+        let reported = request.prompt_logprobs;
         Arrival {
             request,
             tick,
             migrates_at: self.rng.random_bool(0.3).then(|| tick + self.rng.random_range(1..30)),
             cancelled_at: self.rng.random_bool(0.15).then(|| tick + self.rng.random_range(0..20)),
-            handoff: self.rng.random_bool(0.7).then_some(plan),
+            // A gateway has a prompt that is reported on computed where it is decoded.
+            handoff: (reported.is_none() && self.rng.random_bool(0.7)).then_some(plan),
         }
     }
 }

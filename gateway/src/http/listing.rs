@@ -21,7 +21,8 @@ pub async fn models(State(shared): State<Arc<Shared>>) -> Response {
 /// One model. Names may contain slashes.
 pub async fn model(State(shared): State<Arc<Shared>>, uri: Uri) -> Result<Response, ApiError> {
     // Not `Path`, which answers what is not UTF-8 in words of its own.
-    let id = uri.path().strip_prefix("/v1/models/").unwrap_or_default();
+    let path = uri.path().strip_prefix("/v1").unwrap_or(uri.path());
+    let id = path.strip_prefix("/models/").unwrap_or_default();
     let id = percent_decode_str(id).decode_utf8_lossy();
     let model = shared.models.get(&id).ok_or_else(|| ApiError::model_not_found(&id))?;
     Ok(json(model_object(&card(&model))))

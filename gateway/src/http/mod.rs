@@ -1,25 +1,44 @@
 //! The HTTP server: routes, what every response carries, and the two generating endpoints.
 
-mod admit;
-mod chat;
-mod chunks;
-mod completions;
-mod generate;
-mod identify;
-mod listing;
+mod bare_refusal;
+mod client_stream;
+mod connection;
+mod http2_streams;
 mod serve;
+
+mod cors;
+mod elsewhere;
+mod identify;
+
+mod admit;
+mod asked;
+mod chat;
+mod completions;
+mod constrain;
+mod generate;
+
+mod chunks;
+mod echo;
+mod speaker;
 mod sse;
+mod whole;
+
+mod listing;
+mod tokenize;
 
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::StatusCode;
 use axum::middleware;
 use axum::routing::{get, post};
 use tokio_util::sync::CancellationToken;
 
 pub use admit::Admission;
+pub use connection::ConnectionLimits;
+use constrain::GrammarCheck;
+pub use cors::{Origin, OriginError};
 pub use serve::serve;
 
 use crate::dispatch::Dispatcher;
@@ -31,39 +50,50 @@ pub struct Shared {
     models: Arc<Models>,
     dispatcher: Arc<Dispatcher>,
     admission: Admission,
+    grammars: GrammarCheck,
     /// Cancelled when the server cannot wait for answers any longer.
     cut: CancellationToken,
 }
 
-/// All routes. Answers under way end with an error when `cut` is cancelled.
+/// All routes, `others` among them, for pages of `origins` too. Answers under way end with an error
+/// when `cut` is cancelled.
 pub fn app(
     admission: Admission,
     models: Arc<Models>,
     dispatcher: Arc<Dispatcher>,
     cut: CancellationToken,
+    others: Router,
+    origins: &[Origin],
 ) -> Router {
-    let shared = Arc::new(Shared { models, dispatcher, admission, cut });
-    Router::new()
-        .route("/v1/chat/completions", post(chat::handle))
-        .route("/v1/completions", post(completions::handle))
-        .route("/v1/models", get(listing::models))
-        .route("/v1/models/{*id}", get(listing::model))
+    let shared =
+        Arc::new(Shared { models, dispatcher, admission, grammars: GrammarCheck::new(), cut });
+    let routes = api("/v1")
+        .merge(api(""))
         .route("/health", get(|| async { StatusCode::OK }))
         .route("/health/ready", get(ready))
-        .fallback(no_such_route)
-        .method_not_allowed_fallback(wrong_method)
-        .layer(middleware::from_fn(identify::layer))
         .with_state(shared)
+        .merge(others)
+        .fallback(elsewhere::no_such_route)
+        .method_not_allowed_fallback(elsewhere::wrong_method);
+    let routes = match cors::layer(origins) {
+        Some(cors) => routes.layer(cors),
+        None => routes,
+    };
+    routes.layer(middleware::from_fn(identify::layer))
+}
+
+/// What clients ask for under `/v1`, and some without.
+fn api(base: &str) -> Router<Arc<Shared>> {
+    let at = |path| format!("{base}{path}");
+    Router::new()
+        .route(&at("/chat/completions"), post(chat::handle))
+        .route(&at("/completions"), post(completions::handle))
+        .route(&at("/models"), get(listing::models))
+        .route(&at("/models/{*id}"), get(listing::model))
+        .route(&at("/tokenize"), post(tokenize::tokenize))
+        .route(&at("/detokenize"), post(tokenize::detokenize))
 }
 
 async fn ready(State(shared): State<Arc<Shared>>) -> Result<StatusCode, ApiError> {
     if shared.models.is_ready() { Ok(StatusCode::OK) } else { Err(ApiError::overloaded(1)) }
-}
-
-async fn no_such_route(method: Method, uri: Uri) -> ApiError {
-    ApiError::route_not_found(method, uri.path())
-}
-
-async fn wrong_method(method: Method, uri: Uri) -> ApiError {
-    ApiError::method_not_allowed(method, uri.path())
 }

@@ -57,10 +57,16 @@ impl ApiError {
     }
 
     /// What constrains the answer cannot be followed; `problem` says why.
-    pub fn grammar(problem: &str) -> ApiError {
-        let message = format!("The answer cannot be constrained as asked: {problem}.");
+    pub fn grammar(param: &str, problem: &str) -> ApiError {
+        let message = format!("Invalid '{param}': the answer cannot be made to match: {problem}.");
+        ApiError::bad_request(param, "invalid_value", message)
+    }
+
+    /// All workers of a model are of a version that does not know what a request needs.
+    pub fn no_worker_can(needed: &[&str]) -> ApiError {
+        let message = format!("No worker of this model does what is asked: {}.", needed.join(", "));
         let error = ApiError::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, message);
-        error.code("invalid_constraint")
+        error.code("unsupported_by_model")
     }
 
     /// A string outside of a fixed set.
@@ -202,6 +208,13 @@ impl ApiError {
         ApiError::bad_request(param, "context_length_exceeded", message)
     }
 
+    /// A conversation for a model that only continues text.
+    pub fn no_chat_template(model: &str) -> ApiError {
+        let message =
+            format!("The model `{model}` has no chat template. Use /v1/completions instead.");
+        ApiError::invalid_value("model", message)
+    }
+
     /// The request names a model that is not served here.
     pub fn model_not_found(model: &str) -> ApiError {
         let message =
@@ -212,6 +225,15 @@ impl ApiError {
     /// No endpoint has this path.
     pub fn route_not_found(method: impl Display, path: &str) -> ApiError {
         let message = format!("Invalid URL ({method} {path})");
+        ApiError::new(StatusCode::NOT_FOUND, INVALID_REQUEST, message).code("unknown_url")
+    }
+
+    /// OpenAI has this path, and this server does not.
+    pub fn not_done_here(method: impl Display, path: &str, what: &str) -> ApiError {
+        let message = format!(
+            "Invalid URL ({method} {path}): this server does not do {what}. \
+             GET /openapi.json says what it does."
+        );
         ApiError::new(StatusCode::NOT_FOUND, INVALID_REQUEST, message).code("unknown_url")
     }
 
@@ -248,6 +270,26 @@ impl ApiError {
             .code("unsupported_content_encoding")
     }
 
+    /// The head of the request is over a limit; `limit` names it, such as `100 headers`.
+    pub fn headers_too_large(limit: &str) -> ApiError {
+        let message = format!("The headers of your request are larger than the limit of {limit}.");
+        let status = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+        ApiError::new(status, INVALID_REQUEST, message).code("headers_too_large")
+    }
+
+    /// The request's path is over the limit.
+    pub fn url_too_long(bytes_max: usize) -> ApiError {
+        let message =
+            format!("The URL of your request is longer than the limit of {bytes_max} bytes.");
+        ApiError::new(StatusCode::URI_TOO_LONG, INVALID_REQUEST, message).code("url_too_long")
+    }
+
+    /// What came is no HTTP request.
+    pub fn malformed_request() -> ApiError {
+        let message = "We could not parse the head of your request: it is not HTTP/1.1 or HTTP/2.";
+        ApiError::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, message).code("malformed_request")
+    }
+
     /// Nothing more of the body came.
     pub fn body_timed_out() -> ApiError {
         let message = "The body of your request did not arrive in time.";
@@ -280,7 +322,13 @@ impl ApiError {
 
     /// The body does not parse as JSON.
     pub fn malformed_json(error: &serde_json::Error) -> ApiError {
-        let message = format!("We could not parse the JSON body of your request: {error}.");
+        // The parser has no other way to say so.
+        let is_deep = error.to_string().starts_with("recursion limit exceeded");
+        let message = match is_deep {
+            true => "The JSON body of your request is nested too deep: 127 levels are the limit."
+                .to_string(),
+            false => format!("We could not parse the JSON body of your request: {error}."),
+        };
         ApiError::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, message).code("invalid_json")
     }
 
@@ -320,11 +368,9 @@ impl ApiError {
         })
     }
 
-    /// SDKs retry these statuses by themselves; without a `Retry-After` it would be in vain.
+    /// SDKs retry some statuses by themselves. Where no time is named, it would be in vain.
     fn must_not_retry(&self) -> bool {
-        let retried_by_sdks =
-            self.status.is_server_error() || matches!(self.status.as_u16(), 408 | 409 | 429);
-        retried_by_sdks && self.retry_after_s.is_none()
+        self.retry_after_s.is_none()
     }
 }
 
@@ -431,6 +477,14 @@ mod tests {
             "unknown_url",
             "Invalid URL (POST /v2)",
         );
+        check(
+            ApiError::not_done_here("POST", "/v1/audio/speech", "audio"),
+            404,
+            None,
+            "unknown_url",
+            "Invalid URL (POST /v1/audio/speech): this server does not do audio. \
+             GET /openapi.json says what it does.",
+        );
     }
 
     #[test]
@@ -448,6 +502,6 @@ mod tests {
         }
         assert_eq!(headers(ApiError::overloaded(7)), (Some("7".into()), None));
         assert_eq!(headers(ApiError::internal()), (None, Some("false".into())));
-        assert_eq!(headers(ApiError::missing("model")), (None, None));
+        assert_eq!(headers(ApiError::missing("model")), (None, Some("false".into())));
     }
 }

@@ -31,30 +31,18 @@ const CHAT: &[(&str, Harmless)] = &[
     ("echo", is_false),
 ];
 
-const COMPLETION: &[(&str, Harmless)] =
-    &[("suffix", is_empty), ("echo", is_false), ("prompt_embeds", never)];
+const COMPLETION: &[(&str, Harmless)] = &[("suffix", is_empty), ("prompt_embeds", never)];
 
 /// Refuses what a chat request may not ask for yet.
 pub fn refuse_for_chat(fields: &Fields) -> Result<(), ApiError> {
-    refuse_several_choices(fields)?;
     refuse(fields, BOTH)?;
     refuse(fields, CHAT)
 }
 
 /// Refuses what a completion request may not ask for yet.
 pub fn refuse_for_completion(fields: &Fields) -> Result<(), ApiError> {
-    refuse_several_choices(fields)?;
     refuse(fields, BOTH)?;
     refuse(fields, COMPLETION)
-}
-
-fn refuse_several_choices(fields: &Fields) -> Result<(), ApiError> {
-    for (name, range) in [("n", 1..=128), ("best_of", 0..=20)] {
-        if fields.integer(name, range)?.is_some_and(|count| count > 1) {
-            return Err(ApiError::unsupported(name, &format!("'{name}' above 1")));
-        }
-    }
-    Ok(())
 }
 
 fn refuse(fields: &Fields, table: &[(&str, Harmless)]) -> Result<(), ApiError> {
@@ -126,8 +114,6 @@ mod tests {
 
     #[test]
     fn refuses_by_name_what_would_change_the_answer() {
-        check("n", &[json!(1)], &[json!(2)]);
-        check("best_of", &[json!(0), json!(1)], &[json!(3)]);
         check("echo", &[json!(false)], &[json!(true)]);
         check("suffix", &[json!("")], &[json!("end")]);
         check("modalities", &[json!(["text"])], &[json!(["text", "audio"])]);

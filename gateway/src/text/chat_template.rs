@@ -56,6 +56,16 @@ impl ChatTemplate {
         messages: &[serde_json::Value],
         tools: Option<&[serde_json::Value]>,
     ) -> Result<String, TemplateError> {
+        self.render_up_to(true, messages, tools)
+    }
+
+    /// The messages, and what asks for the next one only where it is wanted.
+    pub fn render_up_to(
+        &self,
+        add_generation_prompt: bool,
+        messages: &[serde_json::Value],
+        tools: Option<&[serde_json::Value]>,
+    ) -> Result<String, TemplateError> {
         let list = |items: &[serde_json::Value]| -> Value {
             items.iter().map(to_template_value).collect()
         };
@@ -64,7 +74,7 @@ impl ChatTemplate {
             // Defined but none, as templates that test for it expect.
             ("tools", tools.map_or(Value::from(()), list)),
             ("documents", Value::from(())),
-            ("add_generation_prompt", Value::from(true)),
+            ("add_generation_prompt", Value::from(add_generation_prompt)),
         ];
         for (name, token) in [("bos_token", &self.bos_token), ("eos_token", &self.eos_token)] {
             context.extend(token.as_ref().map(|token| (name, Value::from(token))));

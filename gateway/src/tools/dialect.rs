@@ -100,6 +100,11 @@ impl Dialect {
         &self.shown[..self.shown_without_tools]
     }
 
+    /// Whether answers may have reasoning, or markup even without calls.
+    pub fn may_reason(&self) -> bool {
+        self.thinking.is_some() || self.calls == CallFormat::Harmony
+    }
+
     /// Where an answer to this rendered prompt begins.
     pub fn thinking_after(&self, prompt: &str) -> Thinking {
         let Some([open, close]) = self.thinking else { return Thinking::Absent };

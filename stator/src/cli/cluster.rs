@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::EngineArgs;
+use super::{ClientArgs, EngineArgs};
 
 /// Arguments of `gateway`.
 #[derive(Clone, Debug, Args)]
@@ -17,6 +17,10 @@ pub struct GatewayArgs {
     /// Address of the OpenAI API, and of /health, /health/ready and /metrics
     #[arg(long, env = "STATOR_LISTEN", default_value = "127.0.0.1:8000")]
     pub listen: SocketAddr,
+
+    /// Who may ask, and how slowly.
+    #[command(flatten)]
+    pub clients: ClientArgs,
 
     /// How it shows itself to workers, and which it believes.
     #[command(flatten)]
