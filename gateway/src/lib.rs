@@ -6,7 +6,9 @@
 mod http;
 mod openai;
 mod text;
+mod tools;
 
+mod choices;
 mod dispatch;
 mod generation;
 mod migration;

@@ -31,6 +31,8 @@ pub struct Tokenizer {
     /// The bytes of all tokens, one after the other; token `id` ends at `ends[id]`.
     bytes: Vec<u8>,
     ends: Vec<usize>,
+    /// Kept because every request asks for it, and the vocabulary is long.
+    token_bytes_max: usize,
     special: Vec<bool>,
 }
 
@@ -62,7 +64,9 @@ impl Tokenizer {
         for (id, _) in added.iter().filter(|(_, token)| token.special) {
             special[*id as usize] = true;
         }
-        Ok(Tokenizer { inner, bytes, ends, special })
+        let starts = std::iter::once(&0).chain(&ends);
+        let token_bytes_max = starts.zip(&ends).map(|(start, end)| end - start).max().unwrap_or(0);
+        Ok(Tokenizer { inner, bytes, ends, token_bytes_max, special })
     }
 
     /// `add_special_tokens` is for text that did not come out of a chat template, which writes them
@@ -95,8 +99,7 @@ impl Tokenizer {
 
     /// Bytes of the longest token.
     pub fn token_bytes_max(&self) -> usize {
-        let starts = std::iter::once(&0).chain(&self.ends);
-        starts.zip(&self.ends).map(|(start, end)| end - start).max().unwrap_or(0)
+        self.token_bytes_max
     }
 
     /// What a token stands for, which may be a part of a character. Special tokens are their text,

@@ -52,6 +52,5 @@ pub fn byte_level_tokenizer() -> Tokenizer {
 }
 
 pub(crate) fn from_json(value: &Value) -> Tokenizer {
-    Tokenizer::from_bytes(value.to_string().as_bytes(), 1 << 20)
-        .expect("a tokenizer that can be used")
+    Tokenizer::from_bytes(value.to_string().as_bytes(), 1 << 20).expect("it is a tokenizer")
 }

@@ -11,11 +11,16 @@ mod elsewhere;
 mod identify;
 
 mod admit;
+mod asked;
 mod chat;
-mod chunks;
 mod completions;
 mod generate;
+
+mod chunks;
+mod echo;
+mod speaker;
 mod sse;
+mod whole;
 
 mod listing;
 mod tokenize;

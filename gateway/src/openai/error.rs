@@ -63,6 +63,13 @@ impl ApiError {
         error.code("invalid_constraint")
     }
 
+    /// All workers of a model are of a version that does not know what a request needs.
+    pub fn no_worker_can(needed: &[&str]) -> ApiError {
+        let message = format!("No worker of this model does what is asked: {}.", needed.join(", "));
+        let error = ApiError::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, message);
+        error.code("unsupported_by_model")
+    }
+
     /// A string outside of a fixed set.
     pub fn not_one_of(param: &str, got: &str, supported: &[&str]) -> ApiError {
         let supported: Vec<_> = supported.iter().map(|value| format!("'{value}'")).collect();
@@ -121,6 +128,31 @@ impl ApiError {
              Expected an array with minimum length 1, but got an empty array instead."
         );
         ApiError::bad_request(param, "empty_array", message)
+    }
+
+    /// A string that needs at least one character.
+    pub fn empty_string(param: &str) -> ApiError {
+        let message = format!(
+            "Invalid '{param}': empty string. \
+             Expected a string with minimum length 1, but got an empty string instead."
+        );
+        ApiError::bad_request(param, "empty_string", message)
+    }
+
+    /// A string with more characters than allowed.
+    pub fn string_too_long(param: &str, length_max: usize, length: usize) -> ApiError {
+        let message = format!(
+            "Invalid '{param}': string too long. \
+             Expected a string with maximum length {length_max}, \
+             but got a string with length {length} instead."
+        );
+        ApiError::bad_request(param, "string_above_max_length", message)
+    }
+
+    /// The schema of a function's arguments is not usable; `problem` says why.
+    pub fn function_parameters(param: &str, name: &str, problem: &str) -> ApiError {
+        let message = format!("Invalid schema for function '{name}': {problem}.");
+        ApiError::bad_request(param, "invalid_function_parameters", message)
     }
 
     /// An array with more items than allowed.
