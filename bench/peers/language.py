@@ -20,6 +20,8 @@ ENDINGS = ["", "", "", "", "s", "ed", "ing", "er", "ly", "tion", "ness", "able"]
 class Language:
     """Words, the n-th of which is drawn with a weight of 1/n; the same for the same seed."""
 
+    _shared = None
+
     def __init__(self):
         dice = random.Random("words")
         words = dict.fromkeys(real_words())
@@ -32,6 +34,13 @@ class Language:
         self.words = list(words)
         weights = (1 / (rank + 3) for rank in range(len(self.words)))
         self.cumulative = list(itertools.accumulate(weights))
+
+    @classmethod
+    def shared(cls):
+        """One for all that ask."""
+        if cls._shared is None:
+            cls._shared = cls()
+        return cls._shared
 
     def text(self, words, seed):
         """Sentences of that many words in all."""

@@ -106,7 +106,7 @@ static void ask(struct connection *connection) {
 }
 
 static void note_first(struct connection *connection) {
-    if (connection->had_first) return;
+    if (connection->had_first || connection->status != 200) return;
     connection->had_first = 1;
     connection->first_s = now_s();
     first_tokens++;
@@ -144,8 +144,8 @@ static void reconnect(struct connection *connection);
 
 static void end_of_answer(struct connection *connection) {
     double end_s = now_s();
-    note_first(connection);
     if (connection->status == 200) {
+        note_first(connection);
         latency_ms[answered] = 1000 * (end_s - connection->began_s);
         first_ms[answered] = 1000 * (connection->first_s - connection->began_s);
         answered++;
@@ -159,7 +159,7 @@ static void read_head(struct connection *connection) {
     connection->head[connection->head_bytes] = 0;
     if (sscanf(connection->head, "HTTP/1.1 %d", &connection->status) != 1) connection->status = 0;
     if (connection->status != 200 && !*first_failure)
-        snprintf(first_failure, sizeof first_failure, "%.40s", connection->head);
+        snprintf(first_failure, sizeof first_failure, "%.40s", connection->head); /* The status line. */
     char *length = strcasestr(connection->head, "\r\ncontent-length:");
     connection->state = length ? SIZED : CHUNK_SIZE;
     connection->left_bytes = length ? strtoull(length + 17, NULL, 10) : 0;
@@ -266,7 +266,7 @@ int main(int count, char **arguments) {
     for (size_t at = 0; at < connections; at++) ask(&all[at]);
     static char bytes[READ_BYTES];
     struct epoll_event ready[256];
-    while (answered + failed < wanted && !(hold && first_tokens >= connections)) {
+    while (answered + failed < wanted && !(hold && first_tokens + failed >= connections)) {
         int readies = epoll_wait(epoll, ready, 256, 60000);
         if (readies < 0 && errno == EINTR) continue;
         if (readies <= 0) { fprintf(stderr, "no answer for 60 s\n"); break; }

@@ -65,26 +65,35 @@ def run(server, client, command, directory, version):
         command = [command[0], command[1], *reporter, *command[2:]]
     else:
         command = [*command, "-q", f"--junitxml={junit}"]
+    print(f"running {client.name} {version}", flush=True)
     began = time.monotonic()
-    ended = run_command(command, directory, environment_of(server))
+    code, printed = run_command(command, directory, environment_of(server))
     outcome.seconds = time.monotonic() - began
     if junit.is_file():
         judge(outcome, junit, EXPECTED_FAILURES.get(client.name, {}))
-    if ended.returncode != 0 and not (outcome.failed or outcome.expected):
-        outcome.failed.append(("the suite", f"exit code {ended.returncode}\n{ended.stdout}"))
+    if code is None:
+        outcome.failed.append(("the suite", f"not done in {SUITE_DEADLINE_S} s\n{printed}"))
+    elif code != 0 and not (outcome.failed or outcome.expected):
+        outcome.failed.append(("the suite", f"exit code {code}\n{printed}"))
     return outcome
 
 
 def run_command(command, directory, environment):
-    return subprocess.run(
+    """The exit code of the command and what it printed; no code if it took too long."""
+    process = subprocess.Popen(
         [str(part) for part in command],
         cwd=directory,
         env=environment,
-        timeout=SUITE_DEADLINE_S,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+    try:
+        printed, _ = process.communicate(timeout=SUITE_DEADLINE_S)
+        return process.returncode, printed
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return None, process.communicate()[0]
 
 
 def environment_of(server):

@@ -29,6 +29,7 @@ const PATIENCE_CONTINUED: Duration = Duration::from_secs(10);
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// A request in tokens.
+#[derive(Clone)]
 pub struct Prompt {
     /// Which model is to answer.
     pub model: String,
@@ -48,6 +49,8 @@ pub struct Prompt {
     pub grammar: String,
     /// Alternatives to report beside each of the prompt's own tokens; none: no report.
     pub prompt_logprobs: Option<u32>,
+    /// A worker that has the prompt's blocks: it is tried first, without asking a router.
+    pub near: Option<WorkerLife>,
     /// Whether the client wants to know why it went where it went.
     pub explain: bool,
 }
@@ -150,6 +153,17 @@ impl Excluded {
         self.since.map(|since| since.elapsed())
     }
 
+    /// One that will not do, through no fault of its own.
+    fn set_aside(&mut self, worker: WorkerLife) {
+        if self.allows(&worker) {
+            self.workers.push((worker, Cause::Failed));
+        }
+    }
+
+    fn allows(&self, worker: &WorkerLife) -> bool {
+        !self.workers.iter().any(|(other, _)| other == worker)
+    }
+
     fn lives(&self) -> Vec<v1::WorkerRef> {
         let reference = |(worker, _): &(WorkerLife, Cause)| v1::WorkerRef {
             worker_id: worker.id.to_string(),
@@ -205,12 +219,15 @@ impl Dispatcher {
         let patience = if prompt.generated.is_empty() { PATIENCE_NEW } else { PATIENCE_CONTINUED };
         let mut numerics = self.models.numerics_of(&prompt.model);
         let mut prompt_blocks = self.hash_blocks(prompt, &numerics);
+        self.exclude_unable(prompt, excluded)?;
+        let mut near = prompt.near.as_ref().filter(|near| excluded.allows(near));
         loop {
             let waited = excluded.waited();
             let given_up = waited.is_some_and(|waited| waited > PATIENCE_CONTINUED);
-            let route = match given_up {
-                false => self.route(prompt, &prompt_blocks, preferred, excluded).await,
-                true => None,
+            let route = match (given_up, near.take()) {
+                (false, Some(near)) => Some(route_to(near)),
+                (false, None) => self.route(prompt, &prompt_blocks, preferred, excluded).await,
+                (true, _) => None,
             };
             let Some(route) = route else {
                 // Where nobody failed, nobody is there.
@@ -247,6 +264,26 @@ impl Dispatcher {
         }
     }
 
+    /// Workers of an earlier version would answer without what the request needs. Errors: all are.
+    fn exclude_unable(&self, prompt: &Prompt, excluded: &mut Excluded) -> Result<(), ApiError> {
+        let needs = [
+            (protocol::FEATURE_GRAMMAR, !prompt.grammar.is_empty()),
+            (protocol::FEATURE_PROMPT_LOGPROBS, prompt.prompt_logprobs.is_some()),
+        ];
+        let needed =
+            needs.into_iter().filter_map(|(feature, is_needed)| is_needed.then_some(feature));
+        let needed: Vec<&str> = needed.collect();
+        if needed.is_empty() {
+            return Ok(());
+        }
+        let (able, unable) = self.models.workers_with(&prompt.model, &needed);
+        if able == 0 && !unable.is_empty() {
+            return Err(ApiError::no_worker_can(&needed));
+        }
+        unable.into_iter().for_each(|worker| excluded.set_aside(worker));
+        Ok(())
+    }
+
     async fn start(
         &self,
         prompt: &Prompt,
@@ -256,6 +293,8 @@ impl Dispatcher {
     ) -> Result<RequestStream, SessionError> {
         let prefill = match route.prefill_worker_id.as_str() {
             "" => None,
+            // Only who decodes it reports on it.
+            _ if prompt.prompt_logprobs.is_some() => None,
             id => self.prefill_worker(id, route.prefill_incarnation),
         };
         tracing::debug!(
@@ -349,5 +388,14 @@ impl Dispatcher {
             incarnation: worker.incarnation,
             data_endpoint: worker.data_endpoint,
         })
+    }
+}
+
+/// To a worker that has the prompt's blocks already.
+fn route_to(worker: &WorkerLife) -> v1::Route {
+    v1::Route {
+        worker_id: worker.id.to_string(),
+        incarnation: worker.incarnation.0,
+        ..Default::default()
     }
 }

@@ -1,4 +1,4 @@
-//! An answer as it comes: tokens become text, stop strings end it.
+//! One choice as it comes: tokens become text, stop strings end it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -7,30 +7,44 @@ use protocol::v1::{self, FinishReason, RequestUpdate};
 
 use crate::migration::TokenStream;
 use crate::models::Model;
-use crate::openai::{ApiError, TokenText, Usage};
+use crate::openai::{ApiError, TokenText};
 use crate::text::{Detokenizer, StopMatcher};
 
-/// What an answer gained.
+/// What a choice gained.
 #[derive(Debug, Default)]
 pub struct Piece {
     /// Text that is certain: whole characters, no part of a stop string.
     pub text: String,
     /// One entry per token of that text, where the request asked for logprobs.
     pub logprobs: Vec<TokenText>,
-    /// Counts so far.
-    pub usage: Usage,
-    /// Why the answer ended with this piece: `stop` or `length`.
+    /// The prompt's tokens from the second on, where the request asked for them.
+    pub prompt: Vec<TokenText>,
+    /// Tokens generated, also those without text.
+    pub tokens: u32,
+    /// How many tokens of the prompt the prefix cache saved, with the first piece.
+    pub cached_tokens: Option<u32>,
+    /// Why the choice ended with this piece: `stop` or `length`.
     pub finish: Option<&'static str>,
 }
 
-/// An answer under way. Dropping it cancels the request.
+/// How a choice's tokens become text.
+#[derive(Clone)]
+pub struct Transcription {
+    /// Whose tokens they are.
+    pub model: Arc<Model>,
+    /// Strings that end the choice.
+    pub stop: Vec<String>,
+    /// Special tokens whose text is shown, because someone reads them.
+    pub shown_specials: Arc<[u32]>,
+}
+
+/// A choice under way. Dropping it cancels its request.
 pub struct Generation {
-    model: Arc<Model>,
-    /// Absent once the answer has ended.
+    transcription: Transcription,
+    /// Absent once the choice has ended.
     stream: Option<TokenStream>,
     detokenizer: Detokenizer,
     stop: StopMatcher,
-    usage: Usage,
     /// Logprobs of tokens whose text is held back, because a stop string may begin there.
     held: VecDeque<HeldLogprobs>,
     decoded_bytes: usize,
@@ -46,19 +60,13 @@ struct HeldLogprobs {
 }
 
 impl Generation {
-    /// The answer that `stream` brings.
-    pub fn new(
-        model: Arc<Model>,
-        stream: TokenStream,
-        stop: Vec<String>,
-        prompt_tokens: u32,
-    ) -> Self {
+    /// The choice that `stream` brings.
+    pub fn new(transcription: Transcription, stream: TokenStream) -> Self {
         Self {
-            model,
+            stop: StopMatcher::new(transcription.stop.clone()),
+            transcription,
             stream: Some(stream),
             detokenizer: Detokenizer::default(),
-            stop: StopMatcher::new(stop),
-            usage: Usage { prompt_tokens, ..Default::default() },
             held: VecDeque::new(),
             decoded_bytes: 0,
             decoded_characters: 0,
@@ -66,27 +74,38 @@ impl Generation {
         }
     }
 
-    /// What the answer gains next; nothing after its end. Errors: no worker can go on with it.
+    /// What brings it; nothing after its end.
+    pub fn stream(&self) -> Option<&TokenStream> {
+        self.stream.as_ref()
+    }
+
+    /// What the choice gains next; nothing after its end. Errors: no worker can go on with it.
     pub async fn next(&mut self) -> Result<Option<Piece>, ApiError> {
         let Some(stream) = &mut self.stream else { return Ok(None) };
-        let piece = stream.next().await.map(|update| self.take(update));
-        if !matches!(piece, Ok(Piece { finish: None, .. })) {
-            // Where a stop string ended it, this cancels what the worker still does.
-            self.stream = None;
-        }
-        piece.map(Some)
+        let update = match stream.next().await {
+            Ok(update) => update,
+            Err(error) => {
+                self.stream = None;
+                return Err(error);
+            }
+        };
+        Ok(Some(self.take(update)))
+    }
+
+    /// What has come already, if anything.
+    pub fn ready(&mut self) -> Option<Piece> {
+        let update = self.stream.as_mut()?.ready()?;
+        Some(self.take(update))
     }
 
     fn take(&mut self, update: RequestUpdate) -> Piece {
         let finish = update.finish();
-        if let Some(cached_tokens) = update.cached_tokens {
-            self.usage.cached_tokens = cached_tokens;
-        }
-        let mut piece = Piece::default();
+        let mut piece = Piece { cached_tokens: update.cached_tokens, ..Default::default() };
+        piece.prompt = self.prompt_report(&update.prompt_tokens);
         let mut stopped = false;
         let tokens = update.tokens.len();
         for (index, token) in update.tokens.into_iter().enumerate() {
-            self.usage.completion_tokens += 1;
+            piece.tokens += 1;
             // The token that stops is counted and not shown.
             if finish == FinishReason::Stop && index + 1 == tokens {
                 break;
@@ -107,38 +126,29 @@ impl Generation {
         }
         self.emitted_bytes += piece.text.len();
         piece.logprobs = self.release_logprobs(piece.finish.is_some(), stopped);
-        piece.usage = self.usage;
+        if piece.finish.is_some() {
+            // Where a stop string ended it, this cancels what the worker still does.
+            self.stream = None;
+        }
         piece
     }
 
     /// Adds what of a token's text is certain to `text`. True: a stop string is complete.
     fn append(&mut self, token: &v1::Token, text: &mut String) -> bool {
-        let tokenizer = &self.model.tokenizer;
-        let decoded = self.detokenizer.push(tokenizer, token.id);
+        let Transcription { model, shown_specials, .. } = &self.transcription;
+        let tokenizer = &model.tokenizer;
+        let is_shown = shown_specials.contains(&token.id);
+        let decoded = self.detokenizer.push(tokenizer, token.id, is_shown);
         let (start, offset_characters) = (self.decoded_bytes, self.decoded_characters);
         self.decoded_bytes += decoded.len();
-        self.decoded_characters += decoded.chars().count();
         if let Some(logprob) = token.logprob.filter(|_| !tokenizer.is_special(token.id)) {
-            let token = self.with_text(token, logprob, offset_characters);
+            self.decoded_characters += decoded.chars().count();
+            let token = with_text(model, token, Some(logprob), offset_characters);
             self.held.push_back(HeldLogprobs { start, end: self.decoded_bytes, token });
         }
         let matched = self.stop.push(&decoded);
         text.push_str(&matched.emit);
         matched.stopped
-    }
-
-    fn with_text(&self, token: &v1::Token, logprob: f32, offset_characters: usize) -> TokenText {
-        let tokenizer = &self.model.tokenizer;
-        let bytes = |id: u32| tokenizer.token_bytes(id).to_vec();
-        let text = |id: u32| String::from_utf8_lossy(tokenizer.token_bytes(id)).into_owned();
-        let alternative = |top: &v1::TokenLogprob| (text(top.id), bytes(top.id), top.logprob);
-        TokenText {
-            text: text(token.id),
-            bytes: bytes(token.id),
-            offset_characters,
-            logprob,
-            top: token.top_logprobs.iter().map(alternative).collect(),
-        }
     }
 
     /// Logprobs go out with their token's text: those of a stop string never do.
@@ -151,5 +161,30 @@ impl Generation {
         };
         let count = self.held.iter().take_while(|held| is_out(held)).count();
         self.held.drain(..count).map(|held| held.token).collect()
+    }
+
+    fn prompt_report(&self, tokens: &[v1::Token]) -> Vec<TokenText> {
+        let model = &self.transcription.model;
+        tokens.iter().map(|token| with_text(model, token, token.logprob, 0)).collect()
+    }
+}
+
+/// A token as logprobs report it.
+pub fn with_text(
+    model: &Model,
+    token: &v1::Token,
+    logprob: Option<f32>,
+    offset_characters: usize,
+) -> TokenText {
+    let bytes = |id: u32| model.tokenizer.token_bytes(id).to_vec();
+    let text = |id: u32| String::from_utf8_lossy(model.tokenizer.token_bytes(id)).into_owned();
+    let alternative = |top: &v1::TokenLogprob| (text(top.id), bytes(top.id), top.logprob);
+    TokenText {
+        text: text(token.id),
+        bytes: bytes(token.id),
+        offset_characters,
+        logprob,
+        is_echoed: false,
+        top: token.top_logprobs.iter().map(alternative).collect(),
     }
 }

@@ -6,7 +6,9 @@
 mod http;
 mod openai;
 mod text;
+mod tools;
 
+mod choices;
 mod dispatch;
 mod generation;
 mod migration;
@@ -26,7 +28,7 @@ use dispatch::Dispatcher;
 use migration::Migrations;
 use models::Models;
 
-pub use http::{Origin, OriginError};
+pub use http::{ConnectionLimits, Origin, OriginError};
 pub use models::{CardError, check_card};
 
 /// Limits of a gateway.
@@ -38,6 +40,10 @@ pub struct GatewayConfig {
     pub body_bytes_max: usize,
     /// After a shutdown began, requests may go on for this long.
     pub grace: Duration,
+    /// What connections may do.
+    pub connections: ConnectionLimits,
+    /// A request's body of which nothing comes for this long is given up.
+    pub body_silence_max: Duration,
     /// Origins whose pages may ask; without any, no response is marked for browsers.
     pub cors_origins: Vec<Origin>,
     /// For tests that must notice it: an answer that migrates repeats a token.
@@ -50,6 +56,8 @@ impl Default for GatewayConfig {
             requests_max: 4096,
             body_bytes_max: 64 << 20,
             grace: Duration::from_secs(10),
+            connections: ConnectionLimits::default(),
+            body_silence_max: Duration::from_secs(30),
             cors_origins: Vec::new(),
             breaks_migration: false,
         }
@@ -148,7 +156,7 @@ impl Gateway {
         };
         tokio::select! {
             biased;
-            () = http::serve(listener, app, shutdown.clone()) => {}
+            () = http::serve(listener, app, self.config.connections, shutdown.clone()) => {}
             () = self.follow_workers() => {}
             () = grace_over => {}
         }

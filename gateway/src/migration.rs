@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use protocol::WorkerLife;
 use protocol::v1::{self, RequestUpdate, failure::Kind};
 use tokio::time::Instant;
 
@@ -59,6 +60,8 @@ pub struct TokenStream {
     failures: usize,
     /// The answer has no worker now.
     is_adrift: bool,
+    /// A failure that has come and waits to be handled.
+    failed: Option<RequestUpdate>,
     /// Since when the answer waits for another worker's first token.
     migrating_since: Option<Instant>,
 }
@@ -78,6 +81,7 @@ impl TokenStream {
             excluded,
             failures: 0,
             is_adrift: false,
+            failed: None,
             migrating_since: None,
         })
     }
@@ -92,6 +96,25 @@ impl TokenStream {
         &self.placed.explanation
     }
 
+    /// Who has it now, or had it last.
+    pub fn worker(&self) -> &WorkerLife {
+        &self.placed.worker
+    }
+
+    /// What has come already, if anything, and if it is no failure.
+    pub fn ready(&mut self) -> Option<RequestUpdate> {
+        if self.is_adrift || self.failed.is_some() {
+            return None;
+        }
+        match self.placed.stream.ready()? {
+            update if update.failure.is_some() => {
+                self.failed = Some(update);
+                None
+            }
+            update => Some(self.taken(update)),
+        }
+    }
+
     /// The next tokens, or the end; never a failure. Errors: the request is at fault, or no worker is
     /// left to go on.
     pub async fn next(&mut self) -> Result<RequestUpdate, ApiError> {
@@ -99,7 +122,11 @@ impl TokenStream {
             if self.is_adrift {
                 self.place_again().await?;
             }
-            let cause = match self.placed.stream.next().await {
+            let next = match self.failed.take() {
+                Some(failed) => Ok(failed),
+                None => self.placed.stream.next().await,
+            };
+            let cause = match next {
                 Ok(RequestUpdate { failure: Some(failure), .. }) => self.cause_of(&failure)?,
                 Ok(update) => return Ok(self.taken(update)),
                 Err(lost) => lost.into(),
@@ -120,6 +147,10 @@ impl TokenStream {
             update.cached_tokens = None;
         }
         self.prompt.generated.extend(update.tokens.iter().map(|token| token.id));
+        if !update.tokens.is_empty() {
+            // It came with the first tokens.
+            self.prompt.prompt_logprobs = None;
+        }
         update
     }
 
@@ -129,7 +160,7 @@ impl TokenStream {
             Kind::Invalid if self.prompt.generated.is_empty() => {
                 Err(ApiError::invalid_value("prompt", failure.message.clone()))
             }
-            Kind::Grammar => Err(ApiError::grammar(&failure.message)),
+            Kind::Grammar => Err(ApiError::grammar("response_format", &failure.message)),
             Kind::Overloaded => Ok(Cause::Overloaded),
             Kind::Unavailable => Ok(Cause::Leaving),
             Kind::Invalid | Kind::Internal | Kind::Unspecified => {

@@ -1,9 +1,10 @@
 //! The models that can be asked, and the workers that serve them, as the registry tells.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use grammar::{Compiler, GrammarError};
 use messaging::{Change, Network};
 use parking_lot::RwLock;
 use prost::Message;
@@ -15,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::text::{ChatTemplate, TemplateError};
+use crate::tools::Dialect;
 
 /// Model cards contain a tokenizer, which is far above gRPC's usual limit.
 const CARD_BYTES_MAX: usize = 256 << 20;
@@ -47,9 +49,15 @@ pub struct Model {
     /// Unix time.
     pub created_s: u64,
     /// Text to tokens and back.
-    pub tokenizer: Tokenizer,
+    pub tokenizer: Arc<Tokenizer>,
+    /// What ends a text, as the grammars' compiler needs to know it.
+    eos_token_id: Option<u32>,
+    /// Made for the first request with a grammar.
+    compiler: OnceLock<Result<Compiler, GrammarError>>,
     /// Messages to text; a model without one serves completions only.
     pub template: Option<ChatTemplate>,
+    /// How it writes calls and reasoning.
+    pub dialect: Dialect,
 }
 
 /// Numerics ids, each with a block size.
@@ -88,9 +96,29 @@ impl Model {
             context_tokens: card.context_tokens as usize,
             vocabulary_size,
             created_s: card.created_s,
-            tokenizer,
+            dialect: Dialect::of(card.chat_template.as_deref(), &tokenizer),
+            eos_token_id: card.eos_token.as_ref().and_then(|token| tokenizer.token_id(token)),
+            tokenizer: Arc::new(tokenizer),
+            compiler: OnceLock::new(),
             template: template_of(card)?,
         })
+    }
+}
+
+impl Model {
+    /// The grammar of this text, if it was compiled lately.
+    pub fn has_compiled(&self, grammar: &str) -> bool {
+        let compiler = self.compiler.get().and_then(|compiler| compiler.as_ref().ok());
+        compiler.is_some_and(|compiler| compiler.cached(grammar).is_some())
+    }
+
+    /// Whether answers can be made to match a grammar; takes some 100 ms, the first time longer.
+    pub fn check_grammar(&self, grammar: &str) -> Result<(), GrammarError> {
+        let compiler = self.compiler.get_or_init(|| {
+            let ends: Vec<u32> = self.eos_token_id.into_iter().collect();
+            Compiler::new(self.tokenizer.clone(), self.vocabulary_size, &ends)
+        });
+        compiler.as_ref().map_err(GrammarError::clone)?.compile(grammar).map(|_| ())
     }
 }
 
@@ -160,6 +188,21 @@ impl Models {
         let known = self.known.read();
         let serving = known.workers.values().filter(|worker| worker.model == model);
         serving.map(|worker| (worker.numerics_id.clone(), worker.block_size as usize)).collect()
+    }
+
+    /// How many workers of a model have all these features, and which lack one.
+    pub fn workers_with(&self, model: &str, features: &[&str]) -> (usize, Vec<WorkerLife>) {
+        let known = self.known.read();
+        let has = |worker: &v1::WorkerRegistration, feature: &&str| {
+            worker.features.iter().any(|present| present == feature)
+        };
+        let serving = known.workers.iter().filter(|(_, worker)| worker.model == model);
+        let (able, unable): (Vec<_>, Vec<_>) =
+            serving.partition(|(_, worker)| features.iter().all(|feature| has(worker, feature)));
+        let mut unable: Vec<WorkerLife> =
+            unable.into_iter().map(|(life, _)| life.clone()).collect();
+        unable.sort_unstable();
+        (able.len(), unable)
     }
 
     /// Whether a request could be served: some model has a worker that stays.

@@ -2,6 +2,7 @@
 //! come.
 
 use std::collections::{BTreeMap, HashMap};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -198,15 +199,29 @@ impl Session {
 /// Hands a session's frames out to its requests until it ends, which ends them all. Dropping the frames
 /// then has the worker cancel what it still does.
 async fn deliver(mut frames: Streaming<v1::StepFrame>, requests: Arc<Mutex<Requests>>) {
+    let mut heard = Instant::now();
+    // Set anew where it fires alone: a timer per frame would cost more than the frame.
+    let mut silence = pin!(tokio::time::sleep_until(heard + SILENCE_MAX));
     let lost = loop {
-        let frame = match tokio::time::timeout(SILENCE_MAX, frames.message()).await {
-            Ok(Ok(Some(frame))) => frame,
-            Ok(Ok(None)) => break Lost::Ended,
-            Ok(Err(error)) => {
+        let message = tokio::select! {
+            biased;
+            message = frames.message() => message,
+            () = silence.as_mut() => {
+                if heard.elapsed() >= SILENCE_MAX {
+                    break Lost::Silent;
+                }
+                silence.as_mut().reset(heard + SILENCE_MAX);
+                continue;
+            }
+        };
+        heard = Instant::now();
+        let frame = match message {
+            Ok(Some(frame)) => frame,
+            Ok(None) => break Lost::Ended,
+            Err(error) => {
                 tracing::info!(error = error.message(), "a worker's session broke");
                 break Lost::Ended;
             }
-            Err(_) => break Lost::Silent,
         };
         if let Requests::Open(requests) = &mut *requests.lock() {
             frame.updates.into_iter().for_each(|update| hand_out(requests, update));
@@ -234,6 +249,13 @@ fn ends(update: &RequestUpdate) -> bool {
 }
 
 impl RequestStream {
+    /// What has come already, if anything.
+    pub fn ready(&mut self) -> Option<RequestUpdate> {
+        let update = self.updates.try_recv().ok();
+        self.ended |= update.as_ref().is_some_and(ends);
+        update
+    }
+
     /// The next news. Errors: the session brings no more.
     pub async fn next(&mut self) -> Result<RequestUpdate, Lost> {
         let update = self.updates.recv().await;

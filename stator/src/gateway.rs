@@ -21,7 +21,7 @@ pub const OPEN_API: &str = "the API asks for no keys: anyone who reaches it may 
 /// Runs a gateway until a signal ends it, then lets running requests end.
 pub async fn command(arguments: GatewayArgs) -> Result<(), CommandError> {
     let mut signals = Signals::listen()?;
-    let GatewayArgs { component, listen, cors, tls } = arguments;
+    let GatewayArgs { component, listen, clients, tls } = arguments;
     let name = cluster::name(component.name.as_deref(), "gateway")?;
     // TLS is between components: the API itself is plain HTTP.
     let protection = Protection { insecure: component.insecure, client_certificates: false };
@@ -36,8 +36,7 @@ pub async fn command(arguments: GatewayArgs) -> Result<(), CommandError> {
     let address = listener.local_addr()?;
     let grace = Duration::from_secs(component.drain_timeout);
     let breaks_migration = component.test_defect == Some(TestDefect::BrokenMigration);
-    let cors_origins = cors.cors_origin;
-    let config = GatewayConfig { grace, cors_origins, breaks_migration, ..Default::default() };
+    let config = GatewayConfig { grace, breaks_migration, ..clients.limits() };
     let metrics = Metrics::new();
     observe::network(&metrics, &network);
     let gateway = Gateway::new(config, network.clone());

@@ -172,8 +172,7 @@ fn start_gateway(
     observe::engines(&metrics, hosts.to_vec());
     observe::leases(&metrics, leases);
     let grace = Duration::from_secs(arguments.grace_period_s);
-    let cors_origins = arguments.cors.cors_origin.clone();
-    let config = GatewayConfig { grace, cors_origins, ..Default::default() };
+    let config = GatewayConfig { grace, ..arguments.clients.limits() };
     let gateway = Gateway::new(config, network.clone());
     let gateway = Arc::new(gateway.with_routes(telemetry::metrics_route(&metrics)));
     observe::gateway(&metrics, &gateway);

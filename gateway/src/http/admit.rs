@@ -10,6 +10,7 @@ use axum::http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE};
 use http_body_util::BodyExt;
 use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
 use super::identify::RequestId;
 use crate::GatewayConfig;
@@ -19,11 +20,15 @@ use crate::openai::ApiError;
 /// When to come back if too many requests are under way.
 const FULL_RETRY_S: u64 = 1;
 
-/// A body of which nothing comes for this long is given up.
-const BODY_SILENCE_MAX: Duration = Duration::from_secs(30);
+/// A body comes at least so fast on average, after a first silence.
+const BODY_BYTES_PER_S_MIN: usize = 8 << 10;
 
 /// A request with this header set to 1 is answered with `x-stator-route`.
 const X_STATOR_DEBUG: &str = "x-stator-debug";
+
+/// What is read of a body that nobody wants.
+const DISCARDED_BYTES_MAX: usize = 64 << 10;
+const DISCARD_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// Larger bodies are parsed, rendered and tokenized where they do not hold up other requests.
 const INLINE_BODY_BYTES_MAX: usize = 16 * 1024;
@@ -36,6 +41,8 @@ pub struct Admission {
     /// hold as much as the largest one may, because text takes far more room while it is worked on.
     bytes: Arc<Semaphore>,
     body_bytes_max: usize,
+    /// A body of which nothing comes for so long is given up.
+    body_silence_max: Duration,
 }
 
 /// A request that has its place, until this is dropped.
@@ -61,6 +68,7 @@ impl Admission {
             requests,
             bytes: Arc::new(Semaphore::new(config.body_bytes_max)),
             body_bytes_max: config.body_bytes_max,
+            body_silence_max: config.body_silence_max,
         }
     }
 
@@ -71,11 +79,14 @@ impl Admission {
         request: Request,
         parse: fn(&Value) -> Result<T, ApiError>,
     ) -> Result<(Admitted, T), ApiError> {
-        let room = self.requests.clone().try_acquire_owned();
-        let room = room.map_err(|_| ApiError::overloaded(FULL_RETRY_S))?;
         let (parts, body) = request.into_parts();
-        check_headers(&parts.headers)?;
-        self.check_declared_bytes(&parts.headers)?;
+        let room = match self.place(&parts.headers) {
+            Ok(room) => room,
+            Err(error) => {
+                discard(body).await;
+                return Err(error);
+            }
+        };
         let (bytes, body) = self.read(body).await?;
         let (body, parsed) = in_place_or_aside(body, move || {
             let json = serde_json::from_slice(&bytes).map_err(|e| ApiError::malformed_json(&e))?;
@@ -88,6 +99,15 @@ impl Admission {
         Ok((Admitted { request_id, room, explain_route, body }, parsed))
     }
 
+    /// A place for a request with these headers.
+    fn place(&self, headers: &HeaderMap) -> Result<OwnedSemaphorePermit, ApiError> {
+        let room = self.requests.clone().try_acquire_owned();
+        let room = room.map_err(|_| ApiError::overloaded(FULL_RETRY_S))?;
+        check_headers(headers)?;
+        self.check_declared_bytes(headers)?;
+        Ok(room)
+    }
+
     fn check_declared_bytes(&self, headers: &HeaderMap) -> Result<(), ApiError> {
         let declared = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
         match declared.and_then(|text| text.parse::<usize>().ok()) {
@@ -98,11 +118,20 @@ impl Admission {
         }
     }
 
+    /// When the next part of a body must be there.
+    fn body_deadline(&self, began: Instant, bytes: usize) -> Instant {
+        let (silence, earned_s) = (self.body_silence_max, bytes / BODY_BYTES_PER_S_MIN);
+        let average = began + silence + Duration::from_secs(earned_s as u64);
+        average.min(Instant::now() + silence)
+    }
+
     /// Reads a body, taking room for what has come: what is only announced takes none.
     async fn read(&self, mut body: Body) -> Result<(Vec<u8>, BodyRoom), ApiError> {
         let (mut bytes, mut permits) = (Vec::new(), None::<OwnedSemaphorePermit>);
+        let began = Instant::now();
         loop {
-            let frame = tokio::time::timeout(BODY_SILENCE_MAX, body.frame()).await;
+            let deadline = self.body_deadline(began, bytes.len());
+            let frame = tokio::time::timeout_at(deadline, body.frame()).await;
             let frame = match frame.map_err(|_| ApiError::body_timed_out())? {
                 None => break,
                 Some(frame) => frame.map_err(|_| ApiError::unreadable_body())?,
@@ -160,6 +189,22 @@ async fn in_place_or_aside<T: Send + 'static>(
     }
     let aside = tokio::task::spawn_blocking(move || work().map(|done| (body, done)));
     aside.await.map_err(|_| ApiError::internal())?
+}
+
+/// Reads a body that nobody wants, if it is small and on its way: with bytes unread, its connection
+/// could carry no further request.
+pub async fn discard(mut body: Body) {
+    let mut left_bytes = DISCARDED_BYTES_MAX;
+    let reading = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            left_bytes = left_bytes.saturating_sub(frame.data_ref().map_or(0, |data| data.len()));
+            if left_bytes == 0 {
+                return;
+            }
+        }
+    };
+    // Whoever takes longer, or sends more, connects anew.
+    let _ = tokio::time::timeout(DISCARD_TIME_MAX, reading).await;
 }
 
 /// JSON, with whatever parameters; or nothing said, as some clients do. Not compressed.

@@ -6,9 +6,10 @@ use axum::extract::{Request, State};
 use axum::response::Response;
 
 use super::Shared;
-use super::generate::{Endpoint, Tokenized, encode, find_model, respond};
+use super::asked::{Asked, Endpoint, PromptTokens};
+use super::generate::{encode, find_model, respond};
 use crate::models::Model;
-use crate::openai::{ApiError, CompletionRequest, Prompt};
+use crate::openai::{ApiError, CompletionRequest, Prompt, PromptContent};
 
 /// Continues a text, or token ids.
 pub async fn handle(
@@ -16,26 +17,39 @@ pub async fn handle(
     request: Request,
 ) -> Result<Response, ApiError> {
     let (admitted, completion) = shared.admission.admit(request, CompletionRequest::parse).await?;
-    let CompletionRequest { parameters, prompt } = completion;
+    let CompletionRequest { parameters, prompts, constraint } = completion;
     let model = find_model(&shared, &parameters.model)?;
-    let prepare = move |model: &Model| match prompt {
-        Prompt::Text(text) => encode(model, "prompt", &text, true),
-        Prompt::Tokens(tokens) => check_tokens(model, tokens),
-    };
-    let (place, prompt) = admitted.tokens(&model, prepare).await?;
-    let tokenized = Tokenized { endpoint: Endpoint::Completion, model, parameters, prompt };
-    respond(&shared, place, tokenized).await
+    let prepare =
+        move |model: &Model| prompts.into_iter().map(|prompt| tokens(model, prompt)).collect();
+    let (place, prompts) = admitted.tokens(&model, prepare).await?;
+    let endpoint = Endpoint::Completion;
+    let grammar = String::new();
+    respond(&shared, place, Asked { endpoint, model, parameters, prompts, grammar, speech: None })
+        .await
 }
 
-fn check_tokens(model: &Model, tokens: Vec<u32>) -> Result<Vec<u32>, ApiError> {
+fn tokens(model: &Model, Prompt { path, content }: Prompt) -> Result<PromptTokens, ApiError> {
+    match content {
+        PromptContent::Text(text) => {
+            let tokens = encode(model, &path, &text, true)?;
+            Ok(PromptTokens { tokens, text: Some(text) })
+        }
+        PromptContent::Tokens(tokens) => {
+            check_tokens(model, &path, &tokens)?;
+            Ok(PromptTokens { tokens, text: None })
+        }
+    }
+}
+
+fn check_tokens(model: &Model, path: &str, tokens: &[u32]) -> Result<(), ApiError> {
     let wrong = tokens.iter().position(|token| *token as usize >= model.vocabulary_size);
     match wrong {
         Some(index) => Err(ApiError::above_maximum(
-            &format!("prompt[{index}]"),
+            &format!("{path}[{index}]"),
             "integer",
             model.vocabulary_size - 1,
             tokens[index],
         )),
-        None => Ok(tokens),
+        None => Ok(()),
     }
 }

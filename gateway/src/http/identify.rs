@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use axum::extract::Request;
-use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
@@ -23,6 +23,9 @@ const VERSION: HeaderValue = HeaderValue::from_static("2020-10-01");
 /// A client's own id is kept up to this length.
 const CLIENT_ID_BYTES_MAX: usize = 128;
 
+/// A longer path with its query is refused with 414.
+const URL_BYTES_MAX: usize = 8 << 10;
+
 /// Headers of a request, and their names and values in bytes; more are refused with 431. A connection
 /// reads somewhat more, so that the refusal can say why.
 const HEADERS_MAX: usize = 96;
@@ -36,7 +39,7 @@ pub struct RequestId(pub String);
 pub async fn layer(mut request: Request, next: Next) -> Response {
     let began = Instant::now();
     let id = client_id(request.headers()).unwrap_or_else(|| random_id("req_"));
-    let mut response = match check_size(request.headers()) {
+    let mut response = match check_size(request.uri(), request.headers()) {
         Ok(()) => {
             request.extensions_mut().insert(RequestId(id.clone()));
             next.run(request).await
@@ -64,7 +67,10 @@ fn client_id(headers: &HeaderMap) -> Option<String> {
     is_good.then(|| given.to_string())
 }
 
-fn check_size(headers: &HeaderMap) -> Result<(), ApiError> {
+fn check_size(url: &Uri, headers: &HeaderMap) -> Result<(), ApiError> {
+    if url.path_and_query().is_some_and(|path| path.as_str().len() > URL_BYTES_MAX) {
+        return Err(ApiError::url_too_long(URL_BYTES_MAX));
+    }
     if headers.len() > HEADERS_MAX {
         return Err(ApiError::headers_too_large(&format!("{HEADERS_MAX} headers")));
     }
@@ -111,12 +117,15 @@ mod tests {
                 let name: HeaderName = format!("x-{number:04}").parse().unwrap();
                 map.insert(name, HeaderValue::from_str(&"v".repeat(value_bytes)).unwrap());
             }
-            let refused = check_size(&map).err().map(|error| error.message);
+            let refused = check_size(&Uri::from_static("/"), &map).err().map(|error| error.message);
             let expected = limit.map(|limit| {
                 format!("The headers of your request are larger than the limit of {limit}.")
             });
             assert_eq!(refused, expected, "{headers} of {value_bytes}");
         }
+        let long: Uri = format!("/{}", "x".repeat(8 << 10)).parse().unwrap();
+        let refused = check_size(&long, &HeaderMap::new()).unwrap_err();
+        assert_eq!(refused.status, 414);
         check(96, 300, None);
         check(97, 1, Some("96 headers"));
         check(1, (32 << 10) - 6, None);

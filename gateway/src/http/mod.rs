@@ -1,5 +1,9 @@
 //! The HTTP server: routes, what every response carries, and the two generating endpoints.
 
+mod bare_refusal;
+mod client_stream;
+mod connection;
+mod http2_streams;
 mod serve;
 
 mod cors;
@@ -7,11 +11,17 @@ mod elsewhere;
 mod identify;
 
 mod admit;
+mod asked;
 mod chat;
-mod chunks;
 mod completions;
+mod constrain;
 mod generate;
+
+mod chunks;
+mod echo;
+mod speaker;
 mod sse;
+mod whole;
 
 mod listing;
 mod tokenize;
@@ -26,6 +36,8 @@ use axum::routing::{get, post};
 use tokio_util::sync::CancellationToken;
 
 pub use admit::Admission;
+pub use connection::ConnectionLimits;
+use constrain::GrammarCheck;
 pub use cors::{Origin, OriginError};
 pub use serve::serve;
 
@@ -38,6 +50,7 @@ pub struct Shared {
     models: Arc<Models>,
     dispatcher: Arc<Dispatcher>,
     admission: Admission,
+    grammars: GrammarCheck,
     /// Cancelled when the server cannot wait for answers any longer.
     cut: CancellationToken,
 }
@@ -52,7 +65,8 @@ pub fn app(
     others: Router,
     origins: &[Origin],
 ) -> Router {
-    let shared = Arc::new(Shared { models, dispatcher, admission, cut });
+    let shared =
+        Arc::new(Shared { models, dispatcher, admission, grammars: GrammarCheck::new(), cut });
     let routes = api("/v1")
         .merge(api(""))
         .route("/health", get(|| async { StatusCode::OK }))

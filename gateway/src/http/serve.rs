@@ -1,34 +1,51 @@
-//! The accept loop: connections with deadlines, and an orderly end.
+//! The accept loop: so many connections at once, and an orderly end.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-/// A request's head must be complete this long after the connection began to wait for it; so idle
-/// connections are closed too.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(60);
+use super::connection::{self, ConnectionLimits};
 
 /// Pause after an accept failed, which it does while file descriptors are short.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(50);
 
-/// Serves until `shutdown`, then until the last request has ended.
-pub async fn serve(listener: TcpListener, app: Router, shutdown: CancellationToken) {
-    let mut builder = http1::Builder::new();
-    builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-    let graceful = GracefulShutdown::new();
-    while let Some(accepted) = shutdown.run_until_cancelled(listener.accept()).await {
-        match accepted {
+/// Serves until `shutdown`, then until the last request has ended. At the limit of connections,
+/// further ones wait in the listener's queue.
+pub async fn serve(
+    listener: TcpListener,
+    app: Router,
+    limits: ConnectionLimits,
+    shutdown: CancellationToken,
+) {
+    let places_max = limits.connections_max.min(Semaphore::MAX_PERMITS) as u32;
+    let places = Arc::new(Semaphore::new(places_max as usize));
+    let accepting = async {
+        loop {
+            let place = places.clone().acquire_owned().await;
+            let stream = accept(&listener).await;
+            let served = connection::serve(stream, app.clone(), limits, shutdown.clone());
+            tokio::spawn(async move {
+                served.await;
+                drop(place);
+            });
+        }
+    };
+    let _: Option<()> = shutdown.run_until_cancelled(accepting).await;
+    drop(listener);
+    let _every_place = places.acquire_many(places_max).await;
+}
+
+/// The next connection.
+async fn accept(listener: &TcpListener) -> TcpStream {
+    loop {
+        match listener.accept().await {
             Ok((stream, _)) => {
                 without_delay(&stream);
-                let service = TowerToHyperService::new(app.clone());
-                let connection = builder.serve_connection(TokioIo::new(stream), service);
-                tokio::spawn(graceful.watch(connection));
+                return stream;
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
@@ -36,8 +53,6 @@ pub async fn serve(listener: TcpListener, app: Router, shutdown: CancellationTok
             }
         }
     }
-    drop(listener);
-    graceful.shutdown().await;
 }
 
 /// Without this, small writes of a stream wait for the client's acknowledgements.

@@ -2,25 +2,33 @@
 //!
 //! Only `data:` lines and comments are written: widespread clients fail on `event:`, `id:` and
 //! `retry:` lines here.
+//!
+//! A token goes out as soon as it comes. Where the socket is busy, what comes meanwhile goes out
+//! together; how much that can be is bounded by the tokens that the request may have.
 
+use std::convert::Infallible;
+use std::pin::pin;
 use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use futures::stream;
+use futures::Stream;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::chunks::Chunks;
-use crate::generation::{Generation, Piece};
-use crate::openai::ApiError;
+use crate::choices::{Choices, News};
+use crate::openai::{ApiError, Usage};
 
 /// A comment is sent after this long without news, so that proxies keep the connection.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEP_ALIVE: &[u8] = b": keep-alive\n\n";
-const DONE: &str = "data: [DONE]\n\n";
+
+/// What goes out together is no more than this, and one token's events.
+const WRITE_BYTES: usize = 16 * 1024;
 
 /// What a stream has to do with the rest of the server.
 pub struct Ends {
@@ -30,24 +38,18 @@ pub struct Ends {
     pub cut: CancellationToken,
 }
 
-/// An answer whose first piece has come already. The client's going drops the generation, which
-/// cancels it.
-pub fn response(chunks: Chunks, first: Piece, generation: Generation, ends: Ends) -> Response {
-    let mut opening = Events::default();
-    opening.data(chunks.first(first.usage));
-    let ended = opening.piece(&chunks, &first);
-    let writer = Writer { chunks, generation, ends };
-    let rest = (!ended).then_some(writer);
-    let events = stream::unfold(Next { opening: Some(opening), rest }, next);
-    head(Body::from_stream(events))
+/// An answer whose first piece has come already. The client's going drops the choices, which
+/// cancels them.
+pub fn response(chunks: Chunks, first: News, choices: Choices, ends: Ends) -> Response {
+    head(Body::from_stream(events(chunks, first, choices, ends)))
 }
 
-/// An answer that is complete.
-pub fn finished(chunks: Chunks, piece: Piece) -> Response {
-    let mut events = Events::default();
-    events.data(chunks.first(piece.usage));
-    events.piece(&chunks, &piece);
-    head(Body::from(events.text))
+/// An answer of no tokens.
+pub fn nothing(mut chunks: Chunks, choices: Vec<News>, usage: Usage) -> Response {
+    let mut out = Vec::new();
+    choices.into_iter().for_each(|news| chunks.news(&mut out, news, usage));
+    chunks.end(&mut out, usage);
+    head(Body::from(out))
 }
 
 fn head(body: Body) -> Response {
@@ -59,88 +61,55 @@ fn head(body: Body) -> Response {
     (headers, body).into_response()
 }
 
-struct Next {
-    opening: Option<Events>,
-    rest: Option<Writer>,
-}
-
-struct Writer {
-    chunks: Chunks,
-    generation: Generation,
+fn events(
+    mut chunks: Chunks,
+    first: News,
+    mut choices: Choices,
     ends: Ends,
-}
-
-async fn next(mut state: Next) -> Option<(Result<Bytes, std::convert::Infallible>, Next)> {
-    if let Some(opening) = state.opening.take() {
-        return Some((Ok(opening.text.into()), state));
-    }
-    let writer = state.rest.as_mut()?;
-    let (bytes, ended) = writer.next().await;
-    if ended {
-        state.rest = None;
-    }
-    Some((Ok(bytes), state))
-}
-
-impl Writer {
-    /// The next events, and whether they are the last.
-    async fn next(&mut self) -> (Bytes, bool) {
+) -> impl Stream<Item = Result<Bytes, Infallible>> {
+    async_stream::stream! {
+        let mut cut = pin!(ends.cut.clone().cancelled_owned());
+        let mut keep_alive = pin!(tokio::time::sleep(KEEP_ALIVE_INTERVAL));
+        let mut written = Instant::now();
+        let mut news = Ok(Some(first));
         loop {
-            let news = tokio::select! {
-                biased;
-                news = self.generation.next() => news,
-                () = self.ends.cut.cancelled() => Err(ApiError::shutting_down()),
-                () = tokio::time::sleep(KEEP_ALIVE_INTERVAL) => {
-                    return (Bytes::from_static(KEEP_ALIVE), false);
+            let mut out = Vec::with_capacity(512);
+            let mut ended = true;
+            match news {
+                Ok(Some(piece)) => {
+                    chunks.news(&mut out, piece, choices.usage());
+                    while out.len() < WRITE_BYTES && let Some(more) = choices.ready() {
+                        chunks.news(&mut out, more, choices.usage());
+                    }
+                    ended = false;
                 }
-            };
-            let mut events = Events::default();
-            let ended = match news {
-                Ok(Some(piece)) => events.piece(&self.chunks, &piece),
-                Ok(None) => true,
-                Err(error) => {
-                    events.error(&error);
-                    true
-                }
-            };
-            // Text that is held back makes no chunk.
-            if ended || !events.text.is_empty() {
-                return (events.text.into(), ended);
+                Ok(None) => chunks.end(&mut out, choices.usage()),
+                Err(error) => Chunks::error(&mut out, &error),
             }
+            // Text that is held back makes no chunk.
+            if !out.is_empty() {
+                yield Ok(Bytes::from(out));
+                written = Instant::now();
+            }
+            if ended {
+                break;
+            }
+            news = loop {
+                tokio::select! {
+                    biased;
+                    news = choices.next() => break news,
+                    () = cut.as_mut() => break Err(ApiError::shutting_down()),
+                    () = keep_alive.as_mut() => {
+                        // Set anew here alone: a timer per token would cost more than the token.
+                        if written.elapsed() >= KEEP_ALIVE_INTERVAL {
+                            yield Ok(Bytes::from_static(KEEP_ALIVE));
+                            written = Instant::now();
+                        }
+                        keep_alive.as_mut().reset(written + KEEP_ALIVE_INTERVAL);
+                    }
+                }
+            };
         }
-    }
-}
-
-/// Events that go out together.
-#[derive(Default)]
-struct Events {
-    text: String,
-}
-
-impl Events {
-    fn data(&mut self, json: Option<String>) {
-        if let Some(json) = json {
-            self.text.push_str("data: ");
-            self.text.push_str(&json);
-            self.text.push_str("\n\n");
-        }
-    }
-
-    /// Writes a piece; true if it is the last.
-    fn piece(&mut self, chunks: &Chunks, piece: &Piece) -> bool {
-        let logprobs = (!piece.logprobs.is_empty()).then_some(piece.logprobs.as_slice());
-        if !piece.text.is_empty() || logprobs.is_some() {
-            self.data(Some(chunks.text(&piece.text, logprobs, piece.usage)));
-        }
-        let Some(reason) = piece.finish else { return false };
-        self.data(Some(chunks.finish(reason, piece.usage)));
-        self.data(chunks.usage(piece.usage));
-        self.text.push_str(DONE);
-        true
-    }
-
-    fn error(&mut self, error: &ApiError) {
-        self.data(Some(error.envelope().to_string()));
-        self.text.push_str(DONE);
+        drop(ends);
     }
 }

@@ -3,11 +3,15 @@
 
 use serde_json::{Map, Value, json};
 
+use super::constraint::Constraint;
 use super::error::ApiError;
 use super::fields::{Fields, wrong_type};
 use super::parameters::Parameters;
+use super::tools::Tools;
 use super::unsupported::refuse_for_chat;
 
+/// Far above OpenAI's own limit.
+const MESSAGES_MAX: usize = 8192;
 const ROLES: &[&str] = &["developer", "system", "user", "assistant", "tool", "function"];
 
 /// A validated chat request.
@@ -17,6 +21,9 @@ pub struct ChatRequest {
     /// At least one. Each has a `role` and a `content`, which is a string, or null beside
     /// `tool_calls`.
     pub messages: Vec<Value>,
+    pub tools: Tools,
+    /// What the text of the answer must match.
+    pub constraint: Option<Constraint>,
 }
 
 impl ChatRequest {
@@ -25,7 +32,8 @@ impl ChatRequest {
         let fields = Fields::of_body(body)?;
         refuse_for_chat(&fields)?;
         let parameters = Parameters::of_chat(&fields)?;
-        Ok(ChatRequest { parameters, messages: messages(&fields)? })
+        let (tools, constraint) = (Tools::of_chat(&fields)?, Constraint::of(&fields)?);
+        Ok(ChatRequest { parameters, messages: messages(&fields)?, tools, constraint })
     }
 }
 
@@ -34,6 +42,9 @@ pub(super) fn messages(fields: &Fields) -> Result<Vec<Value>, ApiError> {
     let messages = fields.array("messages")?.ok_or_else(|| ApiError::missing("messages"))?;
     if messages.is_empty() {
         return Err(ApiError::empty_array("messages"));
+    }
+    if messages.len() > MESSAGES_MAX {
+        return Err(ApiError::array_too_long("messages", MESSAGES_MAX, messages.len()));
     }
     let read = |(index, value)| message(&Fields::of(value, &format!("messages[{index}]"))?);
     messages.iter().enumerate().map(read).collect()
@@ -250,9 +261,11 @@ mod tests {
     }
 
     #[test]
-    fn refuses_tools_by_name() {
+    fn reads_tools_and_constraints() {
         let body = json!({ "model": "m", "messages": [{ "role": "user", "content": "x" }],
-            "tools": [{ "type": "function", "function": { "name": "f" } }] });
-        assert_eq!(ChatRequest::parse(&body).unwrap_err().param.as_deref(), Some("tools"));
+            "tools": [{ "type": "function", "function": { "name": "f" } }],
+            "response_format": { "type": "json_object" } });
+        let request = ChatRequest::parse(&body).unwrap();
+        assert!(request.tools.may_call() && request.constraint.is_some());
     }
 }

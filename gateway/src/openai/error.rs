@@ -57,10 +57,16 @@ impl ApiError {
     }
 
     /// What constrains the answer cannot be followed; `problem` says why.
-    pub fn grammar(problem: &str) -> ApiError {
-        let message = format!("The answer cannot be constrained as asked: {problem}.");
+    pub fn grammar(param: &str, problem: &str) -> ApiError {
+        let message = format!("Invalid '{param}': the answer cannot be made to match: {problem}.");
+        ApiError::bad_request(param, "invalid_value", message)
+    }
+
+    /// All workers of a model are of a version that does not know what a request needs.
+    pub fn no_worker_can(needed: &[&str]) -> ApiError {
+        let message = format!("No worker of this model does what is asked: {}.", needed.join(", "));
         let error = ApiError::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, message);
-        error.code("invalid_constraint")
+        error.code("unsupported_by_model")
     }
 
     /// A string outside of a fixed set.
@@ -121,6 +127,31 @@ impl ApiError {
              Expected an array with minimum length 1, but got an empty array instead."
         );
         ApiError::bad_request(param, "empty_array", message)
+    }
+
+    /// A string that needs at least one character.
+    pub fn empty_string(param: &str) -> ApiError {
+        let message = format!(
+            "Invalid '{param}': empty string. \
+             Expected a string with minimum length 1, but got an empty string instead."
+        );
+        ApiError::bad_request(param, "empty_string", message)
+    }
+
+    /// A string with more characters than allowed.
+    pub fn string_too_long(param: &str, length_max: usize, length: usize) -> ApiError {
+        let message = format!(
+            "Invalid '{param}': string too long. \
+             Expected a string with maximum length {length_max}, \
+             but got a string with length {length} instead."
+        );
+        ApiError::bad_request(param, "string_above_max_length", message)
+    }
+
+    /// The schema of a function's arguments is not usable; `problem` says why.
+    pub fn function_parameters(param: &str, name: &str, problem: &str) -> ApiError {
+        let message = format!("Invalid schema for function '{name}': {problem}.");
+        ApiError::bad_request(param, "invalid_function_parameters", message)
     }
 
     /// An array with more items than allowed.
@@ -240,6 +271,19 @@ impl ApiError {
         ApiError::new(status, INVALID_REQUEST, message).code("headers_too_large")
     }
 
+    /// The request's path is over the limit.
+    pub fn url_too_long(bytes_max: usize) -> ApiError {
+        let message =
+            format!("The URL of your request is longer than the limit of {bytes_max} bytes.");
+        ApiError::new(StatusCode::URI_TOO_LONG, INVALID_REQUEST, message).code("url_too_long")
+    }
+
+    /// What came is no HTTP request.
+    pub fn malformed_request() -> ApiError {
+        let message = "We could not parse the head of your request: it is not HTTP/1.1 or HTTP/2.";
+        ApiError::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, message).code("malformed_request")
+    }
+
     /// Nothing more of the body came.
     pub fn body_timed_out() -> ApiError {
         let message = "The body of your request did not arrive in time.";
@@ -272,7 +316,13 @@ impl ApiError {
 
     /// The body does not parse as JSON.
     pub fn malformed_json(error: &serde_json::Error) -> ApiError {
-        let message = format!("We could not parse the JSON body of your request: {error}.");
+        // The parser has no other way to say so.
+        let is_deep = error.to_string().starts_with("recursion limit exceeded");
+        let message = match is_deep {
+            true => "The JSON body of your request is nested too deep: 127 levels are the limit."
+                .to_string(),
+            false => format!("We could not parse the JSON body of your request: {error}."),
+        };
         ApiError::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, message).code("invalid_json")
     }
 

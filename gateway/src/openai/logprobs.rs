@@ -7,15 +7,17 @@ use serde::{Serialize, Serializer};
 const LOGPROB_MIN: f32 = -9999.0;
 
 /// One generated token, as logprobs report it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct TokenText {
     pub text: String,
     /// The true bytes, which `text` cannot show where a character is split over tokens.
     pub bytes: Vec<u8>,
     /// Where it begins in the answer, in characters.
     pub offset_characters: usize,
-    /// Natural logarithm.
-    pub logprob: f32,
+    /// Natural logarithm; none of a prompt's first token.
+    pub logprob: Option<f32>,
+    /// It is the prompt's.
+    pub is_echoed: bool,
     /// The most likely tokens of this position: text, bytes, logprob.
     pub top: Vec<(String, Vec<u8>, f32)>,
 }
@@ -50,7 +52,7 @@ impl<'a> ChatLogprobs<'a> {
 impl<'a> ChatToken<'a> {
     fn new(token: &'a TokenText) -> ChatToken<'a> {
         ChatToken {
-            token: ChatAlternative::new(&token.text, &token.bytes, token.logprob),
+            token: ChatAlternative::new(&token.text, &token.bytes, token.logprob.unwrap_or(0.0)),
             top_logprobs: token
                 .top
                 .iter()
@@ -70,9 +72,9 @@ impl<'a> ChatAlternative<'a> {
 #[derive(Serialize)]
 pub struct CompletionLogprobs<'a> {
     tokens: Vec<&'a str>,
-    token_logprobs: Vec<f32>,
+    token_logprobs: Vec<Option<f32>>,
     /// Null when no alternatives were asked for.
-    top_logprobs: Option<Vec<Alternatives<'a>>>,
+    top_logprobs: Option<Vec<Option<Alternatives<'a>>>>,
     text_offset: Vec<usize>,
 }
 
@@ -81,11 +83,16 @@ impl<'a> CompletionLogprobs<'a> {
         let any_alternatives = tokens.iter().any(|token| !token.top.is_empty());
         CompletionLogprobs {
             tokens: tokens.iter().map(|token| token.text.as_str()).collect(),
-            token_logprobs: tokens.iter().map(|token| finite(token.logprob)).collect(),
-            top_logprobs: any_alternatives.then(|| tokens.iter().map(Alternatives).collect()),
+            token_logprobs: tokens.iter().map(|token| token.logprob.map(finite)).collect(),
+            top_logprobs: any_alternatives.then(|| tokens.iter().map(alternatives).collect()),
             text_offset: tokens.iter().map(|token| token.offset_characters).collect(),
         }
     }
+}
+
+/// A prompt's first token follows nothing, so that there is nothing that could have come instead.
+fn alternatives(token: &TokenText) -> Option<Alternatives<'_>> {
+    token.logprob.map(|_| Alternatives(token))
 }
 
 /// A map from text to logprob: the likeliest tokens, and the chosen one where it is not of them.
@@ -101,7 +108,10 @@ impl Serialize for Alternatives<'_> {
                 map.serialize_entry(text, &finite(*logprob))?;
             }
         }
-        if !top.is_empty() && !top.iter().any(|(other, ..)| other == text) {
+        if let Some(logprob) = logprob
+            && !top.is_empty()
+            && !top.iter().any(|(other, ..)| other == text)
+        {
             map.serialize_entry(text, &finite(*logprob))?;
         }
         map.end()

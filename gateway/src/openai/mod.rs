@@ -1,8 +1,10 @@
 //! The OpenAI dialect: JSON in, requests out; tokens in, JSON out. Nothing here performs I/O or
 //! reads a clock.
 
+mod constraint;
 mod fields;
 mod parameters;
+mod tools;
 mod unsupported;
 
 mod chat;
@@ -18,12 +20,14 @@ mod response;
 mod error;
 
 pub use chat::ChatRequest;
-pub use chat_response::{ChatStream, chat_completion};
-pub use completion::{CompletionRequest, Prompt};
-pub use completion_response::{CompletionStream, text_completion};
+pub use chat_response::{ChatChoice, ChatStream, chat_completion};
+pub use completion::{CompletionRequest, Prompt, PromptContent};
+pub use completion_response::{CompletionChoice, CompletionStream, text_completion};
+pub use constraint::{Constraint, Pattern};
 pub use error::ApiError;
 pub use logprobs::TokenText;
 pub use models::{ModelCard, model_list, model_object};
 pub use parameters::{Parameters, StreamOptions};
 pub use response::{Head, Usage};
 pub use tokenize::{DetokenizeRequest, Text, TokenizeRequest, detokenized, tokenized};
+pub use tools::{Function, ToolChoice, Tools};

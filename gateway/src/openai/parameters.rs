@@ -5,6 +5,8 @@ use serde_json::Value;
 use super::error::ApiError;
 use super::fields::{Fields, decimal, integer, wrong_type};
 
+const N_MAX: i64 = 128;
+const BEST_OF_MAX: i64 = 20;
 const STOP_MAX: usize = 4;
 const STOP_TOKEN_IDS_MAX: usize = 256;
 const LOGIT_BIAS_MAX: usize = 1024;
@@ -16,6 +18,12 @@ const CACHE_SALT_BYTES_MAX: usize = 256;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Parameters {
     pub model: String,
+    /// Choices to answer with.
+    pub n: u32,
+    /// Choices to generate, of which the likeliest `n` are answered with.
+    pub best_of: u32,
+    /// The choices begin with their prompt.
+    pub echo: bool,
     /// `None`: the endpoint's default.
     pub max_tokens: Option<u32>,
     pub min_tokens: u32,
@@ -57,23 +65,33 @@ impl Parameters {
         let max_tokens = fields.count("max_tokens", 1)?;
         let max_completion_tokens = fields.count("max_completion_tokens", 1)?;
         let max_tokens = max_completion_tokens.or(max_tokens);
-        Parameters::parse(fields, max_tokens, chat_logprobs(fields)?)
+        let n = choices(fields)?;
+        let shape = Shape { n, best_of: n, echo: false };
+        Parameters::parse(fields, max_tokens, chat_logprobs(fields)?, shape)
     }
 
     pub(super) fn of_completion(fields: &Fields) -> Result<Parameters, ApiError> {
         let max_tokens = fields.count("max_tokens", 0)?;
         let logprobs = fields.integer("logprobs", 0..=COMPLETION_LOGPROBS_MAX)?;
-        Parameters::parse(fields, max_tokens, logprobs.map(|count| count as u32))
+        let n = choices(fields)?;
+        let echo = fields.boolean("echo")?.unwrap_or(false);
+        let shape = Shape { n, best_of: best_of(fields, n)?, echo };
+        Parameters::parse(fields, max_tokens, logprobs.map(|count| count as u32), shape)
     }
 
     fn parse(
         fields: &Fields,
         max_tokens: Option<u32>,
         logprobs: Option<u32>,
+        shape: Shape,
     ) -> Result<Parameters, ApiError> {
+        let Shape { n, best_of, echo } = shape;
         let penalty = |name| fields.decimal(name, -2.0..=2.0).map(Option::unwrap_or_default);
         Ok(Parameters {
             model: fields.require_string("model")?.to_owned(),
+            n,
+            best_of,
+            echo,
             max_tokens,
             min_tokens: min_tokens(fields, max_tokens)?,
             temperature: fields.decimal("temperature", 0.0..=2.0)?.unwrap_or(1.0),
@@ -94,6 +112,34 @@ impl Parameters {
             cache_salt: cache_salt(fields)?,
         })
     }
+}
+
+/// How many choices there are, and what they begin with.
+struct Shape {
+    n: u32,
+    best_of: u32,
+    echo: bool,
+}
+
+fn choices(fields: &Fields) -> Result<u32, ApiError> {
+    Ok(fields.integer("n", 1..=N_MAX)?.unwrap_or(1) as u32)
+}
+
+/// 0 is what some clients send for "as many as `n`".
+fn best_of(fields: &Fields, n: u32) -> Result<u32, ApiError> {
+    let best_of = match fields.integer("best_of", 0..=BEST_OF_MAX)? {
+        None | Some(0) => return Ok(n),
+        Some(best_of) => best_of as u32,
+    };
+    if best_of < n {
+        return Err(ApiError::below_minimum("best_of", "integer", n, best_of));
+    }
+    if best_of > n && fields.boolean("stream")?.unwrap_or(false) {
+        let message = "'best_of' above 'n' cannot be streamed: which choices are the best is known \
+                       only when all have ended.";
+        return Err(ApiError::invalid_value("best_of", message));
+    }
+    Ok(best_of)
 }
 
 fn chat_logprobs(fields: &Fields) -> Result<Option<u32>, ApiError> {
@@ -242,6 +288,9 @@ mod tests {
     fn absent_and_null_fields_have_defaults() {
         let expected = Parameters {
             model: "m".into(),
+            n: 1,
+            best_of: 1,
+            echo: false,
             max_tokens: None,
             min_tokens: 0,
             temperature: 1.0,
@@ -282,6 +331,13 @@ mod tests {
             p.max_tokens = Some(9);
         });
         check(false, json!({ "max_tokens": 0 }), |p| p.max_tokens = Some(0));
+        check(true, json!({ "n": 3, "best_of": 2 }), |p| (p.n, p.best_of) = (3, 3));
+        check(false, json!({ "n": 2, "best_of": 0 }), |p| (p.n, p.best_of) = (2, 2));
+        check(false, json!({ "n": 2, "best_of": 5 }), |p| (p.n, p.best_of) = (2, 5));
+        check(false, json!({ "best_of": 1, "stream": true }), |p| {
+            p.stream = Some(StreamOptions::default());
+        });
+        check(false, json!({ "echo": true }), |p| p.echo = true);
         check(true, json!({ "top_k": -1 }), |p| p.top_k = 0);
         check(true, json!({ "top_k": 40.0 }), |p| p.top_k = 40);
         check(true, json!({ "seed": i64::MIN }), |p| p.seed = Some(i64::MIN));
@@ -320,6 +376,12 @@ mod tests {
         check(true, json!({ "temperature": 2.1 }), "temperature", "decimal_above_max_value");
         check(true, json!({ "top_p": -0.1 }), "top_p", "decimal_below_min_value");
         check(true, json!({ "top_k": -2 }), "top_k", "integer_below_min_value");
+        check(true, json!({ "n": 0 }), "n", "integer_below_min_value");
+        check(true, json!({ "n": 129 }), "n", "integer_above_max_value");
+        check(false, json!({ "n": 3, "best_of": 2 }), "best_of", "integer_below_min_value");
+        check(false, json!({ "best_of": 21 }), "best_of", "integer_above_max_value");
+        check(false, json!({ "best_of": 2, "stream": true }), "best_of", "invalid_value");
+        check(false, json!({ "echo": 1 }), "echo", "invalid_type");
         check(
             true,
             json!({ "repetition_penalty": 0 }),

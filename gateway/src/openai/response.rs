@@ -21,6 +21,8 @@ pub struct Usage {
     /// How many of the prompt tokens the prefix cache saved.
     pub cached_tokens: u32,
     pub completion_tokens: u32,
+    /// How many of the completion tokens were reasoning.
+    pub reasoning_tokens: u32,
 }
 
 impl Serialize for Usage {
@@ -46,7 +48,9 @@ impl Serialize for Usage {
             completion_tokens: self.completion_tokens,
             total_tokens: u64::from(self.prompt_tokens) + u64::from(self.completion_tokens),
             prompt_tokens_details: PromptDetails { cached_tokens: self.cached_tokens },
-            completion_tokens_details: CompletionDetails { reasoning_tokens: 0 },
+            completion_tokens_details: CompletionDetails {
+                reasoning_tokens: self.reasoning_tokens,
+            },
         }
         .serialize(serializer)
     }
@@ -82,11 +86,56 @@ impl<'a, Choice: Serialize> Envelope<'a, Choice> {
     }
 }
 
-/// The usage of a chunk that carries choices.
-pub fn chunk_usage(options: StreamOptions, usage: Usage) -> Option<Option<Usage>> {
-    options.include_usage.then_some(options.continuous_usage_stats.then_some(usage))
+/// What all chunks of one stream begin with, made once: `data: {…,"choices":[`.
+#[derive(Debug, Clone)]
+pub struct ChunkFrame {
+    opening: Vec<u8>,
+    options: StreamOptions,
+}
+
+impl ChunkFrame {
+    pub fn new(head: &Head, object: &'static str, options: StreamOptions) -> ChunkFrame {
+        let empty = Envelope::<()>::new(head, object, &[], None).to_json();
+        let opening = empty.strip_suffix("]}").expect("the choices come last");
+        ChunkFrame { opening: format!("data: {opening}").into_bytes(), options }
+    }
+
+    /// One event: a chunk whose choice `write` writes.
+    pub fn event(&self, out: &mut Vec<u8>, usage: Usage, write: impl FnOnce(&mut Vec<u8>)) {
+        out.extend_from_slice(&self.opening);
+        write(out);
+        out.push(b']');
+        match self.options {
+            StreamOptions { include_usage: false, .. } => {}
+            StreamOptions { continuous_usage_stats: false, .. } => {
+                out.extend_from_slice(b",\"usage\":null");
+            }
+            _ => self.write_usage(out, usage),
+        }
+        out.extend_from_slice(b"}\n\n");
+    }
+
+    /// The event of a chunk without choices, which carries the usage where that was asked for.
+    pub fn usage(&self, out: &mut Vec<u8>, usage: Usage) {
+        if self.options.include_usage {
+            out.extend_from_slice(&self.opening);
+            out.push(b']');
+            self.write_usage(out, usage);
+            out.extend_from_slice(b"}\n\n");
+        }
+    }
+
+    fn write_usage(&self, out: &mut Vec<u8>, usage: Usage) {
+        out.extend_from_slice(b",\"usage\":");
+        write_json(out, &usage);
+    }
 }
 
 pub fn to_json(value: &impl Serialize) -> String {
     serde_json::to_string(value).expect("plain structs with string keys always serialize")
+}
+
+/// Appends a value as JSON.
+pub fn write_json(out: &mut Vec<u8>, value: &(impl Serialize + ?Sized)) {
+    serde_json::to_writer(out, value).expect("plain structs with string keys always serialize");
 }

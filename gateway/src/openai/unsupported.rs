@@ -10,12 +10,6 @@ type Harmless = fn(&Value) -> bool;
 
 const BOTH: &[(&str, Harmless)] = &[
     ("use_beam_search", is_false),
-    ("response_format", is_text_format),
-    ("guided_json", never),
-    ("guided_regex", never),
-    ("guided_choice", never),
-    ("guided_grammar", never),
-    ("structured_outputs", never),
     ("prompt_logprobs", never),
     ("logits_processors", is_empty),
     ("bad_words", is_empty),
@@ -26,10 +20,6 @@ const BOTH: &[(&str, Harmless)] = &[
 ];
 
 const CHAT: &[(&str, Harmless)] = &[
-    ("tools", is_empty),
-    ("functions", is_empty),
-    ("tool_choice", is_none_or_auto),
-    ("function_call", is_none_or_auto),
     ("modalities", is_text_only),
     ("audio", never),
     ("web_search_options", never),
@@ -41,30 +31,18 @@ const CHAT: &[(&str, Harmless)] = &[
     ("echo", is_false),
 ];
 
-const COMPLETION: &[(&str, Harmless)] =
-    &[("suffix", is_empty), ("echo", is_false), ("prompt_embeds", never)];
+const COMPLETION: &[(&str, Harmless)] = &[("suffix", is_empty), ("prompt_embeds", never)];
 
 /// Refuses what a chat request may not ask for yet.
 pub fn refuse_for_chat(fields: &Fields) -> Result<(), ApiError> {
-    refuse_several_choices(fields)?;
     refuse(fields, BOTH)?;
     refuse(fields, CHAT)
 }
 
 /// Refuses what a completion request may not ask for yet.
 pub fn refuse_for_completion(fields: &Fields) -> Result<(), ApiError> {
-    refuse_several_choices(fields)?;
     refuse(fields, BOTH)?;
     refuse(fields, COMPLETION)
-}
-
-fn refuse_several_choices(fields: &Fields) -> Result<(), ApiError> {
-    for (name, range) in [("n", 1..=128), ("best_of", 0..=20)] {
-        if fields.integer(name, range)?.is_some_and(|count| count > 1) {
-            return Err(ApiError::unsupported(name, &format!("'{name}' above 1")));
-        }
-    }
-    Ok(())
 }
 
 fn refuse(fields: &Fields, table: &[(&str, Harmless)]) -> Result<(), ApiError> {
@@ -106,14 +84,6 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-fn is_none_or_auto(value: &Value) -> bool {
-    value == "none" || value == "auto"
-}
-
-fn is_text_format(value: &Value) -> bool {
-    value["type"] == "text"
-}
-
 fn is_text_only(value: &Value) -> bool {
     value.as_array().is_some_and(|items| items.len() == 1 && items[0] == "text")
 }
@@ -144,18 +114,12 @@ mod tests {
 
     #[test]
     fn refuses_by_name_what_would_change_the_answer() {
-        check("n", &[json!(1)], &[json!(2)]);
-        check("best_of", &[json!(0), json!(1)], &[json!(3)]);
         check("echo", &[json!(false)], &[json!(true)]);
         check("suffix", &[json!("")], &[json!("end")]);
-        check("tools", &[json!([])], &[json!([{ "type": "function" }])]);
-        check("tool_choice", &[json!("none"), json!("auto")], &[json!("required"), json!({})]);
-        check("response_format", &[json!({ "type": "text" })], &[json!({ "type": "json_object" })]);
         check("modalities", &[json!(["text"])], &[json!(["text", "audio"])]);
         check("add_generation_prompt", &[json!(true)], &[json!(false)]);
         check("continue_final_message", &[json!(false)], &[json!(true)]);
         check("prompt_logprobs", &[], &[json!(0), json!(1)]);
-        check("guided_json", &[], &[json!({})]);
         check("reasoning_effort", &[json!("low")], &[]);
         check("metadata", &[json!({ "a": 1 })], &[]);
     }

@@ -16,9 +16,9 @@ pub struct Detokenizer {
 }
 
 impl Detokenizer {
-    /// The text that became certain with this token; special tokens have none.
-    pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> String {
-        if tokenizer.is_special(id) {
+    /// The text that became certain with this token; special tokens have none, unless it `is_shown`.
+    pub fn push(&mut self, tokenizer: &Tokenizer, id: u32, is_shown: bool) -> String {
+        if tokenizer.is_special(id) && !is_shown {
             return String::new();
         }
         self.held.extend_from_slice(tokenizer.token_bytes(id));
@@ -47,7 +47,7 @@ mod tests {
 
     fn run(tokenizer: &Tokenizer, ids: &[u32]) -> Vec<String> {
         let mut detokenizer = Detokenizer::default();
-        ids.iter().map(|&id| detokenizer.push(tokenizer, id)).collect()
+        ids.iter().map(|&id| detokenizer.push(tokenizer, id, false)).collect()
     }
 
     /// The ids 0..=255 of the test tokenizer are the bytes.

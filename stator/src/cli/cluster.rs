@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::{CorsArgs, EngineArgs};
+use super::{ClientArgs, EngineArgs};
 
 /// Arguments of `gateway`.
 #[derive(Clone, Debug, Args)]
@@ -18,9 +18,9 @@ pub struct GatewayArgs {
     #[arg(long, env = "STATOR_LISTEN", default_value = "127.0.0.1:8000")]
     pub listen: SocketAddr,
 
-    /// Which pages may ask.
+    /// Who may ask, and how slowly.
     #[command(flatten)]
-    pub cors: CorsArgs,
+    pub clients: ClientArgs,
 
     /// How it shows itself to workers, and which it believes.
     #[command(flatten)]

@@ -3,8 +3,10 @@
 mod cluster;
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use gateway::{ConnectionLimits, GatewayConfig};
 
 pub use cluster::{
     AdminArgs, ComponentArgs, DataArgs, GatewayArgs, NatsArgs, RouterArgs, TestDefect, TlsArgs,
@@ -55,9 +57,9 @@ pub struct ServeArgs {
     #[arg(long, env = "STATOR_LISTEN", default_value = "127.0.0.1:8000")]
     pub listen: SocketAddr,
 
-    /// Which pages may ask.
+    /// Who may ask, and how slowly.
     #[command(flatten)]
-    pub cors: CorsArgs,
+    pub clients: ClientArgs,
 
     /// Allow an address other than loopback although the API asks for no keys
     #[arg(long, env = "STATOR_INSECURE")]
@@ -90,12 +92,31 @@ pub struct ServeArgs {
 }
 
 /// Arguments of everything that serves the API.
-#[derive(Clone, Debug, Default, Args)]
-pub struct CorsArgs {
+#[derive(Clone, Debug, Args)]
+pub struct ClientArgs {
     /// Origin whose web pages may ask, https://HOST[:PORT], or * for all; may be repeated, in the
     /// variable with commas. Without it browsers let no page ask
     #[arg(long, env = "STATOR_CORS_ORIGIN", value_name = "ORIGIN", value_delimiter = ',')]
     pub cors_origin: Vec<gateway::Origin>,
+
+    /// Seconds that a client may send nothing more of its request, or take nothing more of its
+    /// answer, before it is given up
+    #[arg(long, env = "STATOR_CLIENT_TIMEOUT", value_name = "SECONDS", default_value_t = 30,
+        value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub client_timeout: u64,
+}
+
+impl ClientArgs {
+    /// A gateway's limits, as these arguments have them.
+    pub fn limits(&self) -> GatewayConfig {
+        let timeout = Duration::from_secs(self.client_timeout);
+        GatewayConfig {
+            cors_origins: self.cors_origin.clone(),
+            connections: ConnectionLimits { stall: timeout, ..Default::default() },
+            body_silence_max: timeout,
+            ..Default::default()
+        }
+    }
 }
 
 /// Arguments of `health`.

@@ -1,0 +1,201 @@
+//! The choices of one request side by side: several of one prompt, or of several prompts.
+//!
+//! Each choice is a request of its own to the workers, so that each migrates by itself. Those of one
+//! prompt follow its first, once that decodes: they go to its worker, which has the prompt's blocks by
+//! then, and compute no more than the prompt's last block.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt};
+
+use crate::dispatch::{Dispatcher, Prompt};
+use crate::generation::{Generation, Piece, Transcription};
+use crate::migration::TokenStream;
+use crate::openai::{ApiError, Usage};
+
+/// Choices of one request that are under way at once; further ones wait until one has ended.
+const CHOICES_AT_ONCE: usize = 64;
+
+/// What one of the choices gained.
+pub struct News {
+    /// Which one.
+    pub choice: usize,
+    /// What.
+    pub piece: Piece,
+}
+
+/// See the module's description. Dropping it cancels all choices.
+pub struct Choices {
+    /// Under which arithmetic the first began.
+    pub numerics_id: String,
+    /// Why the first went where it went; empty unless asked for.
+    pub explanation: String,
+    usage: Usage,
+    tracks: Tracks,
+}
+
+/// One choice is the ordinary case, and costs nothing beside it.
+enum Tracks {
+    One(Box<Generation>),
+    Many(Many),
+}
+
+impl Choices {
+    /// Begins to answer `prompts` (at least one), each `per_prompt` times; choice `i` is of prompt
+    /// `i / per_prompt`. Errors: no worker can take the first.
+    pub async fn begin(
+        dispatcher: Arc<Dispatcher>,
+        transcription: Transcription,
+        mut prompts: VecDeque<Prompt>,
+        per_prompt: usize,
+    ) -> Result<Self, ApiError> {
+        let prompt_tokens = prompts.iter().map(|prompt| prompt.tokens.len() as u32).sum();
+        let usage = Usage { prompt_tokens, ..Default::default() };
+        let first = prompts.pop_front().expect("a request has a prompt");
+        let followed = (per_prompt > 1).then(|| first.clone());
+        let stream = TokenStream::begin(dispatcher.clone(), first).await?;
+        let (numerics_id, explanation) =
+            (stream.numerics_id().to_string(), stream.explanation().to_string());
+        let generation = Generation::new(transcription.clone(), stream);
+        let tracks = if per_prompt == 1 && prompts.is_empty() {
+            Tracks::One(Box::new(generation))
+        } else {
+            Tracks::Many(Many::new(
+                dispatcher,
+                transcription,
+                generation,
+                followed,
+                prompts,
+                per_prompt,
+            ))
+        };
+        Ok(Self { numerics_id, explanation, usage, tracks })
+    }
+
+    /// What some choice gains next; nothing once all have ended. Errors: no worker can go on with one,
+    /// which ends them all. Dropping the future loses nothing.
+    pub async fn next(&mut self) -> Result<Option<News>, ApiError> {
+        let news = match &mut self.tracks {
+            Tracks::One(generation) => {
+                generation.next().await?.map(|piece| News { choice: 0, piece })
+            }
+            Tracks::Many(many) => many.next().await?,
+        };
+        Ok(news.inspect(|news| self.usage.add(&news.piece)))
+    }
+
+    /// What has come already, if anything.
+    pub fn ready(&mut self) -> Option<News> {
+        let Tracks::One(generation) = &mut self.tracks else { return None };
+        let piece = generation.ready()?;
+        self.usage.add(&piece);
+        Some(News { choice: 0, piece })
+    }
+
+    /// Counts so far, of all choices.
+    pub fn usage(&self) -> Usage {
+        self.usage
+    }
+}
+
+impl Usage {
+    fn add(&mut self, piece: &Piece) {
+        self.completion_tokens += piece.tokens;
+        self.cached_tokens += piece.cached_tokens.unwrap_or(0);
+    }
+}
+
+/// A choice's next piece, and the choice.
+type Turn = BoxFuture<'static, Result<(usize, Generation, Piece), ApiError>>;
+
+struct Many {
+    dispatcher: Arc<Dispatcher>,
+    transcription: Transcription,
+    per_prompt: usize,
+    turns: FuturesUnordered<Turn>,
+    /// Choices that have not begun.
+    waiting: VecDeque<(usize, Prompt)>,
+    /// Prompts whose first choice does not decode yet, with tokens that it has.
+    led: Vec<Led>,
+}
+
+/// A prompt of which further choices are wanted.
+struct Led {
+    /// Its first choice.
+    leader: usize,
+    prompt: Prompt,
+    tokens: u32,
+}
+
+impl Many {
+    fn new(
+        dispatcher: Arc<Dispatcher>,
+        transcription: Transcription,
+        first: Generation,
+        followed: Option<Prompt>,
+        prompts: VecDeque<Prompt>,
+        per_prompt: usize,
+    ) -> Self {
+        let led = |(index, prompt): (usize, &Prompt)| Led {
+            leader: index * per_prompt,
+            prompt: prompt.clone(),
+            tokens: 0,
+        };
+        let all = followed.iter().chain(prompts.iter().filter(|_| per_prompt > 1)).enumerate();
+        let led = all.map(led).collect();
+        let leaders = (1..).map(|index| index * per_prompt).zip(prompts);
+        let turns = FuturesUnordered::from_iter([turn(0, first)]);
+        Self { dispatcher, transcription, per_prompt, turns, waiting: leaders.collect(), led }
+    }
+
+    async fn next(&mut self) -> Result<Option<News>, ApiError> {
+        while self.turns.len() < CHOICES_AT_ONCE
+            && let Some((choice, prompt)) = self.waiting.pop_front()
+        {
+            let (dispatcher, transcription) = (self.dispatcher.clone(), self.transcription.clone());
+            self.turns.push(Box::pin(async move {
+                let stream = TokenStream::begin(dispatcher, prompt).await?;
+                turn(choice, Generation::new(transcription, stream)).await
+            }));
+        }
+        let Some(came) = self.turns.next().await else { return Ok(None) };
+        let (choice, generation, mut piece) = came?;
+        self.lead(choice, &generation, &piece);
+        if choice % self.per_prompt > 0 {
+            // What its choices find of a prompt that the first has computed is no gain.
+            piece.cached_tokens = None;
+        }
+        if piece.finish.is_none() {
+            self.turns.push(turn(choice, generation));
+        }
+        Ok(Some(News { choice, piece }))
+    }
+
+    /// The further choices begin once their first has decoded a token after the prompt's: a first token
+    /// alone may come before the blocks that it was computed from are where it goes on.
+    fn lead(&mut self, choice: usize, generation: &Generation, piece: &Piece) {
+        let Some(place) = self.led.iter().position(|led| led.leader == choice) else { return };
+        let led = &mut self.led[place];
+        led.tokens += piece.tokens;
+        if led.tokens < 2 && piece.finish.is_none() {
+            return;
+        }
+        let Led { leader, mut prompt, .. } = self.led.remove(place);
+        prompt.near = generation.stream().map(|stream| stream.worker().clone());
+        for offset in 1..self.per_prompt {
+            let mut prompt = prompt.clone();
+            prompt.sampling.choice = offset as u32;
+            prompt.prompt_logprobs = None;
+            self.waiting.push_back((leader + offset, prompt));
+        }
+    }
+}
+
+fn turn(choice: usize, mut generation: Generation) -> Turn {
+    Box::pin(async move {
+        let piece = generation.next().await?.unwrap_or_default();
+        Ok((choice, generation, piece))
+    })
+}

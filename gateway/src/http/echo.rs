@@ -1,0 +1,92 @@
+//! The prompt at the beginning of its choices.
+
+use std::collections::HashMap;
+
+use super::asked::Asked;
+use crate::generation::{Piece, with_text};
+use crate::openai::TokenText;
+use protocol::v1;
+
+/// Puts prompts before their choices; does nothing where that was not asked for.
+pub struct Echo {
+    /// One per prompt.
+    prompts: Vec<EchoedPrompt>,
+    choices_per_prompt: usize,
+    /// Characters before each choice's own text, once it has begun.
+    offsets: HashMap<usize, usize>,
+    hides_answer: bool,
+}
+
+struct EchoedPrompt {
+    text: String,
+    /// Its tokens with their logprobs, once they are known.
+    report: Vec<TokenText>,
+    first: Option<TokenText>,
+}
+
+impl Echo {
+    /// For a request's choices.
+    pub fn of(asked: &Asked) -> Option<Self> {
+        if !asked.parameters.echo {
+            return None;
+        }
+        let prompts = asked.prompts.iter().map(|prompt| EchoedPrompt {
+            text: match &prompt.text {
+                Some(text) => text.clone(),
+                None => asked.model.tokenizer.decode(&prompt.tokens).unwrap_or_default(),
+            },
+            first: asked.reports_prompt().then(|| {
+                let token = v1::Token { id: prompt.tokens[0], ..Default::default() };
+                with_text(&asked.model, &token, None, 0)
+            }),
+            report: Vec::new(),
+        });
+        Some(Self {
+            prompts: prompts.collect(),
+            choices_per_prompt: asked.parameters.best_of as usize,
+            offsets: HashMap::new(),
+            hides_answer: asked.parameters.max_tokens == Some(0),
+        })
+    }
+
+    /// The texts of all prompts.
+    pub fn texts(&self) -> impl Iterator<Item = &str> {
+        self.prompts.iter().map(|prompt| prompt.text.as_str())
+    }
+
+    /// Puts the prompt before a choice's first piece.
+    pub fn apply(&mut self, choice: usize, piece: &mut Piece) {
+        let prompt = &mut self.prompts[choice / self.choices_per_prompt];
+        if !piece.prompt.is_empty() {
+            prompt.report = std::mem::take(&mut piece.prompt);
+        }
+        if self.hides_answer {
+            (piece.text, piece.tokens) = (String::new(), 0);
+            piece.logprobs.clear();
+        }
+        let offset = *self.offsets.entry(choice).or_insert_with(|| {
+            piece.text.insert_str(0, &prompt.text);
+            let mut tokens = prompt.tokens();
+            let characters = prompt.text.chars().count();
+            tokens.append(&mut piece.logprobs);
+            piece.logprobs = tokens;
+            characters
+        });
+        for token in piece.logprobs.iter_mut().filter(|token| !token.is_echoed) {
+            token.offset_characters += offset;
+        }
+    }
+}
+
+impl EchoedPrompt {
+    /// With the places of their texts, one after the other.
+    fn tokens(&self) -> Vec<TokenText> {
+        let mut offset_characters = 0;
+        let place = |token: &TokenText| {
+            let placed = TokenText { offset_characters, is_echoed: true, ..token.clone() };
+            offset_characters += token.text.chars().count();
+            placed
+        };
+        self.first.iter().chain(&self.report).map(place).collect()
+    }
+}
