@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::text::{ChatTemplate, TemplateError};
+use crate::tools::Dialect;
 
 /// Model cards contain a tokenizer, which is far above gRPC's usual limit.
 const CARD_BYTES_MAX: usize = 256 << 20;
@@ -55,6 +56,8 @@ pub struct Model {
     compiler: OnceLock<Result<Compiler, GrammarError>>,
     /// Messages to text; a model without one serves completions only.
     pub template: Option<ChatTemplate>,
+    /// How it writes calls and reasoning.
+    pub dialect: Dialect,
 }
 
 /// Numerics ids, each with a block size.
@@ -93,6 +96,7 @@ impl Model {
             context_tokens: card.context_tokens as usize,
             vocabulary_size,
             created_s: card.created_s,
+            dialect: Dialect::of(card.chat_template.as_deref(), &tokenizer),
             eos_token_id: card.eos_token.as_ref().and_then(|token| tokenizer.token_id(token)),
             tokenizer: Arc::new(tokenizer),
             compiler: OnceLock::new(),

@@ -150,6 +150,8 @@ def test_what_only_accounts_for_usage_is_accepted(ask):
         service_tier="auto",
         safety_identifier="hash",
         prompt_cache_key="key",
+        reasoning_effort="low",
+        verbosity="low",
         parallel_tool_calls=None,
     )
     assert answer.choices[0].finish_reason == "length"

@@ -126,7 +126,8 @@ def test_best_of_returns_fewer_than_it_makes(complete):
 
 
 def test_best_of_is_the_likeliest(complete):
-    sampled = {"temperature": 1, "seed": 3, "logprobs": 0}
+    endless = {"ignore_eos": True}
+    sampled = {"temperature": 1, "seed": 3, "logprobs": 0, "extra_body": endless}
 
     def score(choice):
         logprobs = choice.logprobs.token_logprobs

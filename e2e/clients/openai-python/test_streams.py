@@ -95,8 +95,8 @@ def test_stream_helper_with_several_choices_and_logprobs(client, model):
         messages=[{"role": "user", "content": "Hello"}],
         n=2,
         logprobs=True,
+        temperature=0.5,
         seed=1,
-        max_tokens=8,
     ) as stream:
         final = stream.until_done().get_final_completion()
     for choice in final.choices:

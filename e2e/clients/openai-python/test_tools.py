@@ -293,6 +293,13 @@ def test_asynchronous_loop(async_client, model):
         check_call(call)
 
 
+def test_functions_of_old_clients(ask):
+    old = {"functions": [LEVEL["function"]], "function_call": {"name": "set_level"}}
+    call = ask("Hello", seed=7, extra_body=old, **HOT).choices[0].message.function_call
+    assert call.name == "set_level"
+    assert json.loads(call.arguments)["channel"] in ("left", "right")
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

@@ -7,11 +7,12 @@ use axum::response::Response;
 use serde_json::Value;
 
 use super::Shared;
-use super::asked::{Asked, Endpoint, PromptTokens};
+use super::asked::{Asked, Endpoint, PromptTokens, Speech};
 use super::generate::{encode, find_model, respond};
 use crate::models::Model;
-use crate::openai::{ApiError, ChatRequest};
+use crate::openai::{ApiError, ChatRequest, Tools};
 use crate::text::TemplateError;
+use crate::tools::Thinking;
 
 /// Answers a conversation.
 pub async fn handle(
@@ -19,25 +20,48 @@ pub async fn handle(
     request: Request,
 ) -> Result<Response, ApiError> {
     let (admitted, chat) = shared.admission.admit(request, ChatRequest::parse).await?;
-    let ChatRequest { parameters, messages, .. } = chat;
+    let ChatRequest { parameters, messages, tools, constraint } = chat;
     let model = find_model(&shared, &parameters.model)?;
+    let for_template = tools.for_template();
     let prepare = move |model: &Model| {
+        let prompt = render(model, &messages, for_template.as_deref())?;
         // The template writes the special tokens itself.
-        encode(model, "messages", &render(model, &messages)?, false)
+        let tokens = encode(model, "messages", &prompt, false)?;
+        Ok((tokens, model.dialect.thinking_after(&prompt)))
     };
-    let (place, tokens) = admitted.tokens(&model, prepare).await?;
+    let (place, (tokens, thinking)) = admitted.tokens(&model, prepare).await?;
     let asked = Asked {
         endpoint: Endpoint::Chat,
-        model,
-        parameters,
         prompts: vec![PromptTokens { tokens, text: None }],
         grammar: String::new(),
-        speech: None,
+        speech: speech(&model, tools, thinking),
+        model,
+        parameters,
     };
     respond(&shared, place, asked).await
 }
 
-fn render(model: &Model, messages: &[Value]) -> Result<String, ApiError> {
+/// How calls and reasoning are found in the answers, where there may be any.
+fn speech(model: &Arc<Model>, tools: Tools, thinking: Thinking) -> Option<Speech> {
+    let with_tools = tools.may_call();
+    if !with_tools && !model.dialect.may_reason() {
+        return None;
+    }
+    let shown = match with_tools {
+        true => model.dialect.shown_specials(),
+        false => model.dialect.shown_specials_without_tools(),
+    };
+    let is_legacy = tools.are_legacy;
+    let (shown_specials, model) = (shown.into(), model.clone());
+    let new_parser = move || {
+        let parser = model.dialect.parser_after(with_tools, thinking);
+        let parser = parser.with_functions(tools.callable_names());
+        if tools.parallel_calls { parser } else { parser.with_one_call() }
+    };
+    Some(Speech { new_parser: Box::new(new_parser), shown_specials, is_legacy })
+}
+
+fn render(model: &Model, messages: &[Value], tools: Option<&[Value]>) -> Result<String, ApiError> {
     let template = model.template.as_ref().ok_or_else(|| {
         let message = format!(
             "The model `{}` has no chat template. Use /v1/completions instead.",
@@ -45,7 +69,7 @@ fn render(model: &Model, messages: &[Value]) -> Result<String, ApiError> {
         );
         ApiError::invalid_value("model", message)
     })?;
-    template.render(messages, None).map_err(|error| {
+    template.render(messages, tools).map_err(|error| {
         if !matches!(error, TemplateError::Raised(_)) {
             tracing::warn!(model = model.name, ?error, "the chat template failed");
         }
