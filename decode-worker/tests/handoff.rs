@@ -130,6 +130,8 @@ fn generate_message(prompt: &[u32], prefill: Option<v1::PrefillWorker>) -> v1::S
         prefill,
         generated_tokens: Vec::new(),
         cache_salt: String::new(),
+        grammar: String::new(),
+        prompt_logprobs: None,
     };
     v1::SessionRequest { kind: Some(Kind::Generate(generate)) }
 }

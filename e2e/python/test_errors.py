@@ -36,8 +36,8 @@ BODIES = {
     "number out of range": (b'{"temperature": 1e999}', "invalid_json", "parse the JSON body"),
     "not UTF-8": (b'{"model": "\xff\xfe"}', "invalid_json", "parse the JSON body"),
     "half a surrogate": (b'{"model": "\\ud800"}', "invalid_json", "parse the JSON body"),
-    "10,000 open brackets": (b"[" * 10_000, "invalid_json", "parse the JSON body"),
-    "10,000 open objects": (b'{"a":' * 10_000, "invalid_json", "parse the JSON body"),
+    "10,000 open brackets": (b"[" * 10_000, "invalid_json", "nested too deep"),
+    "10,000 open objects": (b'{"a":' * 10_000, "invalid_json", "nested too deep"),
     "a list": (b"[]", "invalid_type", "expected an object, but got an array"),
     "a string": (b'"hello"', "invalid_type", "expected an object, but got a string"),
     "null": (b"null", "invalid_type", "expected an object, but got null"),
@@ -47,6 +47,8 @@ IMAGE = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"
 AUDIO = [{"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}]
 TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "object"}}}
+
+MANY = [{"role": "user", "content": "x"}] * 8193
 
 MISSING = "missing_required_parameter"
 UNSUPPORTED = "unsupported_parameter"
@@ -63,6 +65,7 @@ FIELDS = [
     (CHAT, hello(model=None), "model", MISSING, "'model'"),
     (CHAT, hello(model=7), "model", TYPE, "expected a string, but got an integer"),
     (CHAT, {"messages": []}, "messages", EMPTY, "empty array"),
+    (CHAT, {"messages": MANY}, "messages", "array_above_max_length", "maximum length 8192"),
     (CHAT, {"messages": "Hello"}, "messages", TYPE, "expected an array, but got a string"),
     (CHAT, {"messages": ["Hello"]}, "messages[0]", TYPE, "expected an object"),
     (CHAT, {"messages": [{"content": "Hello"}]}, "messages[0].role", MISSING, "role"),

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::{Tokenizer, byte_level_alphabet};
+use crate::{Tokenizer, spelling::byte_level_alphabet};
 
 /// A byte-level tokenizer: ids 0..=255 are the bytes, then some merges and added tokens.
 pub fn byte_level_tokenizer() -> Tokenizer {

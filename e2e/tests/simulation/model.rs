@@ -96,7 +96,7 @@ impl Oracle {
             if output.is_idle() {
                 return text;
             }
-            let tokens = output.sequences.into_iter().filter_map(|news| news.token);
+            let tokens = output.sequences.into_iter().flat_map(|news| news.tokens);
             tokens.for_each(|token| text.push_str(&text_of_token(token.id)));
         }
     }

@@ -26,11 +26,9 @@ const BODY_BYTES_PER_S_MIN: usize = 8 << 10;
 /// A request with this header set to 1 is answered with `x-stator-route`.
 const X_STATOR_DEBUG: &str = "x-stator-debug";
 
-/// Grammars that are compiled at once; others wait.
-const COMPILATIONS_MAX: usize = 2;
-
-/// How long a request waits for its grammar: a compilation is bounded by itself, and takes far less.
-const COMPILATION_TIMEOUT: Duration = Duration::from_secs(1);
+/// What is read of a body that nobody wants.
+const DISCARDED_BYTES_MAX: usize = 64 << 10;
+const DISCARD_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// Larger bodies are parsed, rendered and tokenized where they do not hold up other requests.
 const INLINE_BODY_BYTES_MAX: usize = 16 * 1024;
@@ -43,8 +41,6 @@ pub struct Admission {
     /// hold as much as the largest one may, because text takes far more room while it is worked on.
     bytes: Arc<Semaphore>,
     body_bytes_max: usize,
-    /// One permit per grammar that is compiled, until it is, however long its request waits.
-    compilations: Arc<Semaphore>,
     /// A body of which nothing comes for so long is given up.
     body_silence_max: Duration,
 }
@@ -72,7 +68,6 @@ impl Admission {
             requests,
             bytes: Arc::new(Semaphore::new(config.body_bytes_max)),
             body_bytes_max: config.body_bytes_max,
-            compilations: Arc::new(Semaphore::new(COMPILATIONS_MAX)),
             body_silence_max: config.body_silence_max,
         }
     }
@@ -84,11 +79,14 @@ impl Admission {
         request: Request,
         parse: fn(&Value) -> Result<T, ApiError>,
     ) -> Result<(Admitted, T), ApiError> {
-        let room = self.requests.clone().try_acquire_owned();
-        let room = room.map_err(|_| ApiError::overloaded(FULL_RETRY_S))?;
         let (parts, body) = request.into_parts();
-        check_headers(&parts.headers)?;
-        self.check_declared_bytes(&parts.headers)?;
+        let room = match self.place(&parts.headers) {
+            Ok(room) => room,
+            Err(error) => {
+                discard(body).await;
+                return Err(error);
+            }
+        };
         let (bytes, body) = self.read(body).await?;
         let (body, parsed) = in_place_or_aside(body, move || {
             let json = serde_json::from_slice(&bytes).map_err(|e| ApiError::malformed_json(&e))?;
@@ -101,25 +99,13 @@ impl Admission {
         Ok((Admitted { request_id, room, explain_route, body }, parsed))
     }
 
-    /// Checks that answers of `model` can be made to match `grammar`. Errors: they cannot, it takes too
-    /// long to find out, or too many others are being checked.
-    pub async fn check_grammar(&self, model: &Arc<Model>, grammar: &str) -> Result<(), ApiError> {
-        if grammar.is_empty() || model.has_compiled(grammar) {
-            return Ok(());
-        }
-        let check = async {
-            let permit = self.compilations.clone().acquire_owned().await;
-            let (model, grammar) = (model.clone(), grammar.to_string());
-            let aside = tokio::task::spawn_blocking(move || {
-                let _until_done = permit;
-                model.check_grammar(&grammar)
-            });
-            aside.await.map_err(|_| ApiError::internal())
-        };
-        match tokio::time::timeout(COMPILATION_TIMEOUT, check).await {
-            Ok(checked) => checked?.map_err(|error| ApiError::grammar(&error.to_string())),
-            Err(_) => Err(ApiError::grammar("it takes too long to compile")),
-        }
+    /// A place for a request with these headers.
+    fn place(&self, headers: &HeaderMap) -> Result<OwnedSemaphorePermit, ApiError> {
+        let room = self.requests.clone().try_acquire_owned();
+        let room = room.map_err(|_| ApiError::overloaded(FULL_RETRY_S))?;
+        check_headers(headers)?;
+        self.check_declared_bytes(headers)?;
+        Ok(room)
     }
 
     fn check_declared_bytes(&self, headers: &HeaderMap) -> Result<(), ApiError> {
@@ -203,6 +189,22 @@ async fn in_place_or_aside<T: Send + 'static>(
     }
     let aside = tokio::task::spawn_blocking(move || work().map(|done| (body, done)));
     aside.await.map_err(|_| ApiError::internal())?
+}
+
+/// Reads a body that nobody wants, if it is small and on its way: with bytes unread, its connection
+/// could carry no further request.
+pub async fn discard(mut body: Body) {
+    let mut left_bytes = DISCARDED_BYTES_MAX;
+    let reading = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            left_bytes = left_bytes.saturating_sub(frame.data_ref().map_or(0, |data| data.len()));
+            if left_bytes == 0 {
+                return;
+            }
+        }
+    };
+    // Whoever takes longer, or sends more, connects anew.
+    let _ = tokio::time::timeout(DISCARD_TIME_MAX, reading).await;
 }
 
 /// JSON, with whatever parameters; or nothing said, as some clients do. Not compressed.

@@ -51,13 +51,14 @@ fn speech(model: &Arc<Model>, tools: Tools, thinking: Thinking) -> Option<Speech
         true => model.dialect.shown_specials(),
         false => model.dialect.shown_specials_without_tools(),
     };
+    let is_legacy = tools.are_legacy;
     let (shown_specials, model) = (shown.into(), model.clone());
     let new_parser = move || {
         let parser = model.dialect.parser_after(with_tools, thinking);
         let parser = parser.with_functions(tools.callable_names());
         if tools.parallel_calls { parser } else { parser.with_one_call() }
     };
-    Some(Speech { new_parser: Box::new(new_parser), shown_specials })
+    Some(Speech { new_parser: Box::new(new_parser), shown_specials, is_legacy })
 }
 
 fn render(model: &Model, messages: &[Value], tools: Option<&[Value]>) -> Result<String, ApiError> {

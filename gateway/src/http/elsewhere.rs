@@ -1,8 +1,10 @@
 //! What is asked of paths and methods that this server does not have.
 
+use axum::body::Body;
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 
+use super::admit::discard;
 use crate::openai::ApiError;
 
 /// Paths that OpenAI has, by how they begin without `/v1`, and what they are for.
@@ -30,7 +32,8 @@ const NOT_DONE_HERE: &[(&str, &str)] = &[
 ];
 
 /// No endpoint has this path.
-pub async fn no_such_route(method: Method, uri: Uri) -> ApiError {
+pub async fn no_such_route(method: Method, uri: Uri, body: Body) -> ApiError {
+    discard(body).await;
     let path = uri.path();
     match what_openai_does_at(path) {
         Some(what) => ApiError::not_done_here(method, path, what),
@@ -48,7 +51,8 @@ fn what_openai_does_at(path: &str) -> Option<&'static str> {
 }
 
 /// The path is one of ours, with other methods, which `Allow` will name.
-pub async fn wrong_method(method: Method, uri: Uri) -> Response {
+pub async fn wrong_method(method: Method, uri: Uri, body: Body) -> Response {
+    discard(body).await;
     match method {
         Method::OPTIONS => StatusCode::NO_CONTENT.into_response(),
         _ => ApiError::method_not_allowed(method, uri.path()).into_response(),

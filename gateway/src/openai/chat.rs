@@ -10,6 +10,8 @@ use super::parameters::Parameters;
 use super::tools::Tools;
 use super::unsupported::refuse_for_chat;
 
+/// Far above OpenAI's own limit.
+const MESSAGES_MAX: usize = 8192;
 const ROLES: &[&str] = &["developer", "system", "user", "assistant", "tool", "function"];
 
 /// A validated chat request.
@@ -40,6 +42,9 @@ pub(super) fn messages(fields: &Fields) -> Result<Vec<Value>, ApiError> {
     let messages = fields.array("messages")?.ok_or_else(|| ApiError::missing("messages"))?;
     if messages.is_empty() {
         return Err(ApiError::empty_array("messages"));
+    }
+    if messages.len() > MESSAGES_MAX {
+        return Err(ApiError::array_too_long("messages", MESSAGES_MAX, messages.len()));
     }
     let read = |(index, value)| message(&Fields::of(value, &format!("messages[{index}]"))?);
     messages.iter().enumerate().map(read).collect()

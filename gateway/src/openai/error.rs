@@ -57,10 +57,9 @@ impl ApiError {
     }
 
     /// What constrains the answer cannot be followed; `problem` says why.
-    pub fn grammar(problem: &str) -> ApiError {
-        let message = format!("The answer cannot be constrained as asked: {problem}.");
-        let error = ApiError::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, message);
-        error.code("invalid_constraint")
+    pub fn grammar(param: &str, problem: &str) -> ApiError {
+        let message = format!("Invalid '{param}': the answer cannot be made to match: {problem}.");
+        ApiError::bad_request(param, "invalid_value", message)
     }
 
     /// All workers of a model are of a version that does not know what a request needs.

@@ -1,8 +1,10 @@
 //! gpt-oss' harmony: an answer is several messages, each with a channel and perhaps a recipient.
 //!
-//!     <|channel|>analysis<|message|>…<|end|>
-//!     <|start|>assistant<|channel|>commentary to=functions.f <|constrain|>json<|message|>{…}<|call|>
-//!     <|start|>assistant<|channel|>final<|message|>…<|return|>
+//! ```text
+//! <|channel|>analysis<|message|>…<|end|>
+//! <|start|>assistant<|channel|>commentary to=functions.f <|constrain|>json<|message|>{…}<|call|>
+//! <|start|>assistant<|channel|>final<|message|>…<|return|>
+//! ```
 
 use super::json_scanner::{JsonScanner, Scan};
 use super::markers::{Search, leading_space_bytes, search};

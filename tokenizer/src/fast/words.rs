@@ -1,0 +1,72 @@
+//! Pieces that are one token as a whole, which most are.
+
+use std::collections::HashMap;
+
+use hashbrown::{DefaultHashBuilder, HashTable};
+use std::hash::BuildHasher;
+use tokenizers::Model;
+use tokenizers::models::bpe::BPE;
+
+use super::Unsupported;
+use super::merge::{Merges, Scratch};
+use crate::spelling::byte_level_alphabet;
+use crate::token_bytes::TokenBytes;
+
+/// The tokens that a piece of the same bytes becomes, found by their bytes.
+pub(super) struct Words {
+    ids: HashTable<u32>,
+    hasher: DefaultHashBuilder,
+    longest_bytes: usize,
+}
+
+impl Words {
+    pub(super) fn new(
+        model: &BPE,
+        vocab: &HashMap<String, u32>,
+        tokens: &TokenBytes,
+        merges: &Merges,
+    ) -> Result<Words, Unsupported> {
+        let mut words = Words {
+            ids: HashTable::with_capacity(vocab.len()),
+            hasher: DefaultHashBuilder::default(),
+            longest_bytes: 0,
+        };
+        let alphabet = byte_level_alphabet();
+        let (mut bytes, mut scratch, mut ids) = (Vec::new(), Scratch::default(), Vec::new());
+        for (token, &id) in vocab {
+            bytes.clear();
+            bytes.extend(token.chars().map_while(|character| alphabet.get(&character)));
+            // Other characters never come out of bytes, and some added tokens are not the model's.
+            if bytes.len() != token.chars().count() || model.token_to_id(token) != Some(id) {
+                continue;
+            }
+            if tokens.get(id) != bytes {
+                return Err("gives one id to two tokens");
+            }
+            if !model.ignore_merges {
+                ids.clear();
+                merges.encode(&bytes, &mut scratch, &mut ids);
+                // Tokens that the merges do not lead to are in some files.
+                if ids != [id] {
+                    continue;
+                }
+            }
+            words.insert(tokens, id);
+        }
+        Ok(words)
+    }
+
+    fn insert(&mut self, tokens: &TokenBytes, id: u32) {
+        let hash = |id: u32| self.hasher.hash_one(tokens.get(id));
+        self.ids.insert_unique(hash(id), id, |&id| hash(id));
+        self.longest_bytes = self.longest_bytes.max(tokens.get(id).len());
+    }
+
+    /// `tokens` are those that this was made with.
+    pub(super) fn get(&self, tokens: &TokenBytes, piece: &[u8]) -> Option<u32> {
+        if piece.len() > self.longest_bytes {
+            return None;
+        }
+        self.ids.find(self.hasher.hash_one(piece), |&id| tokens.get(id) == piece).copied()
+    }
+}
