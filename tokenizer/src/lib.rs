@@ -62,6 +62,7 @@ impl Tokenizer {
                 None => spelling.append(&inner.id_to_token(id).unwrap_or_default(), bytes),
             });
         }
+        tokens.shrink();
         let mut special = vec![false; vocab_size];
         for (id, _) in added.iter().filter(|(_, token)| token.special) {
             special[*id as usize] = true;

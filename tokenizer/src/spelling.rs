@@ -1,7 +1,5 @@
 //! How a vocabulary spells bytes.
 
-use std::collections::HashMap;
-
 use serde_json::Value;
 
 use crate::TokenizerError;
@@ -12,7 +10,7 @@ use crate::TokenizerError;
 /// space before the first word. What is generated continues a prompt, so that space is kept here.
 pub(crate) enum Spelling {
     /// Each byte is one printable character (GPT-2).
-    ByteLevel(HashMap<char, u8>),
+    ByteLevel(ByteAlphabet),
     /// Text with a mark for spaces, and `<0xNN>` for single bytes (SentencePiece).
     Pieces { space: Option<String>, byte_fallback: bool },
 }
@@ -29,7 +27,7 @@ impl Spelling {
         };
         for step in steps {
             match step["type"].as_str().unwrap_or_default() {
-                "ByteLevel" => return Ok(Spelling::ByteLevel(byte_level_alphabet())),
+                "ByteLevel" => return Ok(Spelling::ByteLevel(ByteAlphabet::new())),
                 "Metaspace" => space = step["replacement"].as_str().map(str::to_owned),
                 "Replace" if step["content"] == " " => {
                     space = step["pattern"]["String"].as_str().map(str::to_owned);
@@ -47,7 +45,7 @@ impl Spelling {
             Spelling::ByteLevel(alphabet) => {
                 let start = bytes.len();
                 for character in piece.chars() {
-                    let Some(&byte) = alphabet.get(&character) else {
+                    let Some(byte) = alphabet.byte(character) else {
                         // Not an encoded token at all; it stands for itself.
                         bytes.truncate(start);
                         bytes.extend_from_slice(piece.as_bytes());
@@ -75,10 +73,33 @@ fn fallback_byte(piece: &str) -> Option<u8> {
     if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
 }
 
-/// GPT-2's table: printable Latin-1 stands for itself, the other bytes are counted up from U+0100.
-pub(crate) fn byte_level_alphabet() -> HashMap<char, u8> {
-    let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
-    let others = ('\u{100}'..).zip((0..=u8::MAX).filter(|&byte| !printable(byte)));
-    let own = (0..=u8::MAX).filter(|&byte| printable(byte)).map(|byte| (char::from(byte), byte));
-    own.chain(others).collect()
+/// GPT-2's table of a printable character for each byte: printable Latin-1 stands for itself, the
+/// other bytes are counted up from U+0100.
+pub(crate) struct ByteAlphabet {
+    characters: Vec<char>,
+    /// By code point.
+    bytes: Vec<Option<u8>>,
+}
+
+impl ByteAlphabet {
+    pub(crate) fn new() -> ByteAlphabet {
+        let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+        let mut others = '\u{100}'..;
+        let mut alphabet = ByteAlphabet { characters: Vec::new(), bytes: vec![None; 512] };
+        for byte in 0..=u8::MAX {
+            let own = printable(byte).then_some(char::from(byte));
+            let character = own.or_else(|| others.next()).unwrap_or_default();
+            alphabet.characters.push(character);
+            alphabet.bytes[character as usize] = Some(byte);
+        }
+        alphabet
+    }
+
+    pub(crate) fn byte(&self, character: char) -> Option<u8> {
+        self.bytes.get(character as usize).copied().flatten()
+    }
+
+    pub(crate) fn character(&self, byte: u8) -> char {
+        self.characters[usize::from(byte)]
+    }
 }

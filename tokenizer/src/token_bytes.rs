@@ -17,6 +17,12 @@ impl TokenBytes {
         self.ends.push(self.bytes.len() as u32);
     }
 
+    /// Gives back memory that was kept for more tokens.
+    pub(crate) fn shrink(&mut self) {
+        self.bytes.shrink_to_fit();
+        self.ends.shrink_to_fit();
+    }
+
     /// How many ids there are.
     pub(crate) fn len(&self) -> usize {
         self.ends.len()

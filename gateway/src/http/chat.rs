@@ -12,7 +12,7 @@ use super::generate::{encode, find_model, respond};
 use crate::models::Model;
 use crate::openai::{ApiError, ChatRequest, Tools};
 use crate::text::{TemplateError, TemplateVariables};
-use crate::tools::Thinking;
+use crate::tools::{Thinking, grammar_of};
 
 /// Answers a conversation.
 pub async fn handle(
@@ -30,10 +30,13 @@ pub async fn handle(
         Ok((tokens, model.dialect.thinking_after(&prompt)))
     };
     let (place, (tokens, thinking)) = admitted.tokens(&model, prepare).await?;
+    let grammar = grammar_of(&tools, constraint.as_ref(), &model.dialect, thinking)?;
+    let param = constraint.map_or("tools".to_string(), |constraint| constraint.param);
+    let grammar = shared.grammars.checked(&model, grammar, &param).await?;
     let asked = Asked {
         endpoint: Endpoint::Chat,
         prompts: vec![PromptTokens { tokens, text: None }],
-        grammar: String::new(),
+        grammar,
         speech: speech(&model, tools, thinking),
         model,
         parameters,

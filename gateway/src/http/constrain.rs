@@ -26,22 +26,27 @@ impl GrammarCheck {
         Self { compilations: Arc::new(Semaphore::new(COMPILATIONS_MAX)) }
     }
 
-    /// Checks that answers of `model` can be made to match `grammar`, which `param` of the request asked
-    /// for. Errors: they cannot, or it takes too long to find out.
-    pub async fn check(
+    /// The grammar, which `param` of the request asked for, as workers are told it; empty where there is
+    /// none. Errors: answers of `model` cannot be made to match it, or it takes too long to find out.
+    pub async fn checked(
         &self,
         model: &Arc<Model>,
-        grammar: &str,
+        grammar: Option<String>,
         param: &str,
-    ) -> Result<(), ApiError> {
-        if model.has_compiled(grammar) {
-            return Ok(());
+    ) -> Result<String, ApiError> {
+        let Some(grammar) = grammar else { return Ok(String::new()) };
+        if model.has_compiled(&grammar) {
+            return Ok(grammar);
         }
-        let compiled = tokio::time::timeout(COMPILATION_TIMEOUT, self.compile(model, grammar));
-        match compiled.await {
-            Ok(compiled) => compiled?.map_err(|error| ApiError::grammar(param, &error.to_string())),
-            Err(_) => Err(ApiError::grammar(param, "it takes too long to compile")),
-        }
+        let compiled = tokio::time::timeout(COMPILATION_TIMEOUT, self.compile(model, &grammar));
+        let problem = match compiled.await {
+            Ok(compiled) => match compiled? {
+                Ok(()) => return Ok(grammar),
+                Err(error) => error.to_string(),
+            },
+            Err(_) => "it takes too long to compile".to_string(),
+        };
+        Err(ApiError::grammar(param, &problem))
     }
 
     async fn compile(

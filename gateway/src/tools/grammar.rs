@@ -52,6 +52,14 @@ pub fn grammar_of(
     Ok(Some(grammar.finish(&start)))
 }
 
+/// The grammar that a text without calls and reasoning must follow.
+pub fn text_grammar(constraint: &Constraint) -> Result<String, ApiError> {
+    if let Pattern::Grammar(text) = &constraint.pattern {
+        return Ok(text.clone());
+    }
+    Ok(format!("start: {}\n", body(constraint)?))
+}
+
 /// Whether what the model may call must be checked though it need not call.
 fn needs_grammar(tools: &Tools) -> bool {
     tools.callable().any(|function| function.strict) || tools.callable.len() < tools.functions.len()

@@ -38,5 +38,5 @@ mod tests;
 
 pub use answer::AnswerParser;
 pub use dialect::{Dialect, Thinking};
-pub use grammar::grammar_of;
+pub use grammar::{grammar_of, text_grammar};
 pub use output::Delta;

@@ -11,7 +11,7 @@ use tokenizers::Model;
 use tokenizers::models::bpe::BPE;
 
 use super::Unsupported;
-use crate::spelling::byte_level_alphabet;
+use crate::spelling::ByteAlphabet;
 
 /// From here on a heap finds the next merge sooner than a look at all of them.
 const LONG_BYTES: usize = 64;
@@ -54,9 +54,9 @@ struct Symbol {
 
 impl Merges {
     pub(super) fn read(tokenizer_json: &[u8], model: &BPE) -> Result<Merges, Unsupported> {
-        let mut bytes = [0; 256];
-        for (character, byte) in byte_level_alphabet() {
-            let id = model.token_to_id(character.encode_utf8(&mut [0; 4]));
+        let (alphabet, mut bytes) = (ByteAlphabet::new(), [0; 256]);
+        for byte in 0..=u8::MAX {
+            let id = model.token_to_id(alphabet.character(byte).encode_utf8(&mut [0; 4]));
             bytes[usize::from(byte)] = id.ok_or("has no token for some byte")?;
         }
         let pairs = pairs(tokenizer_json)?;

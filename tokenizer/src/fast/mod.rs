@@ -56,7 +56,7 @@ impl FastEncoder {
         let added = AddedTokens::of(tokenizer)?;
         let (before, after) = around_texts(tokenizer.get_post_processor())?;
         let merges = Merges::read(tokenizer_json, model)?;
-        let words = Words::new(model, vocab, tokens, &merges)?;
+        let words = Words::new(tokenizer, model, vocab, tokens, &merges)?;
         Ok(FastEncoder { added, pre_tokenizer, words, merges, before, after })
     }
 

@@ -40,6 +40,8 @@ enum Step {
 /// A regular expression: what matches is a piece, and so is what is between matches.
 struct Pattern {
     automaton: dense::DFA<Vec<u32>>,
+    /// Whether a match may begin with a byte.
+    begins: [bool; 256],
     /// Whether what is between matches is left out.
     only_matches: bool,
 }
@@ -161,27 +163,35 @@ impl Pattern {
             .dfa_size_limit(Some(AUTOMATON_BYTES_MAX))
             .determinize_size_limit(Some(2 * AUTOMATON_BYTES_MAX));
         let automaton = dense::Builder::new().configure(config).build_many(&patterns);
-        Ok(Pattern { automaton: automaton.map_err(|_| UNSUPPORTED_PATTERN)?, only_matches })
+        let automaton = automaton.map_err(|_| UNSUPPORTED_PATTERN)?;
+        let start = automaton.start_state_forward(&Input::new("").anchored(Anchored::Yes));
+        let start = start.map_err(|_| UNSUPPORTED_PATTERN)?;
+        let begins = |byte| !automaton.is_dead_state(automaton.next_state(start, byte as u8));
+        let begins = std::array::from_fn(begins);
+        Ok(Pattern { automaton, begins, only_matches })
     }
 
     fn piece(&self, text: &str, start: usize) -> Option<Piece> {
         if let Some(end) = self.matched(text, start)? {
             return Some(Piece { end, matched: true });
         }
-        for (at, character) in text[start..].char_indices() {
-            let end = start + at + character.len_utf8();
-            if at > ODD_PIECE_BYTES_MAX {
+        // No match begins within a character.
+        for end in start + 1..text.len() {
+            if end - start > ODD_PIECE_BYTES_MAX {
                 return None;
             }
-            if end == text.len() || self.matched(text, end)?.is_some() {
+            if self.matched(text, end)?.is_some() {
                 return Some(Piece { end, matched: false });
             }
         }
-        None
+        Some(Piece { end: text.len(), matched: false })
     }
 
     /// The end of the match that begins at `start`, if there is one.
     fn matched(&self, text: &str, start: usize) -> Option<Option<usize>> {
+        if !self.begins[usize::from(text.as_bytes()[start])] {
+            return Some(None);
+        }
         let input = Input::new(text).range(start..).anchored(Anchored::Yes);
         let Some(found) = self.automaton.try_search_fwd(&input).ok()? else {
             return Some(None);

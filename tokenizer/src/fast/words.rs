@@ -9,7 +9,7 @@ use tokenizers::models::bpe::BPE;
 
 use super::Unsupported;
 use super::merge::{Merges, Scratch};
-use crate::spelling::byte_level_alphabet;
+use crate::spelling::ByteAlphabet;
 use crate::token_bytes::TokenBytes;
 
 /// The tokens that a piece of the same bytes becomes, found by their bytes.
@@ -21,6 +21,7 @@ pub(super) struct Words {
 
 impl Words {
     pub(super) fn new(
+        tokenizer: &tokenizers::Tokenizer,
         model: &BPE,
         vocab: &HashMap<String, u32>,
         tokens: &TokenBytes,
@@ -31,13 +32,16 @@ impl Words {
             hasher: DefaultHashBuilder::default(),
             longest_bytes: 0,
         };
-        let alphabet = byte_level_alphabet();
-        let (mut bytes, mut scratch, mut ids) = (Vec::new(), Scratch::default(), Vec::new());
+        let added = tokenizer.get_added_vocabulary().get_added_tokens_decoder();
+        let (alphabet, mut bytes) = (ByteAlphabet::new(), Vec::new());
+        let (mut scratch, mut ids) = (Scratch::default(), Vec::new());
         for (token, &id) in vocab {
             bytes.clear();
-            bytes.extend(token.chars().map_while(|character| alphabet.get(&character)));
+            let spelled = token.chars().map(|character| alphabet.byte(character));
+            bytes.extend(spelled.clone().map_while(|byte| byte));
             // Other characters never come out of bytes, and some added tokens are not the model's.
-            if bytes.len() != token.chars().count() || model.token_to_id(token) != Some(id) {
+            let of_model = !added.contains_key(&id) || model.token_to_id(token) == Some(id);
+            if spelled.clone().any(|byte| byte.is_none()) || !of_model {
                 continue;
             }
             if tokens.get(id) != bytes {

@@ -70,7 +70,7 @@ impl Shape {
             .build()
             .into();
         let mut random = ChaCha8Rng::seed_from_u64(seed);
-        let made: Vec<String> = (0..400).map(|_| text(&mut random, 300)).collect();
+        let made: Vec<String> = (0..60).map(|_| text(&mut random, 300)).collect();
         let texts = corpus.unwrap_or(&made);
         tokenizer.train(&mut trainer, texts.iter().map(String::as_str)).expect("it can be trained");
         let mut file = serde_json::to_value(&tokenizer).expect("it has a file");
