@@ -287,8 +287,8 @@ impl Preparation<'_> {
     }
 
     fn close(&self, schema: &mut Map<String, Value>) {
-        let has_properties =
-            schema.get("properties").and_then(Value::as_object).is_some_and(|all| !all.is_empty());
+        // Also where there are none: that is how functions without arguments are described.
+        let has_properties = schema.get("properties").is_some_and(Value::is_object);
         let says = ["additionalProperties", "patternProperties", "minProperties", "maxProperties"];
         if self.closes && has_properties && !says.iter().any(|name| schema.contains_key(*name)) {
             // Names that are required and not described would have no value.
