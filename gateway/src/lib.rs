@@ -17,6 +17,9 @@ mod models;
 mod routers;
 mod sessions;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -13,5 +13,7 @@ pub use chat_template::{ChatTemplate, TemplateError, TemplateVariables};
 pub use detokenizer::Detokenizer;
 pub use stop::StopMatcher;
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod family_templates;
 #[cfg(test)]
 mod family_tests;
