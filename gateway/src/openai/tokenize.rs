@@ -8,6 +8,8 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::parameters::token_ids;
 use super::response::to_json;
+use super::template_variables::template_variables;
+use crate::text::TemplateVariables;
 
 /// A validated request for tokens.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,8 +32,7 @@ pub enum Text {
         messages: Vec<Value>,
         /// Passed to the template as they are.
         tools: Option<Vec<Value>>,
-        /// Whether what asks for the next message belongs to it.
-        add_generation_prompt: bool,
+        variables: TemplateVariables,
     },
 }
 
@@ -69,7 +70,7 @@ fn text(fields: &Fields) -> Result<Text, ApiError> {
         (None, Some(_)) => Ok(Text::Messages {
             messages: messages(fields)?,
             tools: fields.array("tools")?.filter(|tools| !tools.is_empty()).cloned(),
-            add_generation_prompt: fields.boolean("add_generation_prompt")?.unwrap_or(true),
+            variables: template_variables(fields)?,
         }),
         (None, None) => Err(ApiError::missing("prompt")),
     }
@@ -131,7 +132,9 @@ mod tests {
         let message = json!({ "role": "user", "content": "hi" });
         let chat = |add_generation_prompt| {
             let messages = vec![message.clone()];
-            Text::Messages { messages, tools: None, add_generation_prompt }
+            let variables =
+                TemplateVariables { add_generation_prompt, ..TemplateVariables::default() };
+            Text::Messages { messages, tools: None, variables }
         };
         check(json!({ "model": "m", "prompt": "hi" }), prompt("hi"), true, false);
         check(json!({ "prompt": "", "return_token_strs": true }), prompt(""), true, true);
