@@ -19,6 +19,7 @@ test: $(VENV)/.installed target/earlier/$(EARLIER)
 	cargo build --workspace --all-targets --locked
 	cargo test --workspace --locked
 	STATOR_BINARY=target/debug/stator $(PYTEST) -q -rs e2e/python
+	STATOR_BINARY=target/debug/stator $(VENV)/bin/python e2e/clients/run.py --quick
 
 e2e: $(VENV)/.installed
 	cargo build --locked --package stator
