@@ -69,6 +69,7 @@ pub fn app(
         Arc::new(Shared { models, dispatcher, admission, grammars: GrammarCheck::new(), cut });
     let routes = api("/v1")
         .merge(api(""))
+        .route("/openapi.json", get(listing::openapi))
         .route("/health", get(|| async { StatusCode::OK }))
         .route("/health/ready", get(ready))
         .with_state(shared)
