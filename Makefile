@@ -1,5 +1,6 @@
 # make test         all tests, with everything they need
-# make e2e          the SDKs and frameworks that people use, against a real server
+# make e2e          the SDKs and frameworks that people use, against a real server; and
+# make e2e-schemathesis  whatever docs/openapi.json allows, and what it does not
 # make lint         formatting and clippy, warnings denied
 # make bench        the measurements of bench/RESULTS.md
 # make chaos        faults in a cluster under load: SEED=1 FAULTS=220 OVERLAPPING=18
@@ -9,7 +10,7 @@ PYTHON ?= python3
 VENV := target/venv
 PYTEST := $(VENV)/bin/pytest
 
-.PHONY: test e2e lint bench chaos docker-test
+.PHONY: test e2e e2e-schemathesis lint bench chaos docker-test
 
 # A worker of this commit must be able to serve in a cluster of the present version.
 EARLIER := 4c55971bdc675c57028f6689a17b1c7941c02dac
@@ -19,9 +20,13 @@ test: $(VENV)/.installed target/earlier/$(EARLIER)
 	cargo test --workspace --locked
 	STATOR_BINARY=target/debug/stator $(PYTEST) -q -rs e2e/python
 
-e2e: $(VENV)/.installed
+e2e: $(VENV)/.installed e2e-schemathesis
 	cargo build --locked --package stator
 	STATOR_BINARY=target/debug/stator $(VENV)/bin/python e2e/clients/run.py
+
+e2e-schemathesis:
+	cargo build --locked --package stator
+	STATOR_BINARY=target/debug/stator $(PYTHON) e2e/schemathesis/run.py
 
 lint:
 	cargo fmt --all --check

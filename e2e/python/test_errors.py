@@ -45,8 +45,6 @@ BODIES = {
 
 IMAGE = [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]
 AUDIO = [{"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}]
-TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
-SCHEMA = {"type": "json_schema", "json_schema": {"name": "s", "schema": {"type": "object"}}}
 
 MANY = [{"role": "user", "content": "x"}] * 8193
 
@@ -90,11 +88,9 @@ FIELDS = [
     (CHAT, hello(max_tokens=10**30), "max_tokens", TOO_HIGH, "above maximum"),
     (CHAT, hello(seed="x"), "seed", TYPE, "expected an integer"),
     (CHAT, hello(seed=2**63), "seed", TOO_HIGH, "above maximum"),
-    (CHAT, hello(n=2), "n", UNSUPPORTED, "'n'"),
     (CHAT, hello(n=129), "n", TOO_HIGH, "<= 128, but got 129"),
-    (CHAT, hello(tools=TOOLS), "tools", UNSUPPORTED, "'tools'"),
-    (CHAT, hello(tool_choice="required"), "tool_choice", UNSUPPORTED, "'tool_choice'"),
-    (CHAT, hello(response_format=SCHEMA), "response_format", UNSUPPORTED, "'response_format'"),
+    (CHAT, hello(tool_choice="required"), "tool_choice", VALUE, "'tools'"),
+    (CHAT, hello(response_format={"type": "yaml"}), "response_format.type", VALUE, "'yaml'"),
     (CHAT, hello(modalities=["audio"]), "modalities", UNSUPPORTED, "'modalities'"),
     (CHAT, hello(logprobs=True, top_logprobs=21), "top_logprobs", TOO_HIGH, "<= 20, but got 21"),
     (CHAT, hello(top_logprobs=2), "top_logprobs", VALUE, "'logprobs'"),
@@ -117,12 +113,13 @@ FIELDS = [
     (COMPLETIONS, prompt([5, -1]), "prompt[1]", TOO_LOW, ">= 0"),
     (COMPLETIONS, prompt([5, 6, 10**6]), "prompt[2]", TOO_HIGH, "but got 1000000"),
     (COMPLETIONS, prompt([5, 2**40]), "prompt[1]", TOO_HIGH, "above maximum"),
-    (COMPLETIONS, prompt(["a", "b"]), "prompt", UNSUPPORTED, "'prompt'"),
+    (COMPLETIONS, prompt(["a", ""]), "prompt[1]", VALUE, "empty"),
     (COMPLETIONS, prompt(max_tokens=-1), "max_tokens", TOO_LOW, ">= 0"),
     (COMPLETIONS, prompt(logprobs=6), "logprobs", TOO_HIGH, "<= 5, but got 6"),
-    (COMPLETIONS, prompt(best_of=2), "best_of", UNSUPPORTED, "'best_of'"),
+    (COMPLETIONS, prompt(best_of=21), "best_of", TOO_HIGH, "<= 20, but got 21"),
+    (COMPLETIONS, prompt(best_of=2, n=3), "best_of", VALUE, "'n'"),
     (COMPLETIONS, prompt(suffix="end"), "suffix", UNSUPPORTED, "'suffix'"),
-    (COMPLETIONS, prompt(echo=True), "echo", UNSUPPORTED, "'echo'"),
+    (COMPLETIONS, prompt(echo="yes"), "echo", TYPE, "expected a boolean"),
 ]
 
 # (method, path, status, code, part of the message)

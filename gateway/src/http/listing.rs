@@ -1,4 +1,4 @@
-//! `GET /v1/models` and `GET /v1/models/{id}`.
+//! What this server has and does: `GET /v1/models`, `GET /v1/models/{id}` and `GET /openapi.json`.
 
 use std::sync::Arc;
 
@@ -26,6 +26,12 @@ pub async fn model(State(shared): State<Arc<Shared>>, uri: Uri) -> Result<Respon
     let id = percent_decode_str(id).decode_utf8_lossy();
     let model = shared.models.get(&id).ok_or_else(|| ApiError::model_not_found(&id))?;
     Ok(json(model_object(&card(&model))))
+}
+
+/// What is served, in OpenAPI's terms.
+pub async fn openapi() -> Response {
+    const DESCRIPTION: &str = include_str!("../../../docs/openapi.json");
+    ([(CONTENT_TYPE, "application/json")], DESCRIPTION).into_response()
 }
 
 fn card(model: &Model) -> ModelCard {

@@ -65,6 +65,7 @@ pub fn app(
     let shared = Arc::new(Shared { models, dispatcher, admission, cut });
     let routes = api("/v1")
         .merge(api(""))
+        .route("/openapi.json", get(listing::openapi))
         .route("/health", get(|| async { StatusCode::OK }))
         .route("/health/ready", get(ready))
         .with_state(shared)

@@ -150,7 +150,9 @@ fn tool_call(call: &Value, path: &str) -> Result<Value, ApiError> {
 /// `None` where the arguments are to stay as they are: not a string, or a string that is no object.
 fn parsed_arguments(function: &Fields) -> Result<Option<Value>, ApiError> {
     match function.get("arguments") {
-        None | Some(Value::Object(_)) => Ok(None),
+        // Templates would fail without.
+        None => Ok(Some(json!({}))),
+        Some(Value::Object(_)) => Ok(None),
         Some(Value::String(text)) if text.is_empty() => Ok(Some(json!({}))),
         Some(Value::String(text)) => {
             Ok(serde_json::from_str(text).ok().filter(|value: &Value| value.is_object()))
@@ -202,6 +204,11 @@ mod tests {
                 { "function": { "name": "f", "arguments": "not json" } }] }),
             json!({ "role": "assistant", "content": null, "tool_calls": [
                 { "function": { "name": "f", "arguments": "not json" } }] }),
+        );
+        check(
+            json!({ "role": "assistant", "tool_calls": [{ "function": { "name": "f" } }] }),
+            json!({ "role": "assistant", "content": null, "tool_calls": [
+                { "function": { "name": "f", "arguments": {} } }] }),
         );
         check(
             json!({ "role": "assistant", "content": "", "tool_calls": [] }),

@@ -17,6 +17,8 @@ const BOTH: &[(&str, Harmless)] = &[
     ("truncate_prompt_tokens", never),
     ("include_stop_str_in_output", is_false),
     ("skip_special_tokens", is_true),
+    ("return_token_ids", is_false),
+    ("return_tokens_as_token_ids", is_false),
 ];
 
 const CHAT: &[(&str, Harmless)] = &[
@@ -24,6 +26,8 @@ const CHAT: &[(&str, Harmless)] = &[
     ("audio", never),
     ("web_search_options", never),
     ("add_generation_prompt", is_true),
+    // The template writes them.
+    ("add_special_tokens", is_false),
     ("continue_final_message", is_false),
     ("chat_template", never),
     ("chat_template_kwargs", is_empty),
@@ -31,7 +35,8 @@ const CHAT: &[(&str, Harmless)] = &[
     ("echo", is_false),
 ];
 
-const COMPLETION: &[(&str, Harmless)] = &[("suffix", is_empty), ("prompt_embeds", never)];
+const COMPLETION: &[(&str, Harmless)] =
+    &[("suffix", is_empty), ("prompt_embeds", never), ("add_special_tokens", is_true)];
 
 /// Refuses what a chat request may not ask for yet.
 pub fn refuse_for_chat(fields: &Fields) -> Result<(), ApiError> {
