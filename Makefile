@@ -3,6 +3,7 @@
 # make e2e-schemathesis  whatever docs/openapi.json allows, and what it does not
 # make lint         formatting and clippy, warnings denied
 # make bench        the measurements of bench/RESULTS.md
+# make bench-peers  our gateway beside Dynamo's and smg, which it installs from PyPI: bench/peers/README.md
 # make chaos        faults in a cluster under load: SEED=1 FAULTS=220 OVERLAPPING=18
 # make docker-test  the containers of docker/, built and run; needs docker with compose v2
 
@@ -10,7 +11,7 @@ PYTHON ?= python3
 VENV := target/venv
 PYTEST := $(VENV)/bin/pytest
 
-.PHONY: test e2e e2e-schemathesis lint bench chaos docker-test
+.PHONY: test e2e e2e-schemathesis lint bench bench-peers chaos docker-test
 
 # A worker of this commit must be able to serve in a cluster of the present version.
 EARLIER := 4c55971bdc675c57028f6689a17b1c7941c02dac
@@ -47,6 +48,17 @@ bench: $(VENV)/.installed
 	cargo run --release --locked --package kv-transfer --example tcp_ratio
 	cargo build --release --locked --package decode-worker --example swarm
 	$(PYTHON) bench/swarm.py target/release/stator target/release/examples/swarm --nats-server $(VENV)/bin/nats-server
+
+PEERS ?=
+bench-peers: target/peers/.installed
+	cargo build --release --locked --package stator
+	target/peers/bin/python bench/peers/peers.py target/release/stator $(PEERS)
+
+target/peers/.installed: bench/peers/requirements.txt bench/peers/requirements-without-dependencies.txt
+	$(PYTHON) -m venv target/peers
+	target/peers/bin/pip install --quiet --disable-pip-version-check -r bench/peers/requirements.txt
+	target/peers/bin/pip install --quiet --disable-pip-version-check --no-deps -r bench/peers/requirements-without-dependencies.txt
+	touch $@
 
 SEED ?= 1
 FAULTS ?= 220

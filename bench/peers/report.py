@@ -17,7 +17,7 @@ def print_table(figures, setting):
     if not figures:
         return
     print_setting(figures, setting)
-    print(ROW.format("Load", "System", "CPU s", "of which per", "ratio of ours", "workers, CPU s per 1,000",
+    print(ROW.format("Load", "System", "CPU s", "per", "ours / this", "its worker, CPU s per 1,000 requests",
                      "first token p50, ms", "latency p50 / p99, ms", "events per request"))
     print("|---|---|--:|---|--:|--:|--:|--:|--:|")
     for load, by_system in figures.items():
@@ -27,6 +27,43 @@ def print_table(figures, setting):
               for rounds in by_system.values() for measured in rounds]
     print(f"\nMeanwhile other processes of the machine used {statistics.median(others):.2f} cores "
           f"(median; at most {max(others):.2f}).")
+    print_goals(figures)
+
+
+# Load, figure of ours, system it is divided by or none, the most it should be.
+GOALS = [
+    ("short", "cpu_s_per_1000_requests", None, 0.20),
+    ("short", "cpu_s_per_1000_requests", "dynamo", 0.5),
+    ("short streamed", "cpu_s_per_1000_requests", None, 0.20),
+    ("short streamed", "cpu_s_per_1000_requests", "dynamo", 0.5),
+    ("2,000 words", "cpu_s_per_1000_requests", "dynamo", 0.5),
+    ("streams", "cpu_s_per_million_tokens", "bare writes", 2),
+    ("streams", "cpu_s_per_million_tokens", "dynamo", 0.5),
+    ("one token", "latency_p50_ms", None, 0.5),
+    ("stream alone", "first_p50_ms", None, 1),
+]
+GOALS_IN_ONE_PROCESS = [("one token", "latency_p50_ms", None, 0.3), ("stream alone", "first_p50_ms", None, 1)]
+
+
+def print_goals(figures):
+    """What ours should reach, and what it did."""
+    print("\n| Goal | at most | measured |\n|---|--:|--:|")
+    for ours, goals in (("stator", GOALS), ("stator serve", GOALS_IN_ONE_PROCESS)):
+        for name, figure, other, most in goals:
+            for load, by_system in figures.items():
+                if load.name == name and ours in by_system:
+                    measured = goal_figure(by_system, ours, figure, other)
+                    against = f" / {other}" if other else ""
+                    words = figure.replace("_", " ")
+                    print(f"| {load.title()}: {ours}{against}, {words} | {most} | {measured:.3g} |")
+
+
+def goal_figure(by_system, ours, figure, other):
+    own = [measured[figure] for measured in by_system[ours]]
+    if other is None:
+        return statistics.median(own)
+    others = [measured[figure] for measured in by_system[other]]
+    return statistics.median(mine / max(its, 1e-9) for mine, its in zip(own, others))
 
 
 def row(load, system, rounds, by_system):
@@ -50,11 +87,9 @@ def cpu_figure(load):
 
 def ratio_of_ours(system, by_system, key):
     """Ours divided by the other's, round by round; the median."""
-    ours = by_system.get("stator")
-    if system == "stator" or ours is None:
+    if system == "stator" or "stator" not in by_system:
         return None
-    pairs = zip(ours, by_system[system])
-    return statistics.median(own[key] / max(other[key], 1e-9) for own, other in pairs)
+    return goal_figure(by_system, "stator", key, system)
 
 
 def print_setting(figures, setting):

@@ -1,5 +1,7 @@
 //! An answer as its client has it, and how two of them differ.
 
+use std::collections::BTreeMap;
+
 use serde_json::Value;
 
 /// What must be the same however the answer came about.
@@ -11,6 +13,8 @@ pub struct Answer {
     pub logprobs: Vec<Value>,
     /// Why it ended.
     pub finish_reason: String,
+    /// Text and end of each further choice, by its index.
+    pub others: BTreeMap<u64, (String, String)>,
     /// As `usage` says.
     pub prompt_tokens: u64,
     /// As `usage` says.
@@ -55,6 +59,12 @@ impl AnswerBuilder {
 
     fn choice(&mut self, choice: &Value) -> bool {
         let text = choice["delta"]["content"].as_str().or(choice["text"].as_str());
+        if let Some(index) = choice["index"].as_u64().filter(|index| *index > 0) {
+            let (told, end) = self.answer.others.entry(index).or_default();
+            told.push_str(text.unwrap_or_default());
+            end.push_str(choice["finish_reason"].as_str().unwrap_or_default());
+            return text.is_some_and(|text| !text.is_empty());
+        }
         self.answer.text.push_str(text.unwrap_or_default());
         let of_chat = choice["logprobs"]["content"].as_array();
         // Of a completion, the chunk's logprobs belong together; their sum over chunks is in order.
@@ -100,6 +110,18 @@ impl Answer {
         }
         if self.logprobs != expected.logprobs {
             return Some(logprobs_difference(&self.logprobs, &expected.logprobs));
+        }
+        for (index, (text, _)) in &self.others {
+            let expected = expected.others.get(index).map_or("", |(text, _)| text);
+            if text != expected {
+                return Some(format!("choice {index}: {}", text_difference(text, expected)));
+            }
+        }
+        if self.others != expected.others {
+            return Some(format!(
+                "other choices: {:?} instead of {:?}",
+                self.others, expected.others
+            ));
         }
         let rest = |answer: &Self| {
             (answer.finish_reason.clone(), answer.prompt_tokens, answer.completion_tokens)
@@ -156,12 +178,15 @@ mod tests {
             r#"{"choices":[{"delta":{"role":"assistant","content":""},"finish_reason":null}]}"#,
             r#"{"choices":[{"delta":{"content":"a"},"logprobs":{"content":[{"token":"a"}]}}]}"#,
             r#"{"choices":[{"delta":{"content":"b"},"logprobs":{"content":[{"token":"b"}]}}]}"#,
+            r#"{"choices":[{"index":1,"delta":{"content":"x"},"finish_reason":null}]}"#,
+            r#"{"choices":[{"index":1,"delta":{},"finish_reason":"length"}]}"#,
             FINISH,
             USAGE,
             "[DONE]",
         ]);
         let answer = answer.unwrap();
         assert_eq!((answer.text.as_str(), answer.logprobs.len()), ("ab", 2));
+        assert_eq!(answer.others, BTreeMap::from([(1, ("x".into(), "length".into()))]));
         assert_eq!((answer.prompt_tokens, answer.completion_tokens), (3, 2));
         assert_eq!(answer.finish_reason, "stop");
     }
@@ -209,9 +234,20 @@ mod tests {
             text: "héllo".into(),
             logprobs: vec![Value::from(1)],
             finish_reason: "stop".into(),
+            others: BTreeMap::from([(1, ("hey".into(), "length".into()))]),
             prompt_tokens: 3,
             completion_tokens: 2,
         };
+        let others = |text: &str| Answer {
+            others: BTreeMap::from([(1, (text.into(), "length".into()))]),
+            ..answer.clone()
+        };
+        check(&others("hex"), &answer, Some("choice 1: text differs at byte 2"));
+        check(
+            &Answer { others: BTreeMap::new(), ..answer.clone() },
+            &answer,
+            Some("other choices"),
+        );
         check(&answer, &answer, None);
         check(&Answer { text: "héxlo".into(), ..answer.clone() }, &answer, Some("at byte 3"));
         check(&Answer { text: "hèllo".into(), ..answer.clone() }, &answer, Some("at byte 2"));

@@ -43,10 +43,14 @@ enum Flavour {
     Completion,
     SharedPrefix,
     Long,
+    /// Three choices of one prompt.
+    Choices,
+    /// An answer that must match a schema.
+    Constrained,
 }
 
-/// In turn, so that any 16 questions have all of them. Half are long: they keep blocks moving.
-const FLAVOURS: [Flavour; 8] = [
+/// In turn, so that any 10 questions have all of them. Some are long: they keep blocks moving.
+const FLAVOURS: [Flavour; 10] = [
     Flavour::Plain,
     Flavour::Long,
     Flavour::Logprobs,
@@ -54,7 +58,9 @@ const FLAVOURS: [Flavour; 8] = [
     Flavour::Greedy,
     Flavour::Long,
     Flavour::Stop,
+    Flavour::Choices,
     Flavour::Completion,
+    Flavour::Constrained,
 ];
 
 /// Prefixes that questions share.
@@ -148,6 +154,12 @@ impl<'a> Maker<'a> {
             Flavour::Completion => {
                 body.insert("logprobs".into(), json!(2));
             }
+            Flavour::Choices => {
+                body.insert("n".into(), json!(3));
+            }
+            Flavour::Constrained => {
+                body.insert("response_format".into(), list_of_words());
+            }
             Flavour::Plain => {
                 body.insert("top_p".into(), json!(0.95));
                 body.insert("frequency_penalty".into(), json!(0.4));
@@ -181,6 +193,18 @@ impl<'a> Maker<'a> {
     }
 }
 
+/// As many entries as keep an answer going for a while; what is forced and what is free alternate.
+fn list_of_words() -> Value {
+    let entry = json!({ "type": "object", "required": ["name", "size"],
+        "additionalProperties": false, "properties": {
+            "name": { "type": "string", "maxLength": 12 },
+            "size": { "type": "integer", "minimum": 0, "maximum": 99_999 } } });
+    let list = json!({ "type": "array", "items": entry, "minItems": 20, "maxItems": 20 });
+    let schema = json!({ "type": "object", "properties": { "entries": list },
+        "required": ["entries"], "additionalProperties": false });
+    json!({ "type": "json_schema", "json_schema": { "name": "entries", "schema": schema } })
+}
+
 fn text(random: &mut ChaCha8Rng, words: usize) -> String {
     let words = (0..words).map(|_| *WORDS.choose(random).expect("there are words"));
     words.collect::<Vec<_>>().join(" ")
@@ -211,17 +235,19 @@ mod tests {
         #[track_caller]
         fn check(what: &str, is: impl Fn(&Value) -> bool) {
             let count = all().iter().filter(|question| is(&question.body)).count();
-            assert!((8..60).contains(&count), "{count} of 64 with {what}");
+            assert!((6..60).contains(&count), "{count} of 64 with {what}");
         }
         check("temperature 0", |body| body["temperature"] == 0.0);
         check("chat logprobs", |body| body["logprobs"] == true);
         check("completion logprobs", |body| body["logprobs"].is_number());
         check("a prompt", |body| body.get("prompt").is_some());
+        check("several choices", |body| body["n"] == 3);
+        check("a schema", |body| body.get("response_format").is_some());
         check("a long prompt", |body| {
             body["messages"][0]["content"].as_str().is_some_and(|text| text.len() > 150)
         });
         assert!(all().iter().all(|question| question.body["seed"].is_number()));
-        assert_eq!(all().iter().filter(|question| question.wants_stop()).count(), 8);
+        assert_eq!(all().iter().filter(|question| question.wants_stop()).count(), 6);
     }
 
     #[test]

@@ -6,5 +6,9 @@ must hold for any weights and is not listed. A listed test that passes is fine; 
 is no test fails the run.
 """
 
+ONE_CALL = "the model has learned to write one call at a time"
+
 EXPECTED_FAILURES = {
+    "openai-python-3": {"test_tools::test_asks_for_two_cities_at_once": ONE_CALL},
+    "openai-python-2": {"test_tools::test_asks_for_two_cities_at_once": ONE_CALL},
 }

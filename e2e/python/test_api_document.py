@@ -67,7 +67,7 @@ def smallest(server, endpoint):
     }[endpoint]
 
 
-@pytest.mark.parametrize(("endpoint", "name", "happens", "sent"), cases())
+@pytest.mark.parametrize(("endpoint", "name", "happens", "sent"), list(cases()))
 def test_every_parameter_does_what_its_row_says(server, endpoint, name, happens, sent):
     fields = json.loads("{" + sent.strip("`") + "}")
     answer = post(server, PATHS[endpoint], smallest(server, endpoint) | fields)
@@ -151,7 +151,7 @@ def bounds():
                 yield pytest.param(endpoint, name, kind, schema, id=f"{endpoint}-{name}")
 
 
-@pytest.mark.parametrize(("endpoint", "name", "kind", "schema"), bounds())
+@pytest.mark.parametrize(("endpoint", "name", "kind", "schema"), list(bounds()))
 def test_described_bounds_are_the_servers(server, endpoint, name, kind, schema):
     word = {"integer": "integer", "number": "decimal"}[kind]
     for bound, step, code in [("minimum", -1, "below_min"), ("maximum", 1, "above_max")]:

@@ -3,9 +3,13 @@
 #[cfg(any(test, feature = "test-support"))]
 pub mod test_support;
 
-use std::collections::HashMap;
+mod fast;
+mod spelling;
+mod token_bytes;
 
-use serde_json::Value;
+use fast::FastEncoder;
+use spelling::Spelling;
+use token_bytes::TokenBytes;
 
 /// Why a tokenizer cannot be loaded or a text not be encoded.
 #[derive(Debug, thiserror::Error)]
@@ -28,11 +32,9 @@ pub enum TokenizerError {
 /// A `tokenizer.json`. Truncation and padding, which some files switch on, are off.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    /// The bytes of all tokens, one after the other; token `id` ends at `ends[id]`.
-    bytes: Vec<u8>,
-    ends: Vec<usize>,
-    /// Kept because every request asks for it, and the vocabulary is long.
-    token_bytes_max: usize,
+    /// Or why there is none for this file.
+    fast: Result<FastEncoder, &'static str>,
+    tokens: TokenBytes,
     special: Vec<bool>,
 }
 
@@ -48,32 +50,42 @@ impl Tokenizer {
         inner.with_padding(None);
         let spelling = Spelling::of(&inner)?;
         let added = inner.get_added_tokens_decoder();
-        let vocab_size = inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+        let vocab = inner.get_vocab(true);
+        let vocab_size = vocab.values().max().map_or(0, |&id| id as usize + 1);
         if vocab_size > vocabulary_size_max {
             return Err(TokenizerError::OtherModel { tokens: vocab_size, vocabulary_size_max });
         }
-        let (mut bytes, mut ends) = (Vec::new(), Vec::with_capacity(vocab_size));
+        let mut tokens = TokenBytes::default();
         for id in 0..vocab_size as u32 {
-            match added.get(&id) {
+            tokens.push(|bytes| match added.get(&id) {
                 Some(token) => bytes.extend_from_slice(token.content.as_bytes()),
-                None => spelling.append(&inner.id_to_token(id).unwrap_or_default(), &mut bytes),
-            }
-            ends.push(bytes.len());
+                None => spelling.append(&inner.id_to_token(id).unwrap_or_default(), bytes),
+            });
         }
+        tokens.shrink();
         let mut special = vec![false; vocab_size];
         for (id, _) in added.iter().filter(|(_, token)| token.special) {
             special[*id as usize] = true;
         }
-        let starts = std::iter::once(&0).chain(&ends);
-        let token_bytes_max = starts.zip(&ends).map(|(start, end)| end - start).max().unwrap_or(0);
-        Ok(Tokenizer { inner, bytes, ends, token_bytes_max, special })
+        let fast = FastEncoder::new(tokenizer_json, &inner, &vocab, &tokens);
+        Ok(Tokenizer { inner, fast, tokens, special })
     }
 
     /// `add_special_tokens` is for text that did not come out of a chat template, which writes them
     /// itself.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, TokenizerError> {
+        let fast = self.fast.as_ref().ok();
+        if let Some(ids) = fast.and_then(|it| it.encode(&self.tokens, text, add_special_tokens)) {
+            return Ok(ids);
+        }
         let encoding = self.inner.encode_fast(text, add_special_tokens);
         Ok(encoding.map_err(TokenizerError::Encode)?.get_ids().to_vec())
+    }
+
+    /// Why texts are encoded by the `tokenizers` crate, which takes about ten times as long: what
+    /// this file asks for that the encoder of this crate does not do. `None` where that one is used.
+    pub fn slow_because(&self) -> Option<&'static str> {
+        self.fast.as_ref().err().copied()
     }
 
     /// The text of whole token ids, special tokens included, as the tokenizer itself puts it: some
@@ -89,7 +101,7 @@ impl Tokenizer {
 
     /// How many ids there are, the gaps counted in.
     pub fn tokens(&self) -> usize {
-        self.ends.len()
+        self.tokens.len()
     }
 
     /// The tokens that are spelled so, special ones among them.
@@ -99,101 +111,19 @@ impl Tokenizer {
 
     /// Bytes of the longest token.
     pub fn token_bytes_max(&self) -> usize {
-        self.token_bytes_max
+        self.tokens.longest_bytes()
     }
 
     /// What a token stands for, which may be a part of a character. Special tokens are their text,
     /// unknown ids are empty.
     pub fn token_bytes(&self, id: u32) -> &[u8] {
-        let id = id as usize;
-        let Some(&end) = self.ends.get(id) else {
-            return &[];
-        };
-        let start = if id == 0 { 0 } else { self.ends[id - 1] };
-        &self.bytes[start..end]
+        self.tokens.get(id)
     }
 
     /// Whether a token is markup that generated text does not show.
     pub fn is_special(&self, id: u32) -> bool {
         self.special.get(id as usize).copied().unwrap_or(false)
     }
-}
-
-/// How the vocabulary spells bytes.
-///
-/// The decoder of the file works on whole texts and, in the SentencePiece family, also drops the
-/// space before the first word. What is generated continues a prompt, so that space is kept here.
-enum Spelling {
-    /// Each byte is one printable character (GPT-2).
-    ByteLevel(HashMap<char, u8>),
-    /// Text with a mark for spaces, and `<0xNN>` for single bytes (SentencePiece).
-    Pieces { space: Option<String>, byte_fallback: bool },
-}
-
-impl Spelling {
-    fn of(tokenizer: &tokenizers::Tokenizer) -> Result<Spelling, TokenizerError> {
-        let decoder = serde_json::to_value(tokenizer.get_decoder())
-            .map_err(|error| TokenizerError::Load(error.into()))?;
-        let (mut space, mut byte_fallback) = (None, false);
-        let steps = match &decoder["decoders"] {
-            Value::Array(steps) => steps.as_slice(),
-            _ if decoder.is_null() => &[],
-            _ => std::slice::from_ref(&decoder),
-        };
-        for step in steps {
-            match step["type"].as_str().unwrap_or_default() {
-                "ByteLevel" => return Ok(Spelling::ByteLevel(byte_level_alphabet())),
-                "Metaspace" => space = step["replacement"].as_str().map(str::to_owned),
-                "Replace" if step["content"] == " " => {
-                    space = step["pattern"]["String"].as_str().map(str::to_owned);
-                }
-                "ByteFallback" => byte_fallback = true,
-                "Fuse" | "Strip" => {}
-                other => return Err(TokenizerError::UnsupportedDecoder(other.to_owned())),
-            }
-        }
-        Ok(Spelling::Pieces { space, byte_fallback })
-    }
-
-    fn append(&self, piece: &str, bytes: &mut Vec<u8>) {
-        match self {
-            Spelling::ByteLevel(alphabet) => {
-                let start = bytes.len();
-                for character in piece.chars() {
-                    let Some(&byte) = alphabet.get(&character) else {
-                        // Not an encoded token at all; it stands for itself.
-                        bytes.truncate(start);
-                        bytes.extend_from_slice(piece.as_bytes());
-                        return;
-                    };
-                    bytes.push(byte);
-                }
-            }
-            Spelling::Pieces { space, byte_fallback } => {
-                if let Some(byte) = fallback_byte(piece).filter(|_| *byte_fallback) {
-                    bytes.push(byte);
-                } else if let Some(space) = space {
-                    bytes.extend_from_slice(piece.replace(space.as_str(), " ").as_bytes());
-                } else {
-                    bytes.extend_from_slice(piece.as_bytes());
-                }
-            }
-        }
-    }
-}
-
-/// The byte of a piece such as `<0x0A>`.
-fn fallback_byte(piece: &str) -> Option<u8> {
-    let digits = piece.strip_prefix("<0x")?.strip_suffix('>')?;
-    if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
-}
-
-/// GPT-2's table: printable Latin-1 stands for itself, the other bytes are counted up from U+0100.
-fn byte_level_alphabet() -> HashMap<char, u8> {
-    let printable = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
-    let others = ('\u{100}'..).zip((0..=u8::MAX).filter(|&byte| !printable(byte)));
-    let own = (0..=u8::MAX).filter(|&byte| printable(byte)).map(|byte| (char::from(byte), byte));
-    own.chain(others).collect()
 }
 
 #[cfg(test)]

@@ -2,14 +2,13 @@
 
 use serde_json::{Value, json};
 
-use crate::{Tokenizer, byte_level_alphabet};
+use crate::{Tokenizer, spelling::ByteAlphabet};
 
 /// A byte-level tokenizer: ids 0..=255 are the bytes, then some merges and added tokens.
 pub fn byte_level_tokenizer() -> Tokenizer {
-    let mut alphabet: Vec<_> = byte_level_alphabet().into_iter().collect();
-    alphabet.sort_by_key(|(_, byte)| *byte);
+    let alphabet = ByteAlphabet::new();
     let spell =
-        |bytes: &[u8]| -> String { bytes.iter().map(|&byte| alphabet[byte as usize].0).collect() };
+        |bytes: &[u8]| -> String { bytes.iter().map(|&byte| alphabet.character(byte)).collect() };
     let mut vocab: Vec<String> = (0..=255).map(|byte| spell(&[byte])).collect();
     let mut merges = Vec::new();
     // The second half of the emoji merges with the letter behind it: a token of mixed parts.

@@ -11,7 +11,7 @@ import { cold, gather, hot } from "./served.mjs";
 const weather = tool({
   description: "Get the current weather in a city.",
   inputSchema: z.object({ city: z.string().describe("Name of the city") }),
-  execute: async ({ city }) => `18 C in ${city}`,
+  execute: async () => ({ temperature: 18, condition: "sunny" }),
 });
 const Level = z.object({
   channel: z.enum(["left", "right"]),
@@ -93,7 +93,7 @@ test("calls and results of a history", async () => {
     type: "tool-result",
     toolCallId,
     toolName,
-    output: { type: "text", value: "18 C" },
+    output: { type: "json", value: { temperature: 18, condition: "sunny" } },
   }));
   const messages = [
     { role: "user", content: "What is the weather in Paris and in London?" },

@@ -12,9 +12,9 @@ QUESTION = "What is the weather in Paris?"
 
 
 @tool
-def get_weather(city: str) -> str:
+def get_weather(city: str) -> dict:
     """Get the current weather in a city."""
-    return f"18 C in {city}"
+    return {"temperature": 18, "condition": "sunny"}
 
 
 class SetLevel(BaseModel):

@@ -127,7 +127,7 @@ def test_function_calling_of_the_tutorial(complete):
             "tool_call_id": call.id,
             "role": "tool",
             "name": call.function.name,
-            "content": '{"temperature": "18 C"}',
+            "content": '{"temperature": 18, "condition": "sunny"}',
         }
     )
     assert "18" in text_of(complete(messages, tools=[WEATHER]))

@@ -55,7 +55,7 @@ test("the runner calls the function and feeds its result back", async () => {
       parse: JSON.parse,
       function: ({ city }) => {
         asked.push(city);
-        return `18 C in ${city}`;
+        return { temperature: 18, condition: "sunny" };
       },
     },
   };

@@ -49,6 +49,7 @@ LEVEL = function(
 )
 TOOLS = [WEATHER, CLOCK, LEVEL]
 QUESTION = "What is the weather in Paris?"
+RESULT = '{"temperature": 18, "condition": "sunny"}'
 
 
 def named(tool):
@@ -100,7 +101,7 @@ def test_tutorial_feeds_the_result_back(ask):
     message = ask(messages, tools=[WEATHER]).choices[0].message
     messages.append(message)
     messages += [
-        {"role": "tool", "tool_call_id": call.id, "content": '{"temperature": "18 C"}'}
+        {"role": "tool", "tool_call_id": call.id, "content": RESULT}
         for call in message.tool_calls
     ]
     answer = ask(messages, tools=[WEATHER]).choices[0]
@@ -251,7 +252,7 @@ def test_history_with_parallel_calls_and_results(ask):
         for city in ("Paris", "London")
     ]
     results = [
-        {"role": "tool", "tool_call_id": call["id"], "content": "18 C and sunny"} for call in calls
+        {"role": "tool", "tool_call_id": call["id"], "content": RESULT} for call in calls
     ]
     messages = [
         {"role": "user", "content": "What is the weather in Paris and in London?"},
@@ -322,7 +323,7 @@ def test_no_tools_are_none(ask):
 
 def test_result_for_an_unknown_call_is_refused_or_read(ask):
     """OpenAI refuses it; servers of open models read it. It must be no server error."""
-    messages = [{"role": "tool", "tool_call_id": "call_absent", "content": "18 C"}]
+    messages = [{"role": "tool", "tool_call_id": "call_absent", "content": RESULT}]
     try:
         assert ask([{"role": "user", "content": QUESTION}, *messages]).choices
     except openai.BadRequestError as error:

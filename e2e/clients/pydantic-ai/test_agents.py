@@ -42,10 +42,10 @@ def weather_agent(agent, asked, **more):
     made = agent(**more)
 
     @made.tool_plain
-    def get_weather(city: str) -> str:
+    def get_weather(city: str) -> dict:
         """Get the current weather in a city."""
         asked.append(city)
-        return f"18 C in {city}"
+        return {"temperature": 18, "condition": "sunny"}
 
     return made
 

@@ -30,12 +30,6 @@ const X_STATOR_DEBUG: &str = "x-stator-debug";
 const DISCARDED_BYTES_MAX: usize = 64 << 10;
 const DISCARD_TIME_MAX: Duration = Duration::from_secs(1);
 
-/// Grammars that are compiled at once; others wait.
-const COMPILATIONS_MAX: usize = 2;
-
-/// How long a request waits for its grammar: a compilation is bounded by itself, and takes far less.
-const COMPILATION_TIMEOUT: Duration = Duration::from_secs(1);
-
 /// Larger bodies are parsed, rendered and tokenized where they do not hold up other requests.
 const INLINE_BODY_BYTES_MAX: usize = 16 * 1024;
 
@@ -47,8 +41,6 @@ pub struct Admission {
     /// hold as much as the largest one may, because text takes far more room while it is worked on.
     bytes: Arc<Semaphore>,
     body_bytes_max: usize,
-    /// One permit per grammar that is compiled, until it is, however long its request waits.
-    compilations: Arc<Semaphore>,
     /// A body of which nothing comes for so long is given up.
     body_silence_max: Duration,
 }
@@ -76,7 +68,6 @@ impl Admission {
             requests,
             bytes: Arc::new(Semaphore::new(config.body_bytes_max)),
             body_bytes_max: config.body_bytes_max,
-            compilations: Arc::new(Semaphore::new(COMPILATIONS_MAX)),
             body_silence_max: config.body_silence_max,
         }
     }
@@ -115,27 +106,6 @@ impl Admission {
         check_headers(headers)?;
         self.check_declared_bytes(headers)?;
         Ok(room)
-    }
-
-    /// Checks that answers of `model` can be made to match `grammar`. Errors: they cannot, it takes too
-    /// long to find out, or too many others are being checked.
-    pub async fn check_grammar(&self, model: &Arc<Model>, grammar: &str) -> Result<(), ApiError> {
-        if grammar.is_empty() || model.has_compiled(grammar) {
-            return Ok(());
-        }
-        let check = async {
-            let permit = self.compilations.clone().acquire_owned().await;
-            let (model, grammar) = (model.clone(), grammar.to_string());
-            let aside = tokio::task::spawn_blocking(move || {
-                let _until_done = permit;
-                model.check_grammar(&grammar)
-            });
-            aside.await.map_err(|_| ApiError::internal())
-        };
-        match tokio::time::timeout(COMPILATION_TIMEOUT, check).await {
-            Ok(checked) => checked?.map_err(|error| ApiError::grammar(&error.to_string())),
-            Err(_) => Err(ApiError::grammar("it takes too long to compile")),
-        }
     }
 
     fn check_declared_bytes(&self, headers: &HeaderMap) -> Result<(), ApiError> {

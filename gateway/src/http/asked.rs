@@ -58,6 +58,8 @@ pub struct Speech {
     pub new_parser: Box<dyn Fn() -> AnswerParser + Send + Sync>,
     /// See `Transcription`.
     pub shown_specials: Arc<[u32]>,
+    /// See `ChatChoice`.
+    pub is_legacy: bool,
 }
 
 impl Asked {
@@ -102,6 +104,11 @@ impl Asked {
             explain,
         };
         self.prompts.iter().map(prompt).collect()
+    }
+
+    /// Whether calls are told as they were before there were tools.
+    pub fn is_legacy(&self) -> bool {
+        self.speech.as_ref().is_some_and(|speech| speech.is_legacy)
     }
 
     /// How tokens become text.

@@ -12,7 +12,7 @@ use super::generate::{encode, find_model, respond};
 use crate::models::Model;
 use crate::openai::{ApiError, ChatRequest, Tools};
 use crate::text::TemplateError;
-use crate::tools::Thinking;
+use crate::tools::{Thinking, grammar_of};
 
 /// Answers a conversation.
 pub async fn handle(
@@ -30,10 +30,13 @@ pub async fn handle(
         Ok((tokens, model.dialect.thinking_after(&prompt)))
     };
     let (place, (tokens, thinking)) = admitted.tokens(&model, prepare).await?;
+    let grammar = grammar_of(&tools, constraint.as_ref(), &model.dialect, thinking)?;
+    let param = constraint.map_or("tools".to_string(), |constraint| constraint.param);
+    let grammar = shared.grammars.checked(&model, grammar, &param).await?;
     let asked = Asked {
         endpoint: Endpoint::Chat,
         prompts: vec![PromptTokens { tokens, text: None }],
-        grammar: String::new(),
+        grammar,
         speech: speech(&model, tools, thinking),
         model,
         parameters,
@@ -51,13 +54,14 @@ fn speech(model: &Arc<Model>, tools: Tools, thinking: Thinking) -> Option<Speech
         true => model.dialect.shown_specials(),
         false => model.dialect.shown_specials_without_tools(),
     };
+    let is_legacy = tools.are_legacy;
     let (shown_specials, model) = (shown.into(), model.clone());
     let new_parser = move || {
         let parser = model.dialect.parser_after(with_tools, thinking);
         let parser = parser.with_functions(tools.callable_names());
         if tools.parallel_calls { parser } else { parser.with_one_call() }
     };
-    Some(Speech { new_parser: Box::new(new_parser), shown_specials })
+    Some(Speech { new_parser: Box::new(new_parser), shown_specials, is_legacy })
 }
 
 fn render(model: &Model, messages: &[Value], tools: Option<&[Value]>) -> Result<String, ApiError> {

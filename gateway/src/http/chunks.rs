@@ -29,7 +29,7 @@ impl Chunks {
     pub fn new(asked: &Asked, head: &Head, options: StreamOptions) -> Self {
         let dialect = match asked.endpoint {
             Endpoint::Chat => Dialect::Chat {
-                stream: ChatStream::new(head, options),
+                stream: ChatStream::new(head, options, asked.is_legacy()),
                 speakers: (0..asked.parameters.n).map(|_| asked.speaker()).collect(),
             },
             Endpoint::Completion => Dialect::Completion {

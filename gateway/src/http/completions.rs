@@ -10,6 +10,7 @@ use super::asked::{Asked, Endpoint, PromptTokens};
 use super::generate::{encode, find_model, respond};
 use crate::models::Model;
 use crate::openai::{ApiError, CompletionRequest, Prompt, PromptContent};
+use crate::tools::text_grammar;
 
 /// Continues a text, or token ids.
 pub async fn handle(
@@ -23,7 +24,9 @@ pub async fn handle(
         move |model: &Model| prompts.into_iter().map(|prompt| tokens(model, prompt)).collect();
     let (place, prompts) = admitted.tokens(&model, prepare).await?;
     let endpoint = Endpoint::Completion;
-    let grammar = String::new();
+    let grammar = constraint.as_ref().map(text_grammar).transpose()?;
+    let param = constraint.map_or(String::new(), |constraint| constraint.param);
+    let grammar = shared.grammars.checked(&model, grammar, &param).await?;
     respond(&shared, place, Asked { endpoint, model, parameters, prompts, grammar, speech: None })
         .await
 }

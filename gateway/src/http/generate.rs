@@ -94,7 +94,7 @@ async fn stream_answer(
 impl Asked {
     /// A choice that has said nothing.
     pub fn speaker(&self) -> Speaker {
-        Speaker::new(self.speech.as_ref().map(|speech| (speech.new_parser)()))
+        Speaker::new(self.speech.as_ref().map(|speech| (speech.new_parser)()), self.is_legacy())
     }
 
     /// Usage as it is shown.

@@ -14,6 +14,7 @@ mod admit;
 mod asked;
 mod chat;
 mod completions;
+mod constrain;
 mod generate;
 
 mod chunks;
@@ -36,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use admit::Admission;
 pub use connection::ConnectionLimits;
+use constrain::GrammarCheck;
 pub use cors::{Origin, OriginError};
 pub use serve::serve;
 
@@ -48,6 +50,7 @@ pub struct Shared {
     models: Arc<Models>,
     dispatcher: Arc<Dispatcher>,
     admission: Admission,
+    grammars: GrammarCheck,
     /// Cancelled when the server cannot wait for answers any longer.
     cut: CancellationToken,
 }
@@ -62,7 +65,8 @@ pub fn app(
     others: Router,
     origins: &[Origin],
 ) -> Router {
-    let shared = Arc::new(Shared { models, dispatcher, admission, cut });
+    let shared =
+        Arc::new(Shared { models, dispatcher, admission, grammars: GrammarCheck::new(), cut });
     let routes = api("/v1")
         .merge(api(""))
         .route("/openapi.json", get(listing::openapi))

@@ -13,6 +13,7 @@ pub struct Speaker {
     logprobs: Vec<TokenText>,
     /// Whether its role was told.
     pub has_begun: bool,
+    is_legacy: bool,
 }
 
 /// What a piece of a choice is made of.
@@ -29,8 +30,8 @@ pub struct Said {
 
 impl Speaker {
     /// One that has said nothing.
-    pub fn new(parser: Option<AnswerParser>) -> Self {
-        Self { parser, ..Default::default() }
+    pub fn new(parser: Option<AnswerParser>, is_legacy: bool) -> Self {
+        Self { parser, is_legacy, ..Default::default() }
     }
 
     /// Takes what came.
@@ -58,6 +59,7 @@ impl Speaker {
             logprobs,
             reasoning_tokens: if all_reasoning { tokens } else { 0 },
             finish: match finish {
+                Some("stop") if has_called && self.is_legacy => Some("function_call"),
                 Some("stop") if has_called => Some("tool_calls"),
                 finish => finish,
             },

@@ -38,9 +38,12 @@ pub fn nothing(asked: &Asked, head: &Head) -> Response {
 
 async fn chat(asked: &Asked, head: &Head, mut choices: Choices) -> Result<Response, ApiError> {
     let speakers = (0..asked.parameters.n).map(|_| asked.speaker());
+    let is_legacy = asked.is_legacy();
     let logprobs = asked.parameters.logprobs.map(|_| Vec::new());
     let mut told: Vec<(Speaker, ChatChoice)> = speakers
-        .map(|speaker| (speaker, ChatChoice { logprobs: logprobs.clone(), ..Default::default() }))
+        .map(|speaker| {
+            (speaker, ChatChoice { logprobs: logprobs.clone(), is_legacy, ..Default::default() })
+        })
         .collect();
     let mut reasoning_tokens = 0;
     while let Some(News { choice, piece }) = choices.next().await? {

@@ -1,6 +1,7 @@
 //! `chat.completion` and `chat.completion.chunk`.
 
 use serde::Serialize;
+use serde_json::json;
 
 use super::logprobs::{ChatLogprobs, TokenText};
 use super::parameters::StreamOptions;
@@ -13,6 +14,8 @@ pub struct ChatChoice {
     pub content: String,
     pub reasoning: String,
     pub calls: Vec<Call>,
+    /// The one call is to be a `function_call`, as it was before there were tools.
+    pub is_legacy: bool,
     /// Of the content's tokens, where they were asked for.
     pub logprobs: Option<Vec<TokenText>>,
     pub finish_reason: &'static str,
@@ -63,6 +66,8 @@ struct Message<'a> {
     reasoning_content: Option<&'a str>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tool_calls: Vec<ToolCall<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    function_call: Option<Function<'a>>,
 }
 
 #[derive(Serialize)]
@@ -86,20 +91,28 @@ pub fn chat_completion(head: &Head, choices: &[ChatChoice], usage: Usage) -> Str
 
 fn whole_choice((index, choice): (usize, &ChatChoice)) -> Choice<'_> {
     let says_nothing = choice.content.is_empty() && !choice.calls.is_empty();
+    let (tools, functions) = match choice.is_legacy {
+        true => (&[][..], choice.calls.as_slice()),
+        false => (choice.calls.as_slice(), &[][..]),
+    };
     let message = Message {
         role: "assistant",
         content: (!says_nothing).then_some(&choice.content),
         refusal: None,
         reasoning_content: (!choice.reasoning.is_empty()).then_some(&choice.reasoning),
-        tool_calls: choice.calls.iter().map(whole_call).collect(),
+        tool_calls: tools.iter().map(whole_call).collect(),
+        function_call: functions.first().map(function_of),
     };
     let logprobs = choice.logprobs.as_deref().map(ChatLogprobs::new);
     Choice { index, message, logprobs, finish_reason: choice.finish_reason }
 }
 
 fn whole_call(call: &Call) -> ToolCall<'_> {
-    let function = Function { name: &call.name, arguments: &call.arguments };
-    ToolCall { id: &call.id, r#type: "function", function }
+    ToolCall { id: &call.id, r#type: "function", function: function_of(call) }
+}
+
+fn function_of(call: &Call) -> Function<'_> {
+    Function { name: &call.name, arguments: &call.arguments }
 }
 
 /// Writes the chunks of one streamed chat answer as events: for each choice `role`, any number of
@@ -110,11 +123,13 @@ fn whole_call(call: &Call) -> ToolCall<'_> {
 #[derive(Debug, Clone)]
 pub struct ChatStream {
     frame: ChunkFrame,
+    /// See `ChatChoice`.
+    is_legacy: bool,
 }
 
 impl ChatStream {
-    pub fn new(head: &Head, options: StreamOptions) -> ChatStream {
-        ChatStream { frame: ChunkFrame::new(head, "chat.completion.chunk", options) }
+    pub fn new(head: &Head, options: StreamOptions, is_legacy: bool) -> ChatStream {
+        ChatStream { frame: ChunkFrame::new(head, "chat.completion.chunk", options), is_legacy }
     }
 
     /// The chunk that carries a choice's role.
@@ -136,7 +151,7 @@ impl ChatStream {
         usage: Usage,
     ) {
         self.chunk(out, choice, usage, |out| {
-            write_delta(out, delta);
+            write_delta(out, delta, self.is_legacy);
             out.extend_from_slice(br#","logprobs":"#);
             match logprobs {
                 Some(tokens) => write_json(out, &ChatLogprobs::new(tokens)),
@@ -176,19 +191,24 @@ impl ChatStream {
     }
 }
 
-fn write_delta(out: &mut Vec<u8>, delta: &Delta) {
+fn write_delta(out: &mut Vec<u8>, delta: &Delta, is_legacy: bool) {
     match delta {
+        Delta::ToolCall { name, .. } if is_legacy => {
+            write_json(out, &json!({ "function_call": { "name": name, "arguments": "" } }));
+        }
+        Delta::Arguments { text, .. } if is_legacy => {
+            write_json(out, &json!({ "function_call": { "arguments": text } }));
+        }
         Delta::Content(text) => write_text(out, br#"{"content":"#, text),
         Delta::Reasoning(text) => write_text(out, br#"{"reasoning_content":"#, text),
         Delta::ToolCall { index, id, name } => write_json(
             out,
-            &serde_json::json!({ "tool_calls": [{ "index": index, "id": id, "type": "function",
+            &json!({ "tool_calls": [{ "index": index, "id": id, "type": "function",
                 "function": { "name": name, "arguments": "" } }] }),
         ),
         Delta::Arguments { index, text } => write_json(
             out,
-            &serde_json::json!({ "tool_calls": [{ "index": index,
-                "function": { "arguments": text } }] }),
+            &json!({ "tool_calls": [{ "index": index, "function": { "arguments": text } }] }),
         ),
     }
 }
@@ -201,7 +221,7 @@ fn write_text(out: &mut Vec<u8>, opening: &[u8], text: &str) {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::Value;
 
     use super::*;
 
@@ -303,7 +323,7 @@ mod tests {
             [(false, false), (false, true), (true, false), (true, true)]
         {
             let options = StreamOptions { include_usage, continuous_usage_stats };
-            let stream = ChatStream::new(&head(), options);
+            let stream = ChatStream::new(&head(), options, false);
             let usage = match (include_usage, continuous_usage_stats) {
                 (false, _) => None,
                 (true, false) => Some(Value::Null),
@@ -348,5 +368,37 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn functions_as_they_were_before_tools() {
+        let mut choice =
+            ChatChoice { is_legacy: true, finish_reason: "function_call", ..Default::default() };
+        let stream = ChatStream::new(&head(), StreamOptions::default(), true);
+        let mut out = Vec::new();
+        for delta in [call(), arguments("{}")] {
+            stream.delta(&mut out, 0, &delta, None, USAGE);
+            choice.add(delta);
+        }
+        let whole: Value =
+            serde_json::from_str(&chat_completion(&head(), &[choice], USAGE)).unwrap();
+        assert_eq!(
+            whole["choices"][0]["message"],
+            json!({ "role": "assistant", "content": null, "refusal": null,
+                "function_call": { "name": "f", "arguments": "{}" } })
+        );
+        let chunks = String::from_utf8(out).unwrap();
+        let deltas: Vec<Value> = chunks
+            .lines()
+            .filter_map(|line| line.strip_prefix("data: "))
+            .map(|json| serde_json::from_str::<Value>(json).unwrap()["choices"][0]["delta"].clone())
+            .collect();
+        assert_eq!(
+            deltas,
+            [
+                json!({ "function_call": { "name": "f", "arguments": "" } }),
+                json!({ "function_call": { "arguments": "{}" } }),
+            ]
+        );
     }
 }

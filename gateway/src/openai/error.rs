@@ -57,10 +57,9 @@ impl ApiError {
     }
 
     /// What constrains the answer cannot be followed; `problem` says why.
-    pub fn grammar(problem: &str) -> ApiError {
-        let message = format!("The answer cannot be constrained as asked: {problem}.");
-        let error = ApiError::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, message);
-        error.code("invalid_constraint")
+    pub fn grammar(param: &str, problem: &str) -> ApiError {
+        let message = format!("Invalid '{param}': the answer cannot be made to match: {problem}.");
+        ApiError::bad_request(param, "invalid_value", message)
     }
 
     /// All workers of a model are of a version that does not know what a request needs.
@@ -153,6 +152,12 @@ impl ApiError {
     pub fn function_parameters(param: &str, name: &str, problem: &str) -> ApiError {
         let message = format!("Invalid schema for function '{name}': {problem}.");
         ApiError::bad_request(param, "invalid_function_parameters", message)
+    }
+
+    /// The schema of an answer is not usable; `problem` says why.
+    pub fn json_schema(param: &str, problem: &str) -> ApiError {
+        let message = format!("Invalid schema for '{param}': {problem}.");
+        ApiError::bad_request(param, "invalid_json_schema", message)
     }
 
     /// An array with more items than allowed.

@@ -118,6 +118,12 @@ impl Dialect {
         }
     }
 
+    /// Whether an answer that begins so may have reasoning.
+    pub(super) fn may_think(&self, thinking: Thinking) -> bool {
+        self.calls == CallFormat::Harmony
+            || (self.thinking.is_some() && thinking != Thinking::Absent)
+    }
+
     /// A parser for an answer that may begin with reasoning, if `with_reasoning`.
     pub fn parser(&self, with_tools: bool, with_reasoning: bool) -> AnswerParser {
         let thinking = if with_reasoning { Thinking::MayBegin } else { Thinking::Absent };

@@ -16,6 +16,9 @@
 mod answer;
 mod dialect;
 
+mod grammar;
+mod schema;
+
 mod thinking;
 
 mod deepseek;
@@ -29,8 +32,11 @@ mod markers;
 mod output;
 
 #[cfg(test)]
+mod grammar_tests;
+#[cfg(test)]
 mod tests;
 
 pub use answer::AnswerParser;
 pub use dialect::{Dialect, Thinking};
+pub use grammar::{grammar_of, text_grammar};
 pub use output::Delta;
