@@ -24,6 +24,7 @@ test: $(VENV)/.installed target/earlier/$(EARLIER)
 
 e2e: $(VENV)/.installed e2e-schemathesis
 	cargo build --locked --package stator
+	STATOR_CONSTRAINED_RUNS=1000 STATOR_BINARY=target/debug/stator $(PYTEST) -q -rs e2e/python/test_constrained.py
 	STATOR_BINARY=target/debug/stator $(VENV)/bin/python e2e/clients/run.py
 
 e2e-schemathesis:

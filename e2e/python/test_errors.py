@@ -117,7 +117,7 @@ FIELDS = [
     (COMPLETIONS, prompt(max_tokens=-1), "max_tokens", TOO_LOW, ">= 0"),
     (COMPLETIONS, prompt(logprobs=6), "logprobs", TOO_HIGH, "<= 5, but got 6"),
     (COMPLETIONS, prompt(best_of=21), "best_of", TOO_HIGH, "<= 20, but got 21"),
-    (COMPLETIONS, prompt(best_of=2, n=3), "best_of", VALUE, "'n'"),
+    (COMPLETIONS, prompt(best_of=2, n=3), "best_of", TOO_LOW, ">= 3, but got 2"),
     (COMPLETIONS, prompt(suffix="end"), "suffix", UNSUPPORTED, "'suffix'"),
     (COMPLETIONS, prompt(echo="yes"), "echo", TYPE, "expected a boolean"),
 ]
