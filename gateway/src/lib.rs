@@ -6,7 +6,6 @@
 mod http;
 mod openai;
 mod text;
-#[allow(unused_imports, dead_code, reason = "nobody asks for grammars yet")]
 mod tools;
 
 mod choices;

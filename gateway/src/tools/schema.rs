@@ -82,6 +82,23 @@ const REFUSED: &[&str] = &[
     "$dynamicRef",
     "$recursiveRef",
 ];
+/// Restrictions that are kept as they are.
+const KEPT: &[&str] = &[
+    "type",
+    "enum",
+    "const",
+    "required",
+    "minimum",
+    "maximum",
+    "exclusiveMinimum",
+    "exclusiveMaximum",
+    "minLength",
+    "maxLength",
+    "minItems",
+    "maxItems",
+    "minProperties",
+    "maxProperties",
+];
 const LISTS: &[&str] = &["allOf", "anyOf", "oneOf", "prefixItems"];
 const MAPS: &[&str] = &["properties", "patternProperties", "$defs", "definitions"];
 const SINGLE: &[&str] = &["additionalProperties", "items", "additionalItems"];
@@ -246,7 +263,9 @@ impl Preparation<'_> {
                 self.check_reference(reference, place)?;
                 Ok(Some(value.clone()))
             }
-            _ => Ok(Some(value.clone())),
+            _ if KEPT.contains(&keyword) => Ok(Some(value.clone())),
+            // What is not known restricts nothing, and what it holds was not looked at.
+            _ => Ok(None),
         }
     }
 
