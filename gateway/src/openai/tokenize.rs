@@ -8,6 +8,7 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::parameters::token_ids;
 use super::response::to_json;
+use super::tools::Tools;
 
 /// A validated request for tokens.
 #[derive(Debug, Clone, PartialEq)]
@@ -28,7 +29,7 @@ pub enum Text {
     Messages {
         /// At least one, as of a chat request.
         messages: Vec<Value>,
-        /// Passed to the template as they are.
+        /// As the template wants them.
         tools: Option<Vec<Value>>,
         /// Whether what asks for the next message belongs to it.
         add_generation_prompt: bool,
@@ -59,18 +60,19 @@ impl TokenizeRequest {
     }
 }
 
+/// What only messages have is validated beside a prompt too.
 fn text(fields: &Fields) -> Result<Text, ApiError> {
+    let tools = Tools::of_chat(fields)?.for_template();
+    let add_generation_prompt = fields.boolean("add_generation_prompt")?.unwrap_or(true);
     match (fields.string("prompt")?, fields.get("messages")) {
         (Some(_), Some(_)) => {
             let message = "Invalid 'messages': they cannot be given beside 'prompt'.";
             Err(ApiError::invalid_value("messages", message))
         }
         (Some(prompt), None) => Ok(Text::Prompt(prompt.to_owned())),
-        (None, Some(_)) => Ok(Text::Messages {
-            messages: messages(fields)?,
-            tools: fields.array("tools")?.filter(|tools| !tools.is_empty()).cloned(),
-            add_generation_prompt: fields.boolean("add_generation_prompt")?.unwrap_or(true),
-        }),
+        (None, Some(_)) => {
+            Ok(Text::Messages { messages: messages(fields)?, tools, add_generation_prompt })
+        }
         (None, None) => Err(ApiError::missing("prompt")),
     }
 }
@@ -162,6 +164,11 @@ mod tests {
             tokenize(json!({ "prompt": "a", "add_special_tokens": 1 })),
             "add_special_tokens",
             "invalid_type",
+        );
+        check(
+            tokenize(json!({ "prompt": "a", "tools": [{ "type": "function" }] })),
+            "tools[0].function",
+            "missing_required_parameter",
         );
         check(detokenize(json!({})), "tokens", "missing_required_parameter");
         check(detokenize(json!({ "tokens": [-1] })), "tokens[0]", "integer_below_min_value");
