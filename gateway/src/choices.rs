@@ -40,7 +40,7 @@ pub struct Choices {
 /// One choice is the ordinary case, and costs nothing beside it.
 enum Tracks {
     One(Box<Generation>),
-    Many(Many),
+    Many(Box<Many>),
 }
 
 impl Choices {
@@ -63,14 +63,14 @@ impl Choices {
         let tracks = if per_prompt == 1 && prompts.is_empty() {
             Tracks::One(Box::new(generation))
         } else {
-            Tracks::Many(Many::new(
+            Tracks::Many(Box::new(Many::new(
                 dispatcher,
                 transcription,
                 generation,
                 followed,
                 prompts,
                 per_prompt,
-            ))
+            )))
         };
         Ok(Self { numerics_id, explanation, usage, tracks })
     }

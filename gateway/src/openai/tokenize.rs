@@ -9,6 +9,7 @@ use super::fields::Fields;
 use super::parameters::token_ids;
 use super::response::to_json;
 use super::template_variables::template_variables;
+use super::tools::Tools;
 use crate::text::TemplateVariables;
 
 /// A validated request for tokens.
@@ -30,7 +31,7 @@ pub enum Text {
     Messages {
         /// At least one, as of a chat request.
         messages: Vec<Value>,
-        /// Passed to the template as they are.
+        /// As the template wants them.
         tools: Option<Vec<Value>>,
         variables: TemplateVariables,
     },
@@ -60,18 +61,17 @@ impl TokenizeRequest {
     }
 }
 
+/// What only messages have is validated beside a prompt too.
 fn text(fields: &Fields) -> Result<Text, ApiError> {
+    let tools = Tools::of_chat(fields)?.for_template();
+    let variables = template_variables(fields)?;
     match (fields.string("prompt")?, fields.get("messages")) {
         (Some(_), Some(_)) => {
             let message = "Invalid 'messages': they cannot be given beside 'prompt'.";
             Err(ApiError::invalid_value("messages", message))
         }
         (Some(prompt), None) => Ok(Text::Prompt(prompt.to_owned())),
-        (None, Some(_)) => Ok(Text::Messages {
-            messages: messages(fields)?,
-            tools: fields.array("tools")?.filter(|tools| !tools.is_empty()).cloned(),
-            variables: template_variables(fields)?,
-        }),
+        (None, Some(_)) => Ok(Text::Messages { messages: messages(fields)?, tools, variables }),
         (None, None) => Err(ApiError::missing("prompt")),
     }
 }
@@ -165,6 +165,11 @@ mod tests {
             tokenize(json!({ "prompt": "a", "add_special_tokens": 1 })),
             "add_special_tokens",
             "invalid_type",
+        );
+        check(
+            tokenize(json!({ "prompt": "a", "tools": [{ "type": "function" }] })),
+            "tools[0].function",
+            "missing_required_parameter",
         );
         check(detokenize(json!({})), "tokens", "missing_required_parameter");
         check(detokenize(json!({ "tokens": [-1] })), "tokens[0]", "integer_below_min_value");

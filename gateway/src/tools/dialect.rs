@@ -125,6 +125,7 @@ impl Dialect {
     }
 
     /// A parser for an answer that may begin with reasoning, if `with_reasoning`.
+    #[cfg(any(test, feature = "fuzzing"))]
     pub fn parser(&self, with_tools: bool, with_reasoning: bool) -> AnswerParser {
         let thinking = if with_reasoning { Thinking::MayBegin } else { Thinking::Absent };
         self.parser_after(with_tools, thinking)
