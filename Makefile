@@ -47,6 +47,8 @@ bench: $(VENV)/.installed
 	$(PYTHON) bench/distribution.py target/release/stator
 	$(PYTHON) bench/loadtest.py target/release/stator target/release/examples/trivial_server
 	cargo bench --locked --package router
+	cargo bench --locked --package grammar
+	cargo bench --locked --package tokenizer
 	cargo run --release --locked --package kv-transfer --example tcp_ratio
 	cargo build --release --locked --package decode-worker --example swarm
 	$(PYTHON) bench/swarm.py target/release/stator target/release/examples/swarm --nats-server $(VENV)/bin/nats-server

@@ -36,6 +36,8 @@ pub struct Transcription {
     pub stop: Vec<String>,
     /// Special tokens whose text is shown, because someone reads them.
     pub shown_specials: Arc<[u32]>,
+    /// A piece has one token: what becomes of its text depends on no more than the tokens before.
+    pub is_parsed: bool,
 }
 
 /// A choice under way. Dropping it cancels its request.
@@ -43,6 +45,8 @@ pub struct Generation {
     transcription: Transcription,
     /// Absent once the choice has ended.
     stream: Option<TokenStream>,
+    /// What came together and is taken one token at a time.
+    split: VecDeque<RequestUpdate>,
     detokenizer: Detokenizer,
     stop: StopMatcher,
     /// Logprobs of tokens whose text is held back, because a stop string may begin there.
@@ -66,6 +70,7 @@ impl Generation {
             stop: StopMatcher::new(transcription.stop.clone()),
             transcription,
             stream: Some(stream),
+            split: VecDeque::new(),
             detokenizer: Detokenizer::default(),
             held: VecDeque::new(),
             decoded_bytes: 0,
@@ -82,6 +87,9 @@ impl Generation {
     /// What the choice gains next; nothing after its end. Errors: no worker can go on with it.
     pub async fn next(&mut self) -> Result<Option<Piece>, ApiError> {
         let Some(stream) = &mut self.stream else { return Ok(None) };
+        if let Some(update) = self.split.pop_front() {
+            return Ok(Some(self.take(update)));
+        }
         let update = match stream.next().await {
             Ok(update) => update,
             Err(error) => {
@@ -89,13 +97,35 @@ impl Generation {
                 return Err(error);
             }
         };
-        Ok(Some(self.take(update)))
+        let first = self.first_of(update);
+        Ok(Some(self.take(first)))
     }
 
     /// What has come already, if anything.
     pub fn ready(&mut self) -> Option<Piece> {
-        let update = self.stream.as_mut()?.ready()?;
+        let stream = self.stream.as_mut()?;
+        let update = match self.split.pop_front() {
+            Some(update) => update,
+            None => {
+                let update = stream.ready()?;
+                self.first_of(update)
+            }
+        };
         Some(self.take(update))
+    }
+
+    /// How many tokens come together is the workers' business: where it could matter, they are taken
+    /// one at a time.
+    fn first_of(&mut self, mut update: RequestUpdate) -> RequestUpdate {
+        if self.transcription.is_parsed && update.tokens.len() > 1 {
+            let finish = std::mem::take(&mut update.finish);
+            for token in update.tokens.split_off(1) {
+                let tokens = vec![token];
+                self.split.push_back(RequestUpdate { tokens, ..Default::default() });
+            }
+            self.split.back_mut().expect("there is a second token").finish = finish;
+        }
+        update
     }
 
     fn take(&mut self, update: RequestUpdate) -> Piece {
@@ -129,6 +159,7 @@ impl Generation {
         if piece.finish.is_some() {
             // Where a stop string ended it, this cancels what the worker still does.
             self.stream = None;
+            self.split.clear();
         }
         piece
     }

@@ -121,6 +121,7 @@ impl Asked {
             model: self.model.clone(),
             stop: self.parameters.stop.clone(),
             shown_specials: shown_specials.unwrap_or_default(),
+            is_parsed: self.speech.is_some(),
         }
     }
 
