@@ -79,8 +79,11 @@ impl PythonicCalls {
         marker.len()
     }
 
-    /// What is held was content, and the rest is.
+    /// What is held was content, and the rest is. A call that was announced keeps the arguments it has.
     fn fail(&mut self, output: &mut Output) {
+        if matches!(self.state, State::ArgumentOrEnd | State::AfterValue | State::Argument(_)) {
+            output.arguments("}");
+        }
         output.release();
         self.state = State::Text;
     }

@@ -338,6 +338,8 @@ fn pythonic() {
         check("pythonic", text, &[text]);
     }
     check("pythonic", "[f(a=1, b=", &["0 f {\"a\": 1, \"b\": "]);
+    // Announced, and then no call after all: its arguments are JSON all the same.
+    check("pythonic", "[f(1)]", &["0 f {}", "1)]"]);
 }
 
 #[test]
