@@ -20,9 +20,11 @@ test: $(VENV)/.installed target/earlier/$(EARLIER)
 	cargo build --workspace --all-targets --locked
 	cargo test --workspace --locked
 	STATOR_BINARY=target/debug/stator $(PYTEST) -q -rs e2e/python
+	STATOR_BINARY=target/debug/stator $(VENV)/bin/python e2e/clients/run.py --quick
 
 e2e: $(VENV)/.installed e2e-schemathesis
 	cargo build --locked --package stator
+	STATOR_CONSTRAINED_RUNS=1000 STATOR_BINARY=target/debug/stator $(PYTEST) -q -rs e2e/python/test_constrained.py
 	STATOR_BINARY=target/debug/stator $(VENV)/bin/python e2e/clients/run.py
 
 e2e-schemathesis:

@@ -86,6 +86,10 @@ fn choose(
     if position < context.min_tokens {
         forbid_stops(logits, context.stop_token_ids);
     }
+    if let Some(allowed) = allowed.filter(|_| max_of(logits) == f32::NEG_INFINITY) {
+        // The weights have no opinion, or are broken.
+        return allowed.iter().next().unwrap_or_default();
+    }
     match sampling.temperature {
         0.0 => argmax(logits),
         _ => draw(logits, sampling, uniform(sampling.seed, sampling.choice, position as u64)),

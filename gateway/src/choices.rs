@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 
@@ -88,10 +89,12 @@ impl Choices {
 
     /// What has come already, if anything.
     pub fn ready(&mut self) -> Option<News> {
-        let Tracks::One(generation) = &mut self.tracks else { return None };
-        let piece = generation.ready()?;
-        self.usage.add(&piece);
-        Some(News { choice: 0, piece })
+        let news = match &mut self.tracks {
+            Tracks::One(generation) => News { choice: 0, piece: generation.ready()? },
+            Tracks::Many(many) => many.ready()?,
+        };
+        self.usage.add(&news.piece);
+        Some(news)
     }
 
     /// Counts so far, of all choices.
@@ -119,6 +122,8 @@ struct Many {
     waiting: VecDeque<(usize, Prompt)>,
     /// Prompts whose first choice does not decode yet, with tokens that it has.
     led: Vec<Led>,
+    /// A failure that has come and waits to be told.
+    failed: Option<ApiError>,
 }
 
 /// A prompt of which further choices are wanted.
@@ -147,10 +152,38 @@ impl Many {
         let led = all.map(led).collect();
         let leaders = (1..).map(|index| index * per_prompt).zip(prompts);
         let turns = FuturesUnordered::from_iter([turn(0, first)]);
-        Self { dispatcher, transcription, per_prompt, turns, waiting: leaders.collect(), led }
+        Self {
+            dispatcher,
+            transcription,
+            per_prompt,
+            turns,
+            waiting: leaders.collect(),
+            led,
+            failed: None,
+        }
     }
 
     async fn next(&mut self) -> Result<Option<News>, ApiError> {
+        self.begin_waiting();
+        if let Some(failed) = self.failed.take() {
+            return Err(failed);
+        }
+        let Some(came) = self.turns.next().await else { return Ok(None) };
+        came.map(|came| Some(self.take(came)))
+    }
+
+    fn ready(&mut self) -> Option<News> {
+        self.begin_waiting();
+        match self.turns.next().now_or_never()?? {
+            Ok(came) => Some(self.take(came)),
+            Err(error) => {
+                self.failed = Some(error);
+                None
+            }
+        }
+    }
+
+    fn begin_waiting(&mut self) {
         while self.turns.len() < CHOICES_AT_ONCE
             && let Some((choice, prompt)) = self.waiting.pop_front()
         {
@@ -160,8 +193,9 @@ impl Many {
                 turn(choice, Generation::new(transcription, stream)).await
             }));
         }
-        let Some(came) = self.turns.next().await else { return Ok(None) };
-        let (choice, generation, mut piece) = came?;
+    }
+
+    fn take(&mut self, (choice, generation, mut piece): (usize, Generation, Piece)) -> News {
         self.lead(choice, &generation, &piece);
         if choice % self.per_prompt > 0 {
             // What its choices find of a prompt that the first has computed is no gain.
@@ -170,7 +204,7 @@ impl Many {
         if piece.finish.is_none() {
             self.turns.push(turn(choice, generation));
         }
-        Ok(Some(News { choice, piece }))
+        News { choice, piece }
     }
 
     /// The further choices begin once their first has decoded a token after the prompt's: a first token

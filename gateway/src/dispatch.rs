@@ -35,8 +35,8 @@ pub struct Prompt {
     pub model: String,
     /// For logs and traces.
     pub request_id: String,
-    /// The prompt.
-    pub tokens: Vec<u32>,
+    /// The prompt. Shared, as is the grammar: a request may have thousands of choices.
+    pub tokens: Arc<[u32]>,
     /// What there is of the answer.
     pub generated: Vec<u32>,
     /// How tokens are chosen.
@@ -46,13 +46,31 @@ pub struct Prompt {
     /// Separates prefix caches.
     pub cache_salt: String,
     /// What the answer must match (`grammar::Compiler`); empty: anything.
-    pub grammar: String,
+    pub grammar: Arc<str>,
+    /// Which field of the request asked for the grammar.
+    pub grammar_param: Arc<str>,
     /// Alternatives to report beside each of the prompt's own tokens; none: no report.
     pub prompt_logprobs: Option<u32>,
     /// A worker that has the prompt's blocks: it is tried first, without asking a router.
     pub near: Option<WorkerLife>,
     /// Whether the client wants to know why it went where it went.
     pub explain: bool,
+}
+
+impl Prompt {
+    /// What a worker must know to do this.
+    fn needed_features(&self) -> Vec<&'static str> {
+        let needs = [
+            (protocol::FEATURE_GRAMMAR, !self.grammar.is_empty()),
+            (protocol::FEATURE_PROMPT_LOGPROBS, self.prompt_logprobs.is_some()),
+        ];
+        needs.into_iter().filter_map(|(feature, needs)| needs.then_some(feature)).collect()
+    }
+
+    fn can_go_to(&self, worker: &v1::WorkerRegistration) -> bool {
+        let has = |feature: &&str| worker.features.iter().any(|present| present == feature);
+        self.needed_features().iter().all(has)
+    }
 }
 
 /// Gives requests to workers.
@@ -250,6 +268,11 @@ impl Dispatcher {
                 excluded.add(life, Cause::Overloaded);
                 continue;
             };
+            if !prompt.can_go_to(&worker) {
+                // It came only now, and is of an earlier version.
+                excluded.add(life, Cause::Failed);
+                continue;
+            }
             match self.start(prompt, &route, &life, &worker).await {
                 Ok(stream) => {
                     let (numerics_id, explanation) = (worker.numerics_id, route.explanation);
@@ -266,13 +289,7 @@ impl Dispatcher {
 
     /// Workers of an earlier version would answer without what the request needs. Errors: all are.
     fn exclude_unable(&self, prompt: &Prompt, excluded: &mut Excluded) -> Result<(), ApiError> {
-        let needs = [
-            (protocol::FEATURE_GRAMMAR, !prompt.grammar.is_empty()),
-            (protocol::FEATURE_PROMPT_LOGPROBS, prompt.prompt_logprobs.is_some()),
-        ];
-        let needed =
-            needs.into_iter().filter_map(|(feature, is_needed)| is_needed.then_some(feature));
-        let needed: Vec<&str> = needed.collect();
+        let needed = prompt.needed_features();
         if needed.is_empty() {
             return Ok(());
         }
@@ -295,7 +312,7 @@ impl Dispatcher {
             "" => None,
             // Only who decodes it reports on it.
             _ if prompt.prompt_logprobs.is_some() => None,
-            id => self.prefill_worker(id, route.prefill_incarnation),
+            id => self.prefill_worker(prompt, id, route.prefill_incarnation),
         };
         tracing::debug!(
             request_id = prompt.request_id,
@@ -308,13 +325,13 @@ impl Dispatcher {
         let request = v1::GenerateRequest {
             request: 0,
             request_id: prompt.request_id.clone(),
-            prompt_tokens: prompt.tokens.clone(),
+            prompt_tokens: prompt.tokens.to_vec(),
             sampling: Some(prompt.sampling.clone()),
             stopping: Some(prompt.stopping.clone()),
             prefill,
             cache_salt: prompt.cache_salt.clone(),
             generated_tokens: prompt.generated.clone(),
-            grammar: prompt.grammar.clone(),
+            grammar: prompt.grammar.to_string(),
             prompt_logprobs: prompt.prompt_logprobs,
         };
         self.sessions.start(life, &worker.data_endpoint, request).await
@@ -381,8 +398,14 @@ impl Dispatcher {
 
     /// Where the router knows a prefill worker before this gateway does, the decode worker
     /// computes the prompt itself.
-    fn prefill_worker(&self, id: &str, incarnation: u64) -> Option<v1::PrefillWorker> {
+    fn prefill_worker(
+        &self,
+        prompt: &Prompt,
+        id: &str,
+        incarnation: u64,
+    ) -> Option<v1::PrefillWorker> {
         let worker = self.models.worker(&WorkerLife::new(id, incarnation))?;
+        let worker = Some(worker).filter(|worker| prompt.can_go_to(worker))?;
         Some(v1::PrefillWorker {
             worker_id: worker.worker_id,
             incarnation: worker.incarnation,

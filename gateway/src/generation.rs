@@ -185,6 +185,7 @@ pub fn with_text(
         offset_characters,
         logprob,
         is_echoed: false,
+        is_special: model.tokenizer.is_special(token.id),
         top: token.top_logprobs.iter().map(alternative).collect(),
     }
 }

@@ -6,7 +6,6 @@
 mod http;
 mod openai;
 mod text;
-#[allow(unused_imports, dead_code, reason = "nobody asks for grammars yet")]
 mod tools;
 
 mod choices;
@@ -16,6 +15,9 @@ mod migration;
 mod models;
 mod routers;
 mod sessions;
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 
 use std::sync::Arc;
 use std::time::Duration;

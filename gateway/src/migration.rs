@@ -160,7 +160,7 @@ impl TokenStream {
             Kind::Invalid if self.prompt.generated.is_empty() => {
                 Err(ApiError::invalid_value("prompt", failure.message.clone()))
             }
-            Kind::Grammar => Err(ApiError::grammar("response_format", &failure.message)),
+            Kind::Grammar => Err(ApiError::grammar(&self.prompt.grammar_param, &failure.message)),
             Kind::Overloaded => Ok(Cause::Overloaded),
             Kind::Unavailable => Ok(Cause::Leaving),
             Kind::Invalid | Kind::Internal | Kind::Unspecified => {

@@ -112,13 +112,23 @@ impl Model {
         compiler.is_some_and(|compiler| compiler.cached(grammar).is_some())
     }
 
-    /// Whether answers can be made to match a grammar; takes some 100 ms, the first time longer.
+    /// Reads the vocabulary as grammars need it, which takes up to a second, once.
+    pub fn prepare_grammars(&self) {
+        self.compiler();
+    }
+
+    /// Whether answers can be made to match a grammar; takes some 100 ms at most.
     pub fn check_grammar(&self, grammar: &str) -> Result<(), GrammarError> {
-        let compiler = self.compiler.get_or_init(|| {
+        self.compiler().as_ref().map_err(GrammarError::clone)?.compile(grammar).map(|_| ())
+    }
+}
+
+impl Model {
+    fn compiler(&self) -> &Result<Compiler, GrammarError> {
+        self.compiler.get_or_init(|| {
             let ends: Vec<u32> = self.eos_token_id.into_iter().collect();
             Compiler::new(self.tokenizer.clone(), self.vocabulary_size, &ends)
-        });
-        compiler.as_ref().map_err(GrammarError::clone)?.compile(grammar).map(|_| ())
+        })
     }
 }
 

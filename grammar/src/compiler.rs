@@ -1,5 +1,6 @@
 //! Compiles grammars, and remembers the latest.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -79,7 +80,11 @@ impl Compiler {
             let problem = format!("it has {} bytes, at most {TEXT_BYTES_MAX} are read", text.len());
             return Err(GrammarError::TooComplex(problem));
         }
-        let parser = self.factory.create_parser(TopLevelGrammar::from_lark(text.to_string()));
+        let grammar = TopLevelGrammar::from_lark(text.to_string());
+        let create = AssertUnwindSafe(|| self.factory.create_parser(grammar));
+        let parser = catch_unwind(create).map_err(|_| {
+            GrammarError::Invalid("it makes the compiler of grammars fail".to_string())
+        })?;
         let parser =
             parser.map_err(|error| GrammarError::Invalid(first_line(&error.to_string())))?;
         let beginning = Arc::new(Mutex::new(Matcher::new(Ok(parser))));

@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use grammar::{Compiler, Grammar, GrammarError};
 use tokenizer::Tokenizer;
+use tokio::sync::Semaphore;
 
 /// Compiles grammars for a worker's model, and remembers the latest.
 pub struct Grammars {
@@ -12,7 +13,12 @@ pub struct Grammars {
     eos_token_ids: Vec<u32>,
     /// Made for the first request that has a grammar: a large vocabulary takes a second.
     compiler: OnceLock<Result<Compiler, GrammarError>>,
+    /// Grammars that are compiled at once; other requests with new ones wait.
+    compilations: Semaphore,
 }
+
+/// Grammars that are compiled at once.
+const COMPILATIONS_MAX: usize = 2;
 
 impl Grammars {
     /// For a model with this `tokenizer.json`.
@@ -21,7 +27,13 @@ impl Grammars {
         vocabulary_size: usize,
         eos_token_ids: Vec<u32>,
     ) -> Self {
-        Self { tokenizer_json, vocabulary_size, eos_token_ids, compiler: OnceLock::new() }
+        Self {
+            tokenizer_json,
+            vocabulary_size,
+            eos_token_ids,
+            compiler: OnceLock::new(),
+            compilations: Semaphore::new(COMPILATIONS_MAX),
+        }
     }
 
     /// Whether grammars can be followed here: an answer that matches must be able to end.
@@ -34,14 +46,22 @@ impl Grammars {
         if text.is_empty() {
             return Ok(None);
         }
-        let compiler = self.compiler.get().and_then(|compiler| compiler.as_ref().ok());
-        if let Some(grammar) = compiler.and_then(|compiler| compiler.cached(text)) {
+        if let Some(grammar) = self.cached(text) {
+            return Ok(Some(grammar));
+        }
+        let _turn = self.compilations.acquire().await;
+        // Another request may have brought the same one meanwhile.
+        if let Some(grammar) = self.cached(text) {
             return Ok(Some(grammar));
         }
         let (grammars, text) = (self.clone(), text.to_string());
         let compiled = tokio::task::spawn_blocking(move || grammars.compile(&text));
         let lost = |_| GrammarError::Invalid("the compiler panicked".into());
         compiled.await.map_err(lost)?.map(Some)
+    }
+
+    fn cached(&self, text: &str) -> Option<Grammar> {
+        self.compiler.get()?.as_ref().ok()?.cached(text)
     }
 
     fn compile(&self, text: &str) -> Result<Grammar, GrammarError> {

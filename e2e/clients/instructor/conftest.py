@@ -27,7 +27,7 @@ def request_of(model):
             "messages": [{"role": "user", "content": content}],
             "temperature": 2,
             "max_tokens": 400,
-            "max_retries": 1,
+            "max_retries": 0,
             **more,
         }
 

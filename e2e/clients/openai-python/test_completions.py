@@ -17,18 +17,6 @@ def complete(client, model):
     return create
 
 
-@pytest.fixture(scope="session")
-def tokenize(client, model):
-    """A text's token ids, from the server's own endpoint."""
-
-    def post(text):
-        url = str(client.base_url).rstrip("/").removesuffix("/v1") + "/tokenize"
-        answer = client.post(url, cast_to=object, body={"model": model, "prompt": text})
-        return answer["tokens"]
-
-    return post
-
-
 def texts(answer):
     return [choice.text for choice in answer.choices]
 

@@ -122,6 +122,19 @@ def test_asks_for_two_cities_at_once(ask):
     assert cities == ["Paris", "London"]
 
 
+def test_several_calls_in_one_answer(ask, tokenize):
+    """Where the model may not end, it calls again, whatever it has learned."""
+    (end,) = tokenize("<|im_end|>")
+    endless = {"tools": TOOLS, "tool_choice": "required", "logit_bias": {str(end): -100}}
+    whole = ask(QUESTION, max_tokens=120, **endless).choices[0].message.tool_calls
+    *complete, _cut = whole
+    assert len(complete) >= 2
+    for call in complete:
+        check_call(call)
+    streamed = gathered(ask(QUESTION, max_tokens=120, stream=True, **endless))
+    assert streamed == [(call.function.name, call.function.arguments) for call in whole]
+
+
 def test_none_calls_nothing(ask):
     choice = ask(QUESTION, tools=[WEATHER], tool_choice="none").choices[0]
     assert not choice.message.tool_calls

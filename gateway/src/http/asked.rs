@@ -39,7 +39,9 @@ pub struct Asked {
     /// What to continue; at least one.
     pub prompts: Vec<PromptTokens>,
     /// What the answer must match; empty: anything.
-    pub grammar: String,
+    pub grammar: Arc<str>,
+    /// Which field of the request asked for that.
+    pub grammar_param: Arc<str>,
     /// How calls and reasoning are found in the answer.
     pub speech: Option<Speech>,
 }
@@ -47,7 +49,7 @@ pub struct Asked {
 /// A prompt as it was asked, and in tokens.
 pub struct PromptTokens {
     /// Its tokens.
-    pub tokens: Vec<u32>,
+    pub tokens: Arc<[u32]>,
     /// Its text, where it came as one.
     pub text: Option<String>,
 }
@@ -88,17 +90,18 @@ impl Asked {
 
     /// What workers are asked, one entry per prompt.
     pub fn to_dispatch(&self, request_id: &str, explain: bool) -> VecDeque<Prompt> {
-        let seed = self.parameters.seed.map_or_else(rand::random, |seed| seed as u64);
-        let sampling = self.sampling(seed);
+        // Where no seed was given, equal prompts need not have equal answers.
+        let seed = || self.parameters.seed.map_or_else(rand::random, |seed| seed as u64);
         let prompt = |prompt: &PromptTokens| Prompt {
             model: self.model.name.clone(),
             request_id: request_id.to_string(),
             tokens: prompt.tokens.clone(),
             generated: Vec::new(),
-            sampling: sampling.clone(),
+            sampling: self.sampling(seed()),
             stopping: self.stopping(prompt.tokens.len()),
             cache_salt: self.parameters.cache_salt.clone().unwrap_or_default(),
             grammar: self.grammar.clone(),
+            grammar_param: self.grammar_param.clone(),
             prompt_logprobs: self.parameters.logprobs.filter(|_| self.reports_prompt()),
             near: None,
             explain,

@@ -11,7 +11,7 @@ use super::asked::{Asked, Endpoint, PromptTokens, Speech};
 use super::generate::{encode, find_model, respond};
 use crate::models::Model;
 use crate::openai::{ApiError, ChatRequest, Tools};
-use crate::text::TemplateError;
+use crate::text::{TemplateError, TemplateVariables};
 use crate::tools::{Thinking, grammar_of};
 
 /// Answers a conversation.
@@ -20,28 +20,45 @@ pub async fn handle(
     request: Request,
 ) -> Result<Response, ApiError> {
     let (admitted, chat) = shared.admission.admit(request, ChatRequest::parse).await?;
-    let ChatRequest { parameters, messages, tools, constraint } = chat;
+    let ChatRequest { mut parameters, messages, tools, constraint, variables } = chat;
     let model = find_model(&shared, &parameters.model)?;
-    let for_template = tools.for_template();
+    if tools.must_call() {
+        // They end what is said; a call that has to come is whole.
+        parameters.stop.clear();
+    }
     let prepare = move |model: &Model| {
-        let prompt = render(model, &messages, for_template.as_deref())?;
+        let for_template = tools.for_template();
+        let prompt = render(model, &messages, for_template.as_deref(), &variables)?;
         // The template writes the special tokens itself.
         let tokens = encode(model, "messages", &prompt, false)?;
-        Ok((tokens, model.dialect.thinking_after(&prompt)))
+        let thinking = model.dialect.thinking_after(&prompt);
+        let grammar = grammar_of(&tools, constraint.as_ref(), &model.dialect, thinking)?;
+        let param = constraint.map_or("tools".to_string(), |constraint| constraint.param);
+        Ok(Prepared { tokens, thinking, grammar, param, tools })
     };
-    let (place, (tokens, thinking)) = admitted.tokens(&model, prepare).await?;
-    let grammar = grammar_of(&tools, constraint.as_ref(), &model.dialect, thinking)?;
-    let param = constraint.map_or("tools".to_string(), |constraint| constraint.param);
-    let grammar = shared.grammars.checked(&model, grammar, &param).await?;
+    let (place, prepared) = admitted.tokens(&model, prepare).await?;
+    let Prepared { tokens, thinking, grammar, param, tools } = prepared;
     let asked = Asked {
         endpoint: Endpoint::Chat,
-        prompts: vec![PromptTokens { tokens, text: None }],
-        grammar,
+        prompts: vec![PromptTokens { tokens: tokens.into(), text: None }],
+        grammar: shared.grammars.checked(&model, grammar, &param).await?,
+        grammar_param: param.into(),
         speech: speech(&model, tools, thinking),
         model,
         parameters,
     };
     respond(&shared, place, asked).await
+}
+
+/// What becomes of a conversation.
+struct Prepared {
+    tokens: Vec<u32>,
+    /// Where the answer begins.
+    thinking: Thinking,
+    /// What it must match, and which field asked for that.
+    grammar: Option<String>,
+    param: String,
+    tools: Tools,
 }
 
 /// How calls and reasoning are found in the answers, where there may be any.
@@ -64,7 +81,12 @@ fn speech(model: &Arc<Model>, tools: Tools, thinking: Thinking) -> Option<Speech
     Some(Speech { new_parser: Box::new(new_parser), shown_specials, is_legacy })
 }
 
-fn render(model: &Model, messages: &[Value], tools: Option<&[Value]>) -> Result<String, ApiError> {
+fn render(
+    model: &Model,
+    messages: &[Value],
+    tools: Option<&[Value]>,
+    variables: &TemplateVariables,
+) -> Result<String, ApiError> {
     let template = model.template.as_ref().ok_or_else(|| {
         let message = format!(
             "The model `{}` has no chat template. Use /v1/completions instead.",
@@ -72,7 +94,7 @@ fn render(model: &Model, messages: &[Value], tools: Option<&[Value]>) -> Result<
         );
         ApiError::invalid_value("model", message)
     })?;
-    template.render(messages, tools).map_err(|error| {
+    template.render_with(messages, tools, variables).map_err(|error| {
         if !matches!(error, TemplateError::Raised(_)) {
             tracing::warn!(model = model.name, ?error, "the chat template failed");
         }

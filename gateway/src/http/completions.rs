@@ -20,26 +20,35 @@ pub async fn handle(
     let (admitted, completion) = shared.admission.admit(request, CompletionRequest::parse).await?;
     let CompletionRequest { parameters, prompts, constraint } = completion;
     let model = find_model(&shared, &parameters.model)?;
-    let prepare =
-        move |model: &Model| prompts.into_iter().map(|prompt| tokens(model, prompt)).collect();
-    let (place, prompts) = admitted.tokens(&model, prepare).await?;
-    let endpoint = Endpoint::Completion;
-    let grammar = constraint.as_ref().map(text_grammar).transpose()?;
-    let param = constraint.map_or(String::new(), |constraint| constraint.param);
-    let grammar = shared.grammars.checked(&model, grammar, &param).await?;
-    respond(&shared, place, Asked { endpoint, model, parameters, prompts, grammar, speech: None })
-        .await
+    let prepare = move |model: &Model| {
+        let prompts = prompts.into_iter().map(|prompt| tokens(model, prompt));
+        let prompts = prompts.collect::<Result<Vec<_>, _>>()?;
+        let grammar = constraint.as_ref().map(text_grammar).transpose()?;
+        let param = constraint.map_or(String::new(), |constraint| constraint.param);
+        Ok((prompts, grammar, param))
+    };
+    let (place, (prompts, grammar, param)) = admitted.tokens(&model, prepare).await?;
+    let asked = Asked {
+        endpoint: Endpoint::Completion,
+        prompts,
+        grammar: shared.grammars.checked(&model, grammar, &param).await?,
+        grammar_param: param.into(),
+        speech: None,
+        model,
+        parameters,
+    };
+    respond(&shared, place, asked).await
 }
 
 fn tokens(model: &Model, Prompt { path, content }: Prompt) -> Result<PromptTokens, ApiError> {
     match content {
         PromptContent::Text(text) => {
             let tokens = encode(model, &path, &text, true)?;
-            Ok(PromptTokens { tokens, text: Some(text) })
+            Ok(PromptTokens { tokens: tokens.into(), text: Some(text) })
         }
         PromptContent::Tokens(tokens) => {
             check_tokens(model, &path, &tokens)?;
-            Ok(PromptTokens { tokens, text: None })
+            Ok(PromptTokens { tokens: tokens.into(), text: None })
         }
     }
 }

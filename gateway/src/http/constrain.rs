@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::models::Model;
 use crate::openai::ApiError;
@@ -11,8 +11,13 @@ use crate::openai::ApiError;
 /// Grammars that are compiled at once; others wait.
 const COMPILATIONS_MAX: usize = 2;
 
-/// How long a request waits for that: a compilation is bounded by itself, and takes far less.
+/// How long a request waits for its turn, and then for its grammar: a compilation is bounded by itself,
+/// and takes far less.
+const TURN_TIMEOUT: Duration = Duration::from_secs(5);
 const COMPILATION_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// When to come back where many others have grammars.
+const RETRY_S: u64 = 1;
 
 /// Compiles grammars, a few at once.
 pub struct GrammarCheck {
@@ -27,39 +32,46 @@ impl GrammarCheck {
     }
 
     /// The grammar, which `param` of the request asked for, as workers are told it; empty where there is
-    /// none. Errors: answers of `model` cannot be made to match it, or it takes too long to find out.
+    /// none. Errors: answers of `model` cannot be made to match it, it takes too long to find out, or
+    /// too many others wait to know.
     pub async fn checked(
         &self,
         model: &Arc<Model>,
         grammar: Option<String>,
         param: &str,
-    ) -> Result<String, ApiError> {
-        let Some(grammar) = grammar else { return Ok(String::new()) };
+    ) -> Result<Arc<str>, ApiError> {
+        let Some(grammar) = grammar else { return Ok("".into()) };
         if model.has_compiled(&grammar) {
-            return Ok(grammar);
+            return Ok(grammar.into());
         }
-        let compiled = tokio::time::timeout(COMPILATION_TIMEOUT, self.compile(model, &grammar));
-        let problem = match compiled.await {
-            Ok(compiled) => match compiled? {
-                Ok(()) => return Ok(grammar),
+        let turn = self.compilations.clone().acquire_owned();
+        let turn = tokio::time::timeout(TURN_TIMEOUT, turn).await;
+        let Ok(Ok(turn)) = turn else { return Err(ApiError::overloaded(RETRY_S)) };
+        // The first one of a model also waits for its vocabulary, which is not the grammar's fault.
+        let turn = aside(model.clone(), turn, |model| model.prepare_grammars()).await?.0;
+        let text = grammar.clone();
+        let compiled = aside(model.clone(), turn, move |model| model.check_grammar(&text));
+        let problem = match tokio::time::timeout(COMPILATION_TIMEOUT, compiled).await {
+            Ok(compiled) => match compiled?.1 {
+                Ok(()) => return Ok(grammar.into()),
                 Err(error) => error.to_string(),
             },
             Err(_) => "it takes too long to compile".to_string(),
         };
         Err(ApiError::grammar(param, &problem))
     }
+}
 
-    async fn compile(
-        &self,
-        model: &Arc<Model>,
-        grammar: &str,
-    ) -> Result<Result<(), grammar::GrammarError>, ApiError> {
-        let permit = self.compilations.clone().acquire_owned().await;
-        let (model, grammar) = (model.clone(), grammar.to_string());
-        let aside = tokio::task::spawn_blocking(move || {
-            let _until_done = permit;
-            model.check_grammar(&grammar)
-        });
-        aside.await.map_err(|_| ApiError::internal())
-    }
+/// Does what takes a while where it holds up nobody. The turn is over when it is done, also when nobody
+/// waits for it any more.
+async fn aside<T: Send + 'static>(
+    model: Arc<Model>,
+    turn: OwnedSemaphorePermit,
+    work: impl FnOnce(&Model) -> T + Send + 'static,
+) -> Result<(OwnedSemaphorePermit, T), ApiError> {
+    let aside = tokio::task::spawn_blocking(move || {
+        let done = work(&model);
+        (turn, done)
+    });
+    aside.await.map_err(|_| ApiError::internal())
 }

@@ -81,12 +81,22 @@ impl Echo {
 impl EchoedPrompt {
     /// With the places of their texts, one after the other.
     fn tokens(&self) -> Vec<TokenText> {
-        let mut offset_characters = 0;
+        let mut characters = 0;
         let place = |token: &TokenText| {
+            // A token may begin within a character, which is then the one it belongs to.
+            let continues = token.bytes.first().is_some_and(|byte| is_continuation(*byte));
+            let offset_characters = characters - usize::from(continues && characters > 0);
             let placed = TokenText { offset_characters, is_echoed: true, ..token.clone() };
-            offset_characters += token.text.chars().count();
+            if !token.is_special {
+                characters += token.bytes.iter().filter(|byte| !is_continuation(**byte)).count();
+            }
             placed
         };
         self.first.iter().chain(&self.report).map(place).collect()
     }
+}
+
+/// Whether a byte goes on with a character of UTF-8.
+fn is_continuation(byte: u8) -> bool {
+    byte & 0b1100_0000 == 0b1000_0000
 }

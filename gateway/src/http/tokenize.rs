@@ -26,10 +26,10 @@ fn answer(model: &Model, request: TokenizeRequest) -> Result<String, ApiError> {
     let special = request.add_special_tokens;
     let tokens = match request.text {
         Text::Prompt(text) => encode(model, "prompt", &text, special)?,
-        Text::Messages { messages, tools, add_generation_prompt } => {
+        Text::Messages { messages, tools, variables } => {
             let template =
                 model.template.as_ref().ok_or_else(|| ApiError::no_chat_template(&model.name))?;
-            let text = template.render_up_to(add_generation_prompt, &messages, tools.as_deref())?;
+            let text = template.render_with(&messages, tools.as_deref(), &variables)?;
             encode(model, "messages", &text, special)?
         }
     };

@@ -1,14 +1,18 @@
 //! `POST /v1/chat/completions`: messages, validated and brought into the shape that chat templates
 //! are written for.
 
+use std::collections::HashMap;
+
 use serde_json::{Map, Value, json};
 
 use super::constraint::Constraint;
 use super::error::ApiError;
 use super::fields::{Fields, wrong_type};
 use super::parameters::Parameters;
+use super::template_variables::template_variables;
 use super::tools::Tools;
 use super::unsupported::refuse_for_chat;
+use crate::text::TemplateVariables;
 
 /// Far above OpenAI's own limit.
 const MESSAGES_MAX: usize = 8192;
@@ -24,6 +28,8 @@ pub struct ChatRequest {
     pub tools: Tools,
     /// What the text of the answer must match.
     pub constraint: Option<Constraint>,
+    /// What the template is told beside.
+    pub variables: TemplateVariables,
 }
 
 impl ChatRequest {
@@ -33,7 +39,8 @@ impl ChatRequest {
         refuse_for_chat(&fields)?;
         let parameters = Parameters::of_chat(&fields)?;
         let (tools, constraint) = (Tools::of_chat(&fields)?, Constraint::of(&fields)?);
-        Ok(ChatRequest { parameters, messages: messages(&fields)?, tools, constraint })
+        let (messages, variables) = (messages(&fields)?, template_variables(&fields)?);
+        Ok(ChatRequest { parameters, messages, tools, constraint, variables })
     }
 }
 
@@ -47,7 +54,25 @@ pub(super) fn messages(fields: &Fields) -> Result<Vec<Value>, ApiError> {
         return Err(ApiError::array_too_long("messages", MESSAGES_MAX, messages.len()));
     }
     let read = |(index, value)| message(&Fields::of(value, &format!("messages[{index}]"))?);
-    messages.iter().enumerate().map(read).collect()
+    let mut messages: Vec<_> = messages.iter().enumerate().map(read).collect::<Result<_, _>>()?;
+    name_results(&mut messages);
+    Ok(messages)
+}
+
+/// Some templates want to know whose result a message is.
+fn name_results(messages: &mut [Value]) {
+    let mut names: HashMap<String, Value> = HashMap::new();
+    for message in messages {
+        for call in message["tool_calls"].as_array().into_iter().flatten() {
+            if let Some(id) = call["id"].as_str() {
+                names.insert(id.to_owned(), call["function"]["name"].clone());
+            }
+        }
+        let name = message["tool_call_id"].as_str().and_then(|id| names.get(id));
+        if let Some(name) = name.filter(|_| message.get("name").is_none()) {
+            message["name"] = name.clone();
+        }
+    }
 }
 
 fn message(fields: &Fields) -> Result<Value, ApiError> {
@@ -57,9 +82,17 @@ fn message(fields: &Fields) -> Result<Value, ApiError> {
     }
     refuse_parts_of_message(fields)?;
     let mut message = Map::new();
-    // Templates know the older name of the role only.
-    message.insert("role".into(), json!(if role == "developer" { "system" } else { role }));
-    let tool_calls = if role == "assistant" { tool_calls(fields)? } else { None };
+    // Templates know one name of each role only.
+    let known = match role {
+        "developer" => "system",
+        "function" => "tool",
+        role => role,
+    };
+    message.insert("role".into(), json!(known));
+    let tool_calls = match role {
+        "assistant" => tool_calls(fields)?.or(function_call(fields)?),
+        _ => None,
+    };
     message.insert("content".into(), content(fields, tool_calls.is_some())?);
     if let Some(tool_calls) = tool_calls {
         message.insert("tool_calls".into(), tool_calls);
@@ -75,15 +108,17 @@ fn message(fields: &Fields) -> Result<Value, ApiError> {
         }
         message.extend(text.map(|text| (name.to_owned(), json!(text))));
     }
+    if role == "function" {
+        let id = function_call_id(fields.require_string("name")?);
+        message.insert("tool_call_id".into(), json!(id));
+    }
     Ok(Value::Object(message))
 }
 
 fn refuse_parts_of_message(fields: &Fields) -> Result<(), ApiError> {
-    for name in ["audio", "function_call"] {
-        if fields.get(name).is_some() {
-            let path = fields.path(name);
-            return Err(ApiError::unsupported(&path, &format!("'{path}'")));
-        }
+    if fields.get("audio").is_some() {
+        let path = fields.path("audio");
+        return Err(ApiError::unsupported(&path, &format!("'{path}'")));
     }
     Ok(())
 }
@@ -133,6 +168,22 @@ fn tool_calls(fields: &Fields) -> Result<Option<Value>, ApiError> {
     let path = fields.path("tool_calls");
     let read = |(index, call)| tool_call(call, &format!("{path}[{index}]"));
     Ok(Some(Value::Array(calls.iter().enumerate().map(read).collect::<Result<_, _>>()?)))
+}
+
+/// The one call of an assistant message from before there were tools.
+fn function_call(fields: &Fields) -> Result<Option<Value>, ApiError> {
+    let Some(function) = fields.object("function_call")? else { return Ok(None) };
+    let name = function.require_string("name")?;
+    let arguments = parsed_arguments(&function)?;
+    let arguments = arguments.or(function.get("arguments").cloned()).unwrap_or_else(|| json!({}));
+    let id = function_call_id(name);
+    let function = json!({ "name": name, "arguments": arguments });
+    Ok(Some(json!([{ "id": id, "type": "function", "function": function }])))
+}
+
+/// Calls from before there were tools have no id.
+fn function_call_id(name: &str) -> String {
+    format!("call_{name}")
 }
 
 fn tool_call(call: &Value, path: &str) -> Result<Value, ApiError> {
@@ -217,6 +268,26 @@ mod tests {
     }
 
     #[test]
+    fn functions_are_tools() {
+        let messages = parse(&json!([
+            { "role": "assistant", "function_call": { "name": "f", "arguments": "{\"a\":1}" } },
+            { "role": "function", "name": "f", "content": "4" },
+            { "role": "assistant", "tool_calls": [{ "id": "c1", "type": "function",
+                "function": { "name": "g", "arguments": "{}" } }] },
+            { "role": "tool", "tool_call_id": "c1", "content": "5" },
+        ]));
+        let expected = json!([
+            { "role": "assistant", "content": null, "tool_calls": [{ "id": "call_f",
+                "type": "function", "function": { "name": "f", "arguments": { "a": 1 } } }] },
+            { "role": "tool", "name": "f", "content": "4", "tool_call_id": "call_f" },
+            { "role": "assistant", "content": null, "tool_calls": [{ "id": "c1",
+                "type": "function", "function": { "name": "g", "arguments": {} } }] },
+            { "role": "tool", "content": "5", "tool_call_id": "c1", "name": "g" },
+        ]);
+        assert_eq!(Value::Array(messages.unwrap()), expected);
+    }
+
+    #[test]
     fn refuses_what_is_wrong_by_path() {
         #[track_caller]
         fn check(messages: Value, param: &str, code: &str) {
@@ -261,8 +332,13 @@ mod tests {
             "missing_required_parameter",
         );
         check(
-            json!([{ "role": "assistant", "content": "x", "function_call": { "name": "f" } }]),
-            "messages[0].function_call",
+            json!([{ "role": "assistant", "function_call": {} }]),
+            "messages[0].function_call.name",
+            "missing_required_parameter",
+        );
+        check(
+            json!([{ "role": "assistant", "content": "x", "audio": { "id": "a" } }]),
+            "messages[0].audio",
             "unsupported_parameter",
         );
     }

@@ -18,6 +18,8 @@ pub struct TokenText {
     pub logprob: Option<f32>,
     /// It is the prompt's.
     pub is_echoed: bool,
+    /// It is markup, which the text does not show.
+    pub is_special: bool,
     /// The most likely tokens of this position: text, bytes, logprob.
     pub top: Vec<(String, Vec<u8>, f32)>,
 }

@@ -4,6 +4,7 @@
 mod constraint;
 mod fields;
 mod parameters;
+mod template_variables;
 mod tools;
 mod unsupported;
 

@@ -8,7 +8,9 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::parameters::token_ids;
 use super::response::to_json;
+use super::template_variables::template_variables;
 use super::tools::Tools;
+use crate::text::TemplateVariables;
 
 /// A validated request for tokens.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,8 +33,7 @@ pub enum Text {
         messages: Vec<Value>,
         /// As the template wants them.
         tools: Option<Vec<Value>>,
-        /// Whether what asks for the next message belongs to it.
-        add_generation_prompt: bool,
+        variables: TemplateVariables,
     },
 }
 
@@ -63,16 +64,14 @@ impl TokenizeRequest {
 /// What only messages have is validated beside a prompt too.
 fn text(fields: &Fields) -> Result<Text, ApiError> {
     let tools = Tools::of_chat(fields)?.for_template();
-    let add_generation_prompt = fields.boolean("add_generation_prompt")?.unwrap_or(true);
+    let variables = template_variables(fields)?;
     match (fields.string("prompt")?, fields.get("messages")) {
         (Some(_), Some(_)) => {
             let message = "Invalid 'messages': they cannot be given beside 'prompt'.";
             Err(ApiError::invalid_value("messages", message))
         }
         (Some(prompt), None) => Ok(Text::Prompt(prompt.to_owned())),
-        (None, Some(_)) => {
-            Ok(Text::Messages { messages: messages(fields)?, tools, add_generation_prompt })
-        }
+        (None, Some(_)) => Ok(Text::Messages { messages: messages(fields)?, tools, variables }),
         (None, None) => Err(ApiError::missing("prompt")),
     }
 }
@@ -133,7 +132,9 @@ mod tests {
         let message = json!({ "role": "user", "content": "hi" });
         let chat = |add_generation_prompt| {
             let messages = vec![message.clone()];
-            Text::Messages { messages, tools: None, add_generation_prompt }
+            let variables =
+                TemplateVariables { add_generation_prompt, ..TemplateVariables::default() };
+            Text::Messages { messages, tools: None, variables }
         };
         check(json!({ "model": "m", "prompt": "hi" }), prompt("hi"), true, false);
         check(json!({ "prompt": "", "return_token_strs": true }), prompt(""), true, true);

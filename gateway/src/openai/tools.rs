@@ -108,7 +108,12 @@ impl Tools {
                 description["description"] = json!(text);
             }
             let nothing = || json!({ "type": "object", "properties": {} });
-            description["parameters"] = function.parameters.clone().unwrap_or_else(nothing);
+            let mut parameters = function.parameters.clone().unwrap_or_else(nothing);
+            if let Some(schema) = parameters.as_object_mut() {
+                // It tells a model nothing, and some of them stumble over it.
+                schema.shift_remove("$schema");
+            }
+            description["parameters"] = parameters;
             json!({ "type": "function", "function": description })
         };
         self.may_call().then(|| self.functions.iter().map(describe).collect())

@@ -25,13 +25,10 @@ const CHAT: &[(&str, Harmless)] = &[
     ("modalities", is_text_only),
     ("audio", never),
     ("web_search_options", never),
-    ("add_generation_prompt", is_true),
     // The template writes them.
     ("add_special_tokens", is_false),
     ("continue_final_message", is_false),
     ("chat_template", never),
-    ("chat_template_kwargs", is_empty),
-    ("documents", is_empty),
     ("echo", is_false),
 ];
 
@@ -122,7 +119,6 @@ mod tests {
         check("echo", &[json!(false)], &[json!(true)]);
         check("suffix", &[json!("")], &[json!("end")]);
         check("modalities", &[json!(["text"])], &[json!(["text", "audio"])]);
-        check("add_generation_prompt", &[json!(true)], &[json!(false)]);
         check("continue_final_message", &[json!(false)], &[json!(true)]);
         check("prompt_logprobs", &[], &[json!(0), json!(1)]);
         check("reasoning_effort", &[json!("low")], &[]);

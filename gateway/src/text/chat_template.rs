@@ -7,6 +7,7 @@ use minijinja::value::ValueKind;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
+use super::conversation::{Habits, RELAXATIONS};
 use super::python_json::{to_template_value, tojson};
 use super::strftime::strftime;
 
@@ -34,6 +35,24 @@ pub struct ChatTemplate {
     environment: Environment<'static>,
     bos_token: Option<String>,
     eos_token: Option<String>,
+    habits: Habits,
+}
+
+/// What a template is told beside messages and tools.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TemplateVariables {
+    /// Whether the prompt ends with what asks for the next message.
+    pub add_generation_prompt: bool,
+    /// Each an object.
+    pub documents: Option<Vec<serde_json::Value>>,
+    /// By name; what has a place of its own comes from there.
+    pub others: serde_json::Map<String, serde_json::Value>,
+}
+
+impl Default for TemplateVariables {
+    fn default() -> Self {
+        Self { add_generation_prompt: true, documents: None, others: Default::default() }
+    }
 }
 
 impl ChatTemplate {
@@ -47,7 +66,8 @@ impl ChatTemplate {
         environment
             .add_template_owned(NAME, without_generation_tags(&source))
             .map_err(TemplateError::Syntax)?;
-        Ok(ChatTemplate { environment, bos_token, eos_token })
+        let habits = Habits::of(&source);
+        Ok(ChatTemplate { environment, bos_token, eos_token, habits })
     }
 
     /// The prompt that asks for the next message of the assistant.
@@ -56,26 +76,47 @@ impl ChatTemplate {
         messages: &[serde_json::Value],
         tools: Option<&[serde_json::Value]>,
     ) -> Result<String, TemplateError> {
-        self.render_up_to(true, messages, tools)
+        self.render_with(messages, tools, &TemplateVariables::default())
     }
 
-    /// The messages, and what asks for the next one only where it is wanted.
-    pub fn render_up_to(
+    /// The messages as a prompt. Where the template fails on them, what it may have stumbled over is
+    /// changed.
+    pub fn render_with(
         &self,
-        add_generation_prompt: bool,
         messages: &[serde_json::Value],
         tools: Option<&[serde_json::Value]>,
+        variables: &TemplateVariables,
+    ) -> Result<String, TemplateError> {
+        let messages = self.habits.adapt(messages);
+        let rendered = self.render_as_is(&messages, tools, variables);
+        let error = match rendered {
+            Err(TemplateError::Render(error)) if error.kind() != ErrorKind::OutOfFuel => error,
+            other => return other,
+        };
+        let relaxed = RELAXATIONS.iter().filter_map(|relaxation| relaxation.apply(&messages));
+        let mut again = relaxed.map(|messages| self.render_as_is(&messages, tools, variables));
+        again.find_map(Result::ok).ok_or(TemplateError::Render(error))
+    }
+
+    fn render_as_is(
+        &self,
+        messages: &[serde_json::Value],
+        tools: Option<&[serde_json::Value]>,
+        variables: &TemplateVariables,
     ) -> Result<String, TemplateError> {
         let list = |items: &[serde_json::Value]| -> Value {
             items.iter().map(to_template_value).collect()
         };
-        let mut context = vec![
+        let others = variables.others.iter();
+        let mut context: Vec<(&str, Value)> =
+            others.map(|(name, value)| (name.as_str(), to_template_value(value))).collect();
+        context.extend([
             ("messages", list(messages)),
             // Defined but none, as templates that test for it expect.
             ("tools", tools.map_or(Value::from(()), list)),
-            ("documents", Value::from(())),
-            ("add_generation_prompt", Value::from(add_generation_prompt)),
-        ];
+            ("documents", variables.documents.as_deref().map_or(Value::from(()), list)),
+            ("add_generation_prompt", Value::from(variables.add_generation_prompt)),
+        ]);
         for (name, token) in [("bos_token", &self.bos_token), ("eos_token", &self.eos_token)] {
             context.extend(token.as_ref().map(|token| (name, Value::from(token))));
         }

@@ -2,12 +2,18 @@
 //! out. Nothing here performs I/O.
 
 mod chat_template;
+mod conversation;
 mod python_json;
 mod strftime;
 
 mod detokenizer;
 mod stop;
 
-pub use chat_template::{ChatTemplate, TemplateError};
+pub use chat_template::{ChatTemplate, TemplateError, TemplateVariables};
 pub use detokenizer::Detokenizer;
 pub use stop::StopMatcher;
+
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod family_templates;
+#[cfg(test)]
+mod family_tests;

@@ -42,6 +42,22 @@ pub fn tojson(value: &Value, arguments: Kwargs) -> Result<Value, Error> {
     Ok(Value::from(writer.out))
 }
 
+/// JSON as the filter writes it without arguments.
+pub fn to_text(json: &serde_json::Value) -> String {
+    let mut writer = Writer {
+        out: String::new(),
+        indent: None,
+        separators: (", ".into(), ": ".into()),
+        ensure_ascii: false,
+        sort_keys: false,
+    };
+    match writer.value(&to_template_value(json), 0) {
+        Ok(()) => writer.out,
+        // Deeper than a request can be.
+        Err(_) => json.to_string(),
+    }
+}
+
 /// What stands between items, and between a key and its value.
 fn separators(arguments: &Kwargs) -> Result<(String, String), Error> {
     let Some(given) =

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::dialect::{CallFormat, Dialect, Thinking};
 use super::dialect::{HERMES_CLOSE, HERMES_OPEN, LLAMA_OPEN, MISTRAL_ARGUMENTS, MISTRAL_OPEN};
+use super::lark::{escaped, literal, regex_literal};
 use super::schema::{Problem, any_object, prepared};
 use super::{deepseek, harmony};
 use crate::openai::{ApiError, Constraint, Function, Pattern, ToolChoice, Tools};
@@ -106,37 +107,6 @@ fn sentence(problem: &Problem) -> String {
     }
 }
 
-/// A text as Lark writes it.
-fn literal(text: &str) -> String {
-    json!(text).to_string().replace('\u{7f}', "\\u007f")
-}
-
-/// A regular expression as Lark writes it. The whole text must match, so anchors say nothing.
-fn regex_literal(regex: &str) -> String {
-    let regex = regex.strip_prefix('^').unwrap_or(regex);
-    let regex = match regex.strip_suffix('$') {
-        Some(inner) if !ends_escaped(inner) => inner,
-        _ => regex,
-    };
-    let mut literal = String::from("/");
-    let mut is_escaped = false;
-    for character in regex.chars() {
-        match character {
-            '/' if !is_escaped => literal.push_str("\\/"),
-            '\n' if is_escaped => literal.push('n'),
-            '\n' => literal.push_str("\\n"),
-            other => literal.push(other),
-        }
-        is_escaped = character == '\\' && !is_escaped;
-    }
-    literal + "/"
-}
-
-/// Whether what follows is escaped.
-fn ends_escaped(text: &str) -> bool {
-    text.chars().rev().take_while(|character| *character == '\\').count() % 2 == 1
-}
-
 /// Rules that are being written.
 struct Grammar<'a> {
     dialect: &'a Dialect,
@@ -179,8 +149,7 @@ impl<'a> Grammar<'a> {
         }
         self.lazy_rules += 1;
         let name = format!("through_{}", self.lazy_rules);
-        let escaped: String = marker.chars().map(escaped_for_regex).collect();
-        self.rule(&format!("{name}[lazy]"), &format!("/(?s:.*){escaped}/"));
+        self.rule(&format!("{name}[lazy]"), &format!("/(?s:.*){}/", escaped(marker)));
         name
     }
 
@@ -405,14 +374,6 @@ impl<'a> Grammar<'a> {
         }
         self.rule(rule, &first);
         Ok(())
-    }
-}
-
-fn escaped_for_regex(character: char) -> String {
-    match character {
-        '<' | '>' | '_' => character.to_string(),
-        other if other.is_ascii_punctuation() => format!("\\{other}"),
-        other => other.to_string(),
     }
 }
 

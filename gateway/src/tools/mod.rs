@@ -17,6 +17,7 @@ mod answer;
 mod dialect;
 
 mod grammar;
+mod lark;
 mod schema;
 
 mod thinking;
@@ -30,6 +31,7 @@ mod call_object;
 mod json_scanner;
 mod markers;
 mod output;
+mod python_literal;
 
 #[cfg(test)]
 mod grammar_tests;

@@ -33,6 +33,12 @@ const FORMATS: &[&str] =
     &["date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"];
 const BOUNDED_FORMATS: &[&str] = &["date", "ipv4", "ipv6", "uuid"];
 
+/// RFC 3339, without the 29th of February and second 60, which are there only now and then.
+const DATE: &str = "([1-9][0-9]{3}|0[1-9][0-9]{2})-((0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])\
+                    |(0[469]|11)-(0[1-9]|[12][0-9]|30)|02-(0[1-9]|1[0-9]|2[0-8]))";
+const TIME: &str = "([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\\.[0-9]{1,6})?\
+                    (Z|[+-]([01][0-9]|2[0-3]):[0-5][0-9])";
+
 /// What describes a value without restricting it.
 const ANNOTATIONS: &[&str] = &[
     "$schema",
@@ -75,6 +81,23 @@ const REFUSED: &[&str] = &[
     "uniqueItems",
     "$dynamicRef",
     "$recursiveRef",
+];
+/// Restrictions that are kept as they are.
+const KEPT: &[&str] = &[
+    "type",
+    "enum",
+    "const",
+    "required",
+    "minimum",
+    "maximum",
+    "exclusiveMinimum",
+    "exclusiveMaximum",
+    "minLength",
+    "maxLength",
+    "minItems",
+    "maxItems",
+    "minProperties",
+    "maxProperties",
 ];
 const LISTS: &[&str] = &["allOf", "anyOf", "oneOf", "prefixItems"];
 const MAPS: &[&str] = &["properties", "patternProperties", "$defs", "definitions"];
@@ -240,7 +263,9 @@ impl Preparation<'_> {
                 self.check_reference(reference, place)?;
                 Ok(Some(value.clone()))
             }
-            _ => Ok(Some(value.clone())),
+            _ if KEPT.contains(&keyword) => Ok(Some(value.clone())),
+            // What is not known restricts nothing, and what it holds was not looked at.
+            _ => Ok(None),
         }
     }
 
@@ -281,8 +306,8 @@ impl Preparation<'_> {
     }
 
     fn close(&self, schema: &mut Map<String, Value>) {
-        let has_properties =
-            schema.get("properties").and_then(Value::as_object).is_some_and(|all| !all.is_empty());
+        // Also where there are none: that is how functions without arguments are described.
+        let has_properties = schema.get("properties").is_some_and(Value::is_object);
         let says = ["additionalProperties", "patternProperties", "minProperties", "maxProperties"];
         if self.closes && has_properties && !says.iter().any(|name| schema.contains_key(*name)) {
             // Names that are required and not described would have no value.
@@ -352,8 +377,24 @@ fn rename_tuples(schema: &mut Map<String, Value>) {
     schema.extend(rest.map(|rest| ("items".to_owned(), rest)));
 }
 
+/// Dates and times as patterns: the library's formats have days and seconds that mostly do not exist,
+/// and any number of digits.
+fn spell_out_format(schema: &mut Map<String, Value>) {
+    let pattern = match schema.get("format").and_then(Value::as_str) {
+        Some("date") => DATE.to_owned(),
+        Some("time") => TIME.to_owned(),
+        Some("date-time") => format!("{DATE}T{TIME}"),
+        _ => return,
+    };
+    if !schema.contains_key("pattern") {
+        schema.remove("format");
+        schema.insert("pattern".into(), json!(format!("^{pattern}$")));
+    }
+}
+
 /// Bounds the digits of numbers and the length of formats.
 fn bound(schema: &mut Map<String, Value>) {
+    spell_out_format(schema);
     let has_kind = |kind: &str| match schema.get("type") {
         Some(Value::Array(kinds)) => kinds.iter().any(|one| one == kind),
         Some(one) => one == kind,
@@ -423,7 +464,11 @@ mod tests {
         );
         check(
             json!({ "type": "string", "format": "date" }),
-            json!({ "type": "string", "format": "date" }),
+            json!({ "type": "string", "pattern": format!("^{DATE}$") }),
+        );
+        check(
+            json!({ "type": "string", "format": "time", "pattern": "^1" }),
+            json!({ "type": "string", "format": "time", "pattern": "^1", "maxLength": 128 }),
         );
         check(
             json!({ "type": "array", "items": [{ "type": "boolean" }], "additionalItems": false }),
