@@ -3,6 +3,7 @@
 import json
 import re
 
+import jsonschema
 import pytest
 
 from plain_http import chunks, post, request
@@ -23,6 +24,9 @@ SCHEMAS = {
     "tokenize": "TokenizeRequest",
     "detokenize": "DetokenizeRequest",
 }
+
+
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
 
 
 def tables():
@@ -181,6 +185,25 @@ def test_described_bounds_are_the_servers(mock, endpoint, name, kind, schema):
     for wrong in ("x", [1]):
         answer = post(mock, PATHS[endpoint], smallest(mock, endpoint) | {name: wrong})
         assert (answer.json["error"]["code"], answer.json["error"]["param"]) == ("invalid_type", name)
+
+
+STREAMED = [
+    ("chat", {}, "ChatCompletionChunk"),
+    ("chat", {"n": 2, "logprobs": True, "top_logprobs": 2}, "ChatCompletionChunk"),
+    ("chat", {"tools": TOOLS, "tool_choice": "required", "max_tokens": 200}, "ChatCompletionChunk"),
+    ("chat", {"stream_options": {"include_usage": True}}, "ChatCompletionChunk"),
+    ("completions", {"n": 2, "logprobs": 2}, "CompletionChunk"),
+    ("completions", {"stream_options": {"include_usage": True}}, "CompletionChunk"),
+]
+
+
+@pytest.mark.parametrize(("endpoint", "fields", "chunk"), STREAMED)
+def test_chunks_are_as_described(server, endpoint, fields, chunk):
+    schema = {"$ref": f"#/components/schemas/{chunk}", "components": OPENAPI["components"]}
+    answer = post(server, PATHS[endpoint], smallest(server, endpoint) | fields | {"stream": True})
+    assert answer.status == 200, answer.body
+    for each in chunks(answer.body):
+        jsonschema.validate(each, schema, jsonschema.Draft202012Validator)
 
 
 def test_the_description_is_served(server):
