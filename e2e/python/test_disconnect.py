@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from plain_http import JSON, connected, post, streaming
+from cluster import wait_until
+from plain_http import JSON, connected, post, request, streaming
 
 PATH = "/v1/completions"
 TIMES = 20
@@ -60,3 +61,24 @@ def test_clients_leave_while_others_stay(server, endless):
         events = [line for line in response.read().splitlines() if line.startswith(b"data: {")]
     texts = [json.loads(event.removeprefix(b"data: "))["choices"][0]["text"] for event in events]
     assert "".join(texts) == alone
+
+
+def under_way(server):
+    """How many sequences the workers have, and requests the gateway."""
+    text = request(server, "GET", "/metrics").body.decode()
+    wanted = (
+        'stator_sequences{state="running"}',
+        'stator_sequences{state="waiting"}',
+        "stator_requests_in_flight",
+    )
+    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if line and line[0] != "#")
+    return sum(float(values[name]) for name in wanted)
+
+
+@pytest.mark.parametrize("several", [{"n": 6}, {"prompt": ["A sea.", "A cat.", "A dog."], "n": 2}])
+def test_all_choices_end_with_their_client(server, endless, several):
+    wait_until(lambda: under_way(server) == 0, "nothing is under way")
+    with streaming(server, PATH, endless | {"max_tokens": 3000} | several) as response:
+        assert response.readline().startswith(b"data: ")
+        wait_until(lambda: under_way(server) == 7, "six choices of one request are under way")
+    wait_until(lambda: under_way(server) == 0, "the choices have ended")
