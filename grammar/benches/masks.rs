@@ -76,7 +76,8 @@ fn walk(grammar: &Grammar, rng: &mut StdRng) -> usize {
 
 fn masks(criterion: &mut Criterion) {
     for size in SIZES {
-        let compiler = Compiler::new(Arc::new(tokenizer(size)), size, &[END]).expect("a vocabulary");
+        let compiler =
+            Compiler::new(Arc::new(tokenizer(size)), size, &[END]).expect("a vocabulary");
         let grammar = compiler.compile(GRAMMAR).expect("a grammar");
         criterion.bench_function(&format!("{size} tokens: mask and accept, per token"), |bench| {
             bench.iter_custom(|iterations| {

@@ -1,4 +1,4 @@
-//! The HTTP server: routes, what every response carries, and the two generating endpoints.
+//! The HTTP server: routes, what every response carries, and the endpoints.
 
 mod bare_refusal;
 mod client_stream;

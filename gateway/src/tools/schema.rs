@@ -228,7 +228,6 @@ impl Preparation<'_> {
                 "dependentRequired" | "dependentSchemas" | "dependencies" => {
                     value.as_object().is_some_and(Map::is_empty)
                 }
-                // Without `if` the others say nothing, and without `contains` these.
                 _ => false,
             };
             let refused = || problem(place, "is not supported");
@@ -417,8 +416,8 @@ fn bound(schema: &mut Map<String, Value>) {
         true => json!(sign as f64 * NUMBER_MAX),
         false => json!(sign * INTEGER_MAX),
     };
-    let minimum = lowest(schema, ["minimum", "exclusiveMinimum"]);
-    let maximum = lowest(schema, ["maximum", "exclusiveMaximum"]);
+    let minimum = given_bound(schema, ["minimum", "exclusiveMinimum"]);
+    let maximum = given_bound(schema, ["maximum", "exclusiveMaximum"]);
     if minimum.is_none() && maximum.is_none_or(|maximum| maximum > -limit) {
         schema.insert("minimum".into(), limit_json(-1));
     }
@@ -431,8 +430,8 @@ fn bound(schema: &mut Map<String, Value>) {
     }
 }
 
-/// One of two keywords that is a number; the older drafts have booleans for the second one.
-fn lowest(schema: &Map<String, Value>, names: [&str; 2]) -> Option<f64> {
+/// The first of two keywords that is a number; the older drafts have booleans for the second one.
+fn given_bound(schema: &Map<String, Value>, names: [&str; 2]) -> Option<f64> {
     names.iter().find_map(|name| schema.get(*name).and_then(Value::as_f64))
 }
 
