@@ -5,13 +5,14 @@
 # make bench        the measurements of bench/RESULTS.md
 # make bench-peers  our gateway beside Dynamo's and smg, which it installs from PyPI: bench/peers/README.md
 # make chaos        faults in a cluster under load: SEED=1 FAULTS=220 OVERLAPPING=18
+# make fuzz         random input for whatever reads clients, models and peers: FUZZ_SECONDS=600 each
 # make docker-test  the containers of docker/, built and run; needs docker with compose v2
 
 PYTHON ?= python3
 VENV := target/venv
 PYTEST := $(VENV)/bin/pytest
 
-.PHONY: test e2e e2e-schemathesis lint bench bench-peers chaos docker-test
+.PHONY: test e2e e2e-schemathesis lint bench bench-peers chaos docker-test fuzz
 
 # A worker of this commit must be able to serve in a cluster of the present version.
 EARLIER := 4c55971bdc675c57028f6689a17b1c7941c02dac
@@ -70,6 +71,16 @@ OVERLAPPING ?= 18
 chaos: $(VENV)/.installed
 	cargo build --release --locked --package stator --package chaos
 	target/release/chaos --seed $(SEED) --faults $(FAULTS) --overlapping $(OVERLAPPING) $(CHAOS_ARGUMENTS)
+
+FUZZ_SECONDS ?= 600
+FUZZ := RUSTC_BOOTSTRAP=1 cargo fuzz run
+FUZZ_LIMITS := -max_total_time=$(FUZZ_SECONDS) -timeout=30 -rss_limit_mb=2048
+fuzz:
+	command -v cargo-fuzz > /dev/null || cargo install --locked cargo-fuzz
+	cd kv-transfer && $(FUZZ) frames -- $(FUZZ_LIMITS)
+	for target in answers requests conversations tokens events; do \
+	  (cd gateway && $(FUZZ) $$target -- $(FUZZ_LIMITS) -max_len=400 -len_control=0) || exit 1; \
+	done
 
 # Built where its dependencies are built anyway; the present version's build then takes its place.
 target/earlier/$(EARLIER):

@@ -354,6 +354,8 @@ impl Engine {
         if sequence.tokens.len() == sequence.given_tokens && !computed.tokens.is_empty() {
             news.cached_tokens = sequence.cached_tokens;
             news.prompt_report = std::mem::take(&mut sequence.prompt_report);
+            // Said once; should the prompt be computed again, its cache will do.
+            sequence.prompt_logprobs = None;
         }
         sequence.advance(count.min(sequence.uncomputed()), pool);
         // A prefill's tokens go on in another pool, which may have room where this has not.
