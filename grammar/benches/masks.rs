@@ -36,7 +36,7 @@ fn tokenizer(tokens: usize) -> Tokenizer {
     let mut rng = StdRng::seed_from_u64(1);
     let mut vocabulary = serde_json::Map::new();
     vocabulary.insert("<end>".into(), json!(END));
-    for character in '!'..='~' {
+    for character in ('!'..='~').chain(['Ġ']) {
         vocabulary.insert(character.into(), json!(vocabulary.len()));
     }
     while vocabulary.len() < tokens {
