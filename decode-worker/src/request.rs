@@ -26,19 +26,22 @@ pub async fn run(mut context: RequestContext, request: v1::GenerateRequest) {
 async fn submit(context: &mut RequestContext, mut request: v1::GenerateRequest) {
     let number = request.request;
     let prefill = request.prefill.take();
-    let submitted = match context.shared.grammars.get(&request.grammar).await {
-        Err(error) => Err(RefusedSequence::Grammar(error).into()),
-        Ok(grammar) => {
-            context.grammar = grammar;
-            match prefill {
-                Some(worker) => via_prefill_worker(context, &request, &worker).await,
-                None => compute_here(context, &request).await,
-            }
-        }
-    };
-    if let Err(error) = submitted {
+    if let Err(error) = bring(context, &request, prefill).await {
         tracing::debug!(request_id = request.request_id, %error, "request refused");
         context.report(RequestUpdate { failure: failure_of(&error), ..news_of(number) }).await;
+    }
+}
+
+async fn bring(
+    context: &mut RequestContext,
+    request: &v1::GenerateRequest,
+    prefill: Option<v1::PrefillWorker>,
+) -> Result<(), HostError> {
+    let grammar = context.shared.grammars.get(&request.grammar).await;
+    context.grammar = grammar.map_err(RefusedSequence::Grammar)?;
+    match prefill {
+        Some(worker) => via_prefill_worker(context, request, &worker).await,
+        None => compute_here(context, request).await,
     }
 }
 

@@ -39,6 +39,8 @@ pub struct Choices {
 
 /// One choice is the ordinary case, and costs nothing beside it.
 enum Tracks {
+    /// All choices have ended.
+    None(VecDeque<News>),
     One(Box<Generation>),
     Many(Box<Many>),
 }
@@ -52,10 +54,9 @@ impl Choices {
         mut prompts: VecDeque<Prompt>,
         per_prompt: usize,
     ) -> Result<Self, ApiError> {
-        let prompt_tokens = prompts.iter().map(|prompt| prompt.tokens.len() as u32).sum();
-        let usage = Usage { prompt_tokens, ..Default::default() };
+        let usage = usage_of(&prompts);
+        let led = led(&prompts, per_prompt);
         let first = prompts.pop_front().expect("a request has a prompt");
-        let followed = (per_prompt > 1).then(|| first.clone());
         let stream = TokenStream::begin(dispatcher.clone(), first).await?;
         let (numerics_id, explanation) =
             (stream.numerics_id().to_string(), stream.explanation().to_string());
@@ -67,7 +68,7 @@ impl Choices {
                 dispatcher,
                 transcription,
                 generation,
-                followed,
+                led,
                 prompts,
                 per_prompt,
             )))
@@ -75,10 +76,25 @@ impl Choices {
         Ok(Self { numerics_id, explanation, usage, tracks })
     }
 
+    /// The same without a token: all choices end at once, and no worker is asked.
+    pub fn without_tokens(prompts: &VecDeque<Prompt>, per_prompt: usize) -> Self {
+        let ended = |choice| {
+            let piece = Piece { finish: Some("length"), ..Default::default() };
+            News { choice, piece }
+        };
+        Self {
+            numerics_id: "none".into(),
+            explanation: String::new(),
+            usage: usage_of(prompts),
+            tracks: Tracks::None((0..prompts.len() * per_prompt).map(ended).collect()),
+        }
+    }
+
     /// What some choice gains next; nothing once all have ended. Errors: no worker can go on with one,
     /// which ends them all. Dropping the future loses nothing.
     pub async fn next(&mut self) -> Result<Option<News>, ApiError> {
         let news = match &mut self.tracks {
+            Tracks::None(ended) => ended.pop_front(),
             Tracks::One(generation) => {
                 generation.next().await?.map(|piece| News { choice: 0, piece })
             }
@@ -90,6 +106,7 @@ impl Choices {
     /// What has come already, if anything.
     pub fn ready(&mut self) -> Option<News> {
         let news = match &mut self.tracks {
+            Tracks::None(ended) => ended.pop_front()?,
             Tracks::One(generation) => News { choice: 0, piece: generation.ready()? },
             Tracks::Many(many) => many.ready()?,
         };
@@ -101,6 +118,12 @@ impl Choices {
     pub fn usage(&self) -> Usage {
         self.usage
     }
+}
+
+/// What prompts cost before anything was computed.
+fn usage_of(prompts: &VecDeque<Prompt>) -> Usage {
+    let prompt_tokens = prompts.iter().map(|prompt| prompt.tokens.len() as u32).sum();
+    Usage { prompt_tokens, ..Default::default() }
 }
 
 impl Usage {
@@ -134,22 +157,25 @@ struct Led {
     tokens: u32,
 }
 
+/// All prompts, where further choices are wanted of each.
+fn led(prompts: &VecDeque<Prompt>, per_prompt: usize) -> Vec<Led> {
+    let led = |(index, prompt): (usize, &Prompt)| Led {
+        leader: index * per_prompt,
+        prompt: prompt.clone(),
+        tokens: 0,
+    };
+    prompts.iter().filter(|_| per_prompt > 1).enumerate().map(led).collect()
+}
+
 impl Many {
     fn new(
         dispatcher: Arc<Dispatcher>,
         transcription: Transcription,
         first: Generation,
-        followed: Option<Prompt>,
+        led: Vec<Led>,
         prompts: VecDeque<Prompt>,
         per_prompt: usize,
     ) -> Self {
-        let led = |(index, prompt): (usize, &Prompt)| Led {
-            leader: index * per_prompt,
-            prompt: prompt.clone(),
-            tokens: 0,
-        };
-        let all = followed.iter().chain(prompts.iter().filter(|_| per_prompt > 1)).enumerate();
-        let led = all.map(led).collect();
         let leaders = (1..).map(|index| index * per_prompt).zip(prompts);
         let turns = FuturesUnordered::from_iter([turn(0, first)]);
         Self {

@@ -40,7 +40,7 @@ static TEMPLATES: LazyLock<Vec<ChatTemplate>> = LazyLock::new(|| {
 });
 
 /// What answers are made of, so that a fuzzer need not guess it.
-const MARKUP: &[&str] = &[
+pub(crate) const MARKUP: &[&str] = &[
     "<tool_call>",
     "</tool_call>",
     "<|python_tag|>",

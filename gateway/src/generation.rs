@@ -38,6 +38,8 @@ pub struct Transcription {
     pub shown_specials: Arc<[u32]>,
     /// A piece has one token: what becomes of its text depends on no more than the tokens before.
     pub is_parsed: bool,
+    /// Tokens come only with a report on the prompt: they are neither shown nor counted.
+    pub is_hidden: bool,
 }
 
 /// A choice under way. Dropping it cancels its request.
@@ -156,6 +158,9 @@ impl Generation {
         }
         self.emitted_bytes += piece.text.len();
         piece.logprobs = self.release_logprobs(piece.finish.is_some(), stopped);
+        if self.transcription.is_hidden {
+            (piece.text, piece.logprobs, piece.tokens) = Default::default();
+        }
         if piece.finish.is_some() {
             // Where a stop string ended it, this cancels what the worker still does.
             self.stream = None;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use engine::{RefusedSequence, SequenceRequest};
+use engine::{RefusedSequence, SequenceId, SequenceRequest};
 use kv_transfer::{Capability, Lease, LeaseId, LeaseTable};
 use protocol::v1::{self, prefill_event::Kind, prefill_server::Prefill};
 use protocol::{HEARTBEAT, Incarnation, WorkerLife};
@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
-use worker::{EngineHost, Grammars, HostError, News, SequenceHandle, Worker, outputs};
+use worker::{EngineHost, Grammars, HostError, News, Outputs, SequenceHandle, Worker, outputs};
 
 /// Chunks that one prompt's news may lag behind; beyond, its reader counts as gone.
 const OUTPUT_QUEUE: usize = 1024;
@@ -126,23 +126,7 @@ impl Prompt {
     async fn compute(&self, request: v1::PrefillRequest) -> Result<(), ReaderGone> {
         let handle = self.host.new_sequence();
         let (outputs, mut news) = outputs(OUTPUT_QUEUE);
-        let sequence = SequenceRequest {
-            id: handle.id(),
-            prompt: request.prompt_tokens,
-            generated: request.generated_tokens,
-            sampling: request.sampling.unwrap_or_default(),
-            stopping: request.stopping.unwrap_or_default(),
-            cache_salt: request.cache_salt,
-            grammar: None,
-            prompt_logprobs: None,
-        };
-        let accepted = match self.grammars.get(&request.grammar).await {
-            Ok(grammar) => {
-                let sequence = SequenceRequest { grammar, ..sequence };
-                self.host.prefill(sequence, outputs).await.map_err(refusal)
-            }
-            Err(error) => Err(refusal(HostError::Refused(error.into()))),
-        };
+        let accepted = self.submit(request, handle.id(), outputs).await.map_err(refusal);
         let granted = match accepted.and_then(|()| self.grant(handle)) {
             Ok(granted) => granted,
             Err(status) => return self.events.send(Err(status)).await.map_err(|_| ReaderGone),
@@ -151,6 +135,26 @@ impl Prompt {
         self.forward(granted.lease.id, &mut news).await?;
         self.events.closed().await;
         Ok(())
+    }
+
+    async fn submit(
+        &self,
+        request: v1::PrefillRequest,
+        id: SequenceId,
+        outputs: Outputs,
+    ) -> Result<(), HostError> {
+        let grammar = self.grammars.get(&request.grammar).await;
+        let sequence = SequenceRequest {
+            id,
+            prompt: request.prompt_tokens,
+            generated: request.generated_tokens,
+            sampling: request.sampling.unwrap_or_default(),
+            stopping: request.stopping.unwrap_or_default(),
+            cache_salt: request.cache_salt,
+            grammar: grammar.map_err(RefusedSequence::Grammar)?,
+            prompt_logprobs: None,
+        };
+        self.host.prefill(sequence, outputs).await
     }
 
     fn grant(&self, handle: SequenceHandle) -> Result<GrantedLease<'_>, Status> {

@@ -7,6 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use protocol::v1;
 
 use super::identify::random_id;
+use super::speaker::Speaker;
 use crate::dispatch::Prompt;
 use crate::generation::Transcription;
 use crate::models::Model;
@@ -109,6 +110,11 @@ impl Asked {
         self.prompts.iter().map(prompt).collect()
     }
 
+    /// A choice that has said nothing.
+    pub fn speaker(&self) -> Speaker {
+        Speaker::new(self.speech.as_ref().map(|speech| (speech.new_parser)()), self.is_legacy())
+    }
+
     /// Whether calls are told as they were before there were tools.
     pub fn is_legacy(&self) -> bool {
         self.speech.as_ref().is_some_and(|speech| speech.is_legacy)
@@ -122,6 +128,7 @@ impl Asked {
             stop: self.parameters.stop.clone(),
             shown_specials: shown_specials.unwrap_or_default(),
             is_parsed: self.speech.is_some(),
+            is_hidden: self.parameters.max_tokens == Some(0),
         }
     }
 

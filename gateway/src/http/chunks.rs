@@ -15,8 +15,6 @@ pub struct Chunks {
     dialect: Dialect,
     reports_logprobs: bool,
     reasoning_tokens: u32,
-    /// See `Asked::shown_usage`.
-    hides_answer: bool,
 }
 
 enum Dialect {
@@ -37,12 +35,7 @@ impl Chunks {
                 echo: Echo::of(asked),
             },
         };
-        Self {
-            dialect,
-            reports_logprobs: asked.parameters.logprobs.is_some(),
-            reasoning_tokens: 0,
-            hides_answer: asked.parameters.max_tokens == Some(0),
-        }
+        Self { dialect, reports_logprobs: asked.parameters.logprobs.is_some(), reasoning_tokens: 0 }
     }
 
     /// What a choice gained, after which `usage` is what was used.
@@ -65,7 +58,6 @@ impl Chunks {
                 let logprobs = piece.logprobs.as_slice();
                 let logprobs = Some(logprobs).filter(|tokens| !tokens.is_empty());
                 let logprobs = logprobs.filter(|_| self.reports_logprobs);
-                let usage = shown(usage, self.hides_answer);
                 if !piece.text.is_empty() || logprobs.is_some() {
                     stream.text(out, choice, &piece.text, logprobs, usage);
                 }
@@ -82,9 +74,7 @@ impl Chunks {
             Dialect::Chat { stream, .. } => {
                 stream.usage(out, Usage { reasoning_tokens: self.reasoning_tokens, ..usage });
             }
-            Dialect::Completion { stream, .. } => {
-                stream.usage(out, shown(usage, self.hides_answer));
-            }
+            Dialect::Completion { stream, .. } => stream.usage(out, usage),
         }
         out.extend_from_slice(DONE);
     }
@@ -110,13 +100,5 @@ fn write_said(stream: &ChatStream, out: &mut Vec<u8>, choice: usize, said: &Said
     }
     if let Some(reason) = said.finish {
         stream.finish(out, choice, reason, usage);
-    }
-}
-
-/// Usage as it is shown: a token that was generated only to report on the prompt is not.
-pub fn shown(usage: Usage, hides_answer: bool) -> Usage {
-    match hides_answer {
-        true => Usage { completion_tokens: 0, ..usage },
-        false => usage,
     }
 }

@@ -14,7 +14,6 @@ pub struct Echo {
     choices_per_prompt: usize,
     /// Characters before each choice's own text, once it has begun.
     offsets: HashMap<usize, usize>,
-    hides_answer: bool,
 }
 
 struct EchoedPrompt {
@@ -45,13 +44,7 @@ impl Echo {
             prompts: prompts.collect(),
             choices_per_prompt: asked.parameters.best_of as usize,
             offsets: HashMap::new(),
-            hides_answer: asked.parameters.max_tokens == Some(0),
         })
-    }
-
-    /// The texts of all prompts.
-    pub fn texts(&self) -> impl Iterator<Item = &str> {
-        self.prompts.iter().map(|prompt| prompt.text.as_str())
     }
 
     /// Puts the prompt before a choice's first piece.
@@ -59,10 +52,6 @@ impl Echo {
         let prompt = &mut self.prompts[choice / self.choices_per_prompt];
         if !piece.prompt.is_empty() {
             prompt.report = std::mem::take(&mut piece.prompt);
-        }
-        if self.hides_answer {
-            (piece.text, piece.tokens) = (String::new(), 0);
-            piece.logprobs.clear();
         }
         let offset = *self.offsets.entry(choice).or_insert_with(|| {
             piece.text.insert_str(0, &prompt.text);

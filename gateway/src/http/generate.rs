@@ -9,13 +9,12 @@ use axum::response::Response;
 use super::Shared;
 use super::admit::Place;
 use super::asked::Asked;
-use super::chunks::{Chunks, shown};
-use super::speaker::Speaker;
+use super::chunks::Chunks;
 use super::{sse, whole};
 use crate::choices::{Choices, News};
 use crate::generation::Piece;
 use crate::models::Model;
-use crate::openai::{ApiError, Usage};
+use crate::openai::ApiError;
 
 /// Which workers answer and why, for requests that ask.
 pub const X_STATOR_ROUTE: HeaderName = HeaderName::from_static("x-stator-route");
@@ -57,15 +56,18 @@ pub async fn respond(shared: &Shared, place: Place, asked: Asked) -> Result<Resp
 async fn answer(shared: &Shared, place: Place, asked: Asked) -> Result<Response, ApiError> {
     let Place { request_id, room, explain_route } = place;
     asked.check()?;
-    if asked.wants_nothing() {
-        return Ok(asked.nothing());
-    }
     let prompts = asked.to_dispatch(&request_id, explain_route);
     let per_prompt = asked.parameters.best_of as usize;
-    let dispatcher = shared.dispatcher.clone();
-    let choices = Choices::begin(dispatcher, asked.transcription(), prompts, per_prompt).await?;
+    let choices = match asked.wants_nothing() {
+        true => Choices::without_tokens(&prompts, per_prompt),
+        false => {
+            let dispatcher = shared.dispatcher.clone();
+            Choices::begin(dispatcher, asked.transcription(), prompts, per_prompt).await?
+        }
+    };
     // A worker's name may hold what a header cannot.
     let explanation = HeaderValue::from_str(&choices.explanation).ok();
+    let explanation = explanation.filter(|value| !value.is_empty());
     let head = asked.head(&choices.numerics_id);
     let mut response = match asked.parameters.stream {
         Some(options) => {
@@ -74,7 +76,7 @@ async fn answer(shared: &Shared, place: Place, asked: Asked) -> Result<Response,
         }
         None => whole::answer(&asked, &head, choices).await?,
     };
-    if let Some(explanation) = explanation.filter(|_| explain_route) {
+    if let Some(explanation) = explanation {
         response.headers_mut().insert(X_STATOR_ROUTE, explanation);
     }
     Ok(response)
@@ -89,28 +91,4 @@ async fn stream_answer(
     let first = choices.next().await?;
     let first = first.unwrap_or(News { choice: 0, piece: Piece::default() });
     Ok(sse::response(chunks, first, choices, ends))
-}
-
-impl Asked {
-    /// A choice that has said nothing.
-    pub fn speaker(&self) -> Speaker {
-        Speaker::new(self.speech.as_ref().map(|speech| (speech.new_parser)()), self.is_legacy())
-    }
-
-    /// Usage as it is shown.
-    pub fn shown_usage(&self, usage: Usage) -> Usage {
-        shown(usage, self.parameters.max_tokens == Some(0))
-    }
-
-    /// The answer of no tokens, which `max_tokens: 0` asks for.
-    fn nothing(&self) -> Response {
-        let head = self.head("none");
-        let Some(options) = self.parameters.stream else { return whole::nothing(self, &head) };
-        let prompt_tokens = self.prompts.iter().map(|prompt| prompt.tokens.len() as u32).sum();
-        let usage = Usage { prompt_tokens, ..Default::default() };
-        let piece = || Piece { finish: Some("length"), ..Default::default() };
-        let choices = self.prompts.len() * self.parameters.n as usize;
-        let choices = (0..choices).map(|choice| News { choice, piece: piece() }).collect();
-        sse::nothing(Chunks::new(self, &head, options), choices, usage)
-    }
 }

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::chunks::Chunks;
 use crate::choices::{Choices, News};
-use crate::openai::{ApiError, Usage};
+use crate::openai::ApiError;
 
 /// A comment is sent after this long without news, so that proxies keep the connection.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
@@ -42,14 +42,6 @@ pub struct Ends {
 /// cancels them.
 pub fn response(chunks: Chunks, first: News, choices: Choices, ends: Ends) -> Response {
     head(Body::from_stream(events(chunks, first, choices, ends)))
-}
-
-/// An answer of no tokens.
-pub fn nothing(mut chunks: Chunks, choices: Vec<News>, usage: Usage) -> Response {
-    let mut out = Vec::new();
-    choices.into_iter().for_each(|news| chunks.news(&mut out, news, usage));
-    chunks.end(&mut out, usage);
-    head(Body::from(out))
 }
 
 fn head(body: Body) -> Response {

@@ -20,22 +20,6 @@ pub async fn answer(asked: &Asked, head: &Head, choices: Choices) -> Result<Resp
     }
 }
 
-/// The answer of no tokens, which `max_tokens: 0` asks for.
-pub fn nothing(asked: &Asked, head: &Head) -> Response {
-    let prompt_tokens = asked.prompts.iter().map(|prompt| prompt.tokens.len() as u32).sum();
-    let usage = Usage { prompt_tokens, ..Default::default() };
-    let echo = Echo::of(asked);
-    let echoed: Vec<&str> = echo.iter().flat_map(Echo::texts).collect();
-    let choice = |index: usize| CompletionChoice {
-        text: echoed.get(index / asked.parameters.n as usize).copied().unwrap_or_default().into(),
-        logprobs: asked.parameters.logprobs.map(|_| Vec::new()),
-        finish_reason: "length",
-    };
-    let choices = asked.prompts.len() * asked.parameters.n as usize;
-    let choices: Vec<CompletionChoice> = (0..choices).map(choice).collect();
-    json(text_completion(head, &choices, usage))
-}
-
 async fn chat(asked: &Asked, head: &Head, mut choices: Choices) -> Result<Response, ApiError> {
     let speakers = (0..asked.parameters.n).map(|_| asked.speaker());
     let is_legacy = asked.is_legacy();
@@ -84,8 +68,7 @@ async fn completion(
     if asked.parameters.logprobs.is_none() {
         best.iter_mut().for_each(|choice| choice.logprobs = None);
     }
-    let usage = asked.shown_usage(choices.usage());
-    Ok(json(text_completion(head, &best, usage)))
+    Ok(json(text_completion(head, &best, choices.usage())))
 }
 
 /// The `n` with the largest logprob per token, the best first; all as they are where all are wanted.
