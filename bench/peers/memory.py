@@ -17,8 +17,6 @@ IDLE_STEP_US = 4_000_000
 # So that all prompts are computed in a few steps, and few sequences wait for them.
 BATCHED_TOKENS = 300_000
 STREAMS_PER_WORKER = 1000
-# A gateway admits 4,096 requests.
-STREAMS_PER_GATEWAY = 4000
 
 
 def after_many_requests(setting, requests):
@@ -71,29 +69,27 @@ def tokenizer_mib(setting):
 
 def idle_streams(setting, streams):
     """Prints what each of many streams takes whose worker makes a token every few seconds."""
-    allow_files(STREAMS_PER_GATEWAY + 1000)
-    gateways = -(-streams // STREAMS_PER_GATEWAY)
+    allow_files(streams + 1000)
     workers = -(-streams // STREAMS_PER_WORKER)
     setting.sequences = 2 * STREAMS_PER_WORKER
     options = ("--max-num-batched-tokens", BATCHED_TOKENS)
     start = lambda stack: systems.stator(
-        setting, stack, IDLE_STEP_US, *options, gateways=gateways, workers=workers)
-    load = Load("idle", 30, 1000, True, streams // gateways, streams // gateways)
+        setting, stack, IDLE_STEP_US, *options, requests_max=streams, workers=workers)
+    load = Load("idle", 30, 1000, True, streams, streams)
     bodies = write_bodies(load, Path(setting.model).name, setting.logs, "idle")
     with systems.together(start) as (stator,):
-        router, *gateway_processes = stator.front
-        before = rss_mib(gateway_processes), rss_mib([router])
-        with contextlib.ExitStack() as holders:
-            holding = [holders.enter_context(hold(port, load, bodies)) for port in stator.ports]
-            held = [json.loads(holder.stdout.readline()) for holder in holding]
-            after = rss_mib(gateway_processes), rss_mib([router])
-    begun = sum(answer["first_tokens"] for answer in held)
+        router, gateway = stator.front
+        before = rss_mib([gateway]), rss_mib([router])
+        with hold(stator.port, load, bodies) as holder:
+            held = json.loads(holder.stdout.readline())
+            after = rss_mib([gateway]), rss_mib([router])
+    begun = held["first_tokens"]
     # A worker refuses what comes within one step beyond its queue.
-    if begun < 0.95 * load.at_once * gateways:
+    if begun < 0.95 * load.at_once:
         raise SystemExit(f"only {begun} streams began: {held}")
     each_bytes = 1024 * 1024 * (after[0] - before[0]) / begun
-    print(f"\n{begun} streams over {gateways} gateways and {workers} workers, a token every "
-          f"{IDLE_STEP_US / 1e6:.0f} s: gateways {before[0]:.1f} -> {after[0]:.1f} MiB, **{each_bytes:,.0f} "
+    print(f"\n{begun} streams over one gateway and {workers} workers, a token every "
+          f"{IDLE_STEP_US / 1e6:.0f} s: gateway {before[0]:.1f} -> {after[0]:.1f} MiB, **{each_bytes:,.0f} "
           f"bytes per stream**; router {before[1]:.1f} -> {after[1]:.1f} MiB.")
 
 

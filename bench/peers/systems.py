@@ -15,16 +15,12 @@ DYNAMO_SPEEDUP = {0: "0", 10_000: "0.64"}
 
 @dataclass
 class System:
-    """What answers on its ports: the processes that are compared, and the mock workers apart."""
+    """What answers on its port: the processes that are compared, and the mock workers apart."""
 
     name: str
-    ports: list
+    port: int
     front: list
     workers: list
-
-    @property
-    def port(self):
-        return self.ports[0]
 
 
 class Setting:
@@ -38,7 +34,7 @@ class Setting:
         return stack.enter_context(Process(name, command, self.logs, environment))
 
 
-def stator(setting, stack, step_us, *worker_options, gateways=1, workers=1):
+def stator(setting, stack, step_us, *worker_options, requests_max=4096, workers=1):
     """`stator gateway`, `stator router` and mock decode workers, over NATS."""
     nats_port = free_port()
     store = Path(setting.logs) / f"nats-{nats_port}"
@@ -53,15 +49,11 @@ def stator(setting, stack, step_us, *worker_options, gateways=1, workers=1):
               for number in range(workers)]
     for worker in decode:
         worker.wait_for("ready, serving")
-    front, ports = [router], []
-    for number in range(gateways):
-        port = free_port()
-        ports.append(port)
-        listen = ("--listen", f"127.0.0.1:{port}")
-        gateway = start(f"gateway-{number}", setting.stator, "gateway", *joined, *listen)
-        wait_for_model(port, gateway)
-        front.append(gateway)
-    return System("stator", ports, front, decode)
+    port = free_port()
+    listen = ("--listen", f"127.0.0.1:{port}", "--max-requests", requests_max)
+    gateway = start("gateway", setting.stator, "gateway", *joined, *listen)
+    wait_for_model(port, gateway)
+    return System("stator", port, [router, gateway], decode)
 
 
 def serve(setting, stack, step_us):
@@ -70,7 +62,7 @@ def serve(setting, stack, step_us):
     process = setting.start(stack, f"serve-{step_us}-{port}", setting.stator, "serve", setting.model,
                             *mock(setting, step_us), "--listen", f"127.0.0.1:{port}")
     wait_for_model(port, process)
-    return System("stator serve", [port], [process], [])
+    return System("stator serve", port, [process], [])
 
 
 def mock(setting, step_us):
@@ -92,7 +84,7 @@ def dynamo(setting, stack, step_us):
     frontend = start("frontend", "dynamo.frontend", "--http-host", "127.0.0.1", "--http-port", port,
                      "--router-mode", "kv")
     wait_for_model(port, frontend)
-    return System("dynamo", [port], [frontend], [worker])
+    return System("dynamo", port, [frontend], [worker])
 
 
 def smg(setting, stack, step_us):
@@ -105,14 +97,14 @@ def smg(setting, stack, step_us):
         "--prometheus-host", "127.0.0.1", "--prometheus-port", free_port(),
         "--max-concurrent-requests", 4096)
     wait_for_model(port, gateway)
-    return System("smg", [port], [gateway], worker.front)
+    return System("smg", port, [gateway], worker.front)
 
 
 def bare(setting, stack, step_us, tokens):
     """Paced writes and nothing else."""
     process = setting.start(stack, f"bare-{step_us}", "target/peers/bare", tokens, step_us)
     port = int(process.wait_for("127.0.0.1:"))
-    return System("bare writes", [port], [process], [])
+    return System("bare writes", port, [process], [])
 
 
 def versions():

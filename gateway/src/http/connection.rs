@@ -114,6 +114,8 @@ fn http1(idle: Duration) -> http1::Builder {
     let mut builder = http1::Builder::new();
     // The limit of headers stays the library's, 100: another one would cost an allocation.
     builder.timer(TokioTimer::new()).header_read_timeout(idle).max_buf_size(BUFFER_BYTES_MAX);
+    // A chunk of a stream is small: to copy it costs less than to have the kernel gather it.
+    builder.writev(false);
     builder
 }
 

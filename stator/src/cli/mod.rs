@@ -104,15 +104,25 @@ pub struct ClientArgs {
     #[arg(long, env = "STATOR_CLIENT_TIMEOUT", value_name = "SECONDS", default_value_t = 30,
         value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub client_timeout: u64,
+
+    /// Requests under way at once; more are answered with 503
+    #[arg(long, env = "STATOR_MAX_REQUESTS", value_name = "REQUESTS", default_value_t = 4096,
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub max_requests: u32,
 }
 
 impl ClientArgs {
     /// A gateway's limits, as these arguments have them.
     pub fn limits(&self) -> GatewayConfig {
         let timeout = Duration::from_secs(self.client_timeout);
+        let requests_max = self.max_requests as usize;
+        let connections = ConnectionLimits { stall: timeout, ..Default::default() };
+        // Idle connections shall not keep requests out.
+        let connections_max = connections.connections_max.max(2 * requests_max);
         GatewayConfig {
+            requests_max,
             cors_origins: self.cors_origin.clone(),
-            connections: ConnectionLimits { stall: timeout, ..Default::default() },
+            connections: ConnectionLimits { connections_max, ..connections },
             body_silence_max: timeout,
             ..Default::default()
         }
