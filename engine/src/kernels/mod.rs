@@ -22,7 +22,7 @@ pub use defect::Defect;
 pub use element::{Element, bf16_from_f32};
 pub use math::exp;
 pub use matmul::{Matrix, WeightData, matmul};
-pub use rope::{RopeScaling, RopeTable, rotate};
+pub use rope::{RopePairing, RopeScaling, RopeTable, rotate};
 
 /// Changes whenever a kernel's results do; part of the numerics id.
 pub const REDUCTION_ORDER: u32 = 1;
