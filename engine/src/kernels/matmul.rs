@@ -3,8 +3,9 @@
 use half::{bf16, f16};
 
 use super::defect::multiply_backwards;
+use super::quantized::multiply_quantized;
 use super::tile::{Output, Tile};
-use super::{Compute, Defect, Element, KernelPath, bf16_from_f32, portable};
+use super::{Compute, Defect, Element, KernelPath, QuantFormat, bf16_from_f32, portable};
 
 /// Stored weights, borrowed.
 #[derive(Clone, Copy)]
@@ -15,6 +16,14 @@ pub enum WeightData<'a> {
     Bf16(&'a [bf16]),
     /// IEEE half precision.
     F16(&'a [f16]),
+    /// Blocks of codes with scales; rows are whole blocks.
+    #[allow(dead_code)] // until files of such weights are read
+    Quantized {
+        /// How they are stored.
+        format: QuantFormat,
+        /// `[outputs, inputs]`.
+        bytes: &'a [u8],
+    },
 }
 
 /// Weights of a linear layer, `[outputs, inputs]`, row by row.
@@ -36,6 +45,10 @@ impl Matrix<'_> {
             WeightData::F32(data) => widen_into(&data[range], row),
             WeightData::Bf16(data) => widen_into(&data[range], row),
             WeightData::F16(data) => widen_into(&data[range], row),
+            WeightData::Quantized { format, bytes } => {
+                let row_bytes = format.row_bytes(self.inputs);
+                format.dequantize(&bytes[index * row_bytes..][..row_bytes], row);
+            }
         }
     }
 }
@@ -74,6 +87,9 @@ pub(super) fn multiply(compute: &Compute, x: &[f32], weight: &Matrix<'_>, y: &mu
         }
         WeightData::F16(data) => {
             tiles(compute, rows, weight, y, |tile, out| portable::tile(x, data, tile, out));
+        }
+        WeightData::Quantized { format, bytes } => {
+            multiply_quantized(compute, x, (format, bytes), [weight.outputs, weight.inputs], y);
         }
     }
 }
@@ -142,9 +158,15 @@ mod tests {
             paths.push(KernelPath::detect());
         }
         for path in paths {
-            for (rows, outputs, inputs) in
-                [(1, 1, 1), (1, 37, 100), (3, 5, 31), (4, 64, 72), (9, 33, 256), (70, 130, 96)]
-            {
+            for (rows, outputs, inputs) in [
+                (1, 1, 1),
+                (1, 37, 100),
+                (3, 5, 31),
+                (4, 64, 72),
+                (5, 17, 2500),
+                (9, 33, 256),
+                (70, 130, 96),
+            ] {
                 check(path, rows, outputs, inputs);
             }
         }

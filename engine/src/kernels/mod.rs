@@ -12,6 +12,7 @@ mod element;
 mod math;
 mod matmul;
 mod portable;
+mod quantized;
 mod rope;
 mod tile;
 
@@ -22,6 +23,7 @@ pub use defect::Defect;
 pub use element::{Element, bf16_from_f32};
 pub use math::exp;
 pub use matmul::{Matrix, WeightData, matmul};
+pub use quantized::{QuantFormat, QuantizedPath};
 pub use rope::{RopePairing, RopeScaling, RopeTable, rotate};
 
 /// Changes whenever a kernel's results do; part of the numerics id.

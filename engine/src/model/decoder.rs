@@ -37,7 +37,7 @@ pub struct Decoder {
     kv_element: KvElement,
 }
 
-/// KV is stored as the weights are.
+/// KV is stored as the weights are, and as f16 where those are quantised.
 #[derive(Clone, Copy, PartialEq)]
 enum KvElement {
     F32,
@@ -64,7 +64,7 @@ impl Decoder {
         let kv_element = match layers[0].key.weight().matrix().data {
             WeightData::F32(_) => KvElement::F32,
             WeightData::Bf16(_) => KvElement::Bf16,
-            WeightData::F16(_) => KvElement::F16,
+            WeightData::F16(_) | WeightData::Quantized { .. } => KvElement::F16,
         };
         Ok(Self {
             embedding,
