@@ -9,7 +9,7 @@ use super::gguf_config::{self, ROPE_FACTORS};
 use super::weights::{StoredTensor, StoredType, Weights};
 use super::{ModelConfig, gguf_names};
 use crate::LoadError;
-use crate::kernels::RopePairing;
+use crate::kernels::{QuantFormat, RopePairing};
 
 const TENSORS: &str = "the tensors of Llama, Mistral, Qwen2 and Qwen3";
 
@@ -55,6 +55,10 @@ fn stored_type(kind: TensorType) -> StoredType {
         TensorType::F32 => StoredType::F32,
         TensorType::F16 => StoredType::F16,
         TensorType::BF16 => StoredType::Bf16,
-        other => StoredType::Other(other.to_string()),
+        other => {
+            let name = other.to_string();
+            let quantized = QuantFormat::ALL.into_iter().find(|format| format.to_string() == name);
+            quantized.map_or(StoredType::Other(name), StoredType::Quantized)
+        }
     }
 }

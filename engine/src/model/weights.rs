@@ -12,9 +12,9 @@ use memmap2::Mmap;
 
 use super::safetensors_files;
 use crate::LoadError;
-use crate::kernels::{Element, Matrix, RopePairing, WeightData};
+use crate::kernels::{Element, Matrix, QuantFormat, RopePairing, WeightData};
 
-const SUPPORTED: &str = "F32, BF16 and F16";
+const SUPPORTED: &str = "F32, BF16 and F16, and in GGUF files Q8_0, Q4_0, Q5_0, Q4_K and Q6_K";
 
 /// All tensors of a model, by their Hugging Face names.
 pub struct Weights {
@@ -53,6 +53,8 @@ pub enum StoredType {
     Bf16,
     /// IEEE half precision.
     F16,
+    /// Blocks of codes with scales; rows are whole blocks.
+    Quantized(QuantFormat),
     /// What is refused by this name where it is asked for.
     Other(String),
 }
@@ -63,6 +65,7 @@ impl StoredType {
         match self {
             Self::F32 => Some(4),
             Self::Bf16 | Self::F16 => Some(2),
+            Self::Quantized(_) => Some(1),
             Self::Other(_) => None,
         }
     }
@@ -161,6 +164,9 @@ impl WeightMatrix {
             StoredType::F32 => WeightData::F32(self.elements::<f32>()),
             StoredType::Bf16 => WeightData::Bf16(self.elements::<bf16>()),
             StoredType::F16 => WeightData::F16(self.elements::<f16>()),
+            StoredType::Quantized(format) => {
+                WeightData::Quantized { format: *format, bytes: self.bytes() }
+            }
             StoredType::Other(name) => unreachable!("type {name} was refused at load"),
         };
         Matrix { data, outputs: self.outputs, inputs: self.inputs }
