@@ -97,7 +97,10 @@ fn mutated_files_are_read_or_refused() {
             Ok(()) => read += 1,
             Err(error) => {
                 let sentence = error.to_string();
-                assert!(sentence.starts_with("model.gguf ") && sentence.contains("; "), "{sentence}");
+                assert!(
+                    sentence.starts_with("model.gguf ") && sentence.contains("; "),
+                    "{sentence}"
+                );
                 refused += 1;
             }
         }
@@ -175,7 +178,10 @@ fn wrong_files_are_refused_with_a_sentence() {
     byte_level.set("tokenizer.ggml.merges", Writable::Texts(vec!["a z".into()]));
     check(&byte_level.finish(), "its merge \"a z\" is of unknown tokens");
     byte_level.set("tokenizer.ggml.pre", "gpt-5");
-    check(&byte_level.finish(), "pre-tokenizer gpt-5, which is not supported; supported: llama-bpe");
+    check(
+        &byte_level.finish(),
+        "pre-tokenizer gpt-5, which is not supported; supported: llama-bpe",
+    );
 
     let mut twice = small("llama");
     twice.tensor("output_norm.weight", &[1], TensorType::F32, vec![0; 4]);
