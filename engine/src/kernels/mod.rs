@@ -24,7 +24,7 @@ pub use element::Element;
 pub use math::exp;
 pub use matmul::{Matrix, WeightData, matmul};
 pub use quantized::{QuantFormat, QuantizedPath};
-pub use rope::{RopeScaling, RopeTable, rotate};
+pub use rope::{RopePairing, RopeScaling, RopeTable, rotate};
 
 /// Changes whenever a kernel's results do; part of the numerics id.
 pub const REDUCTION_ORDER: u32 = 1;
