@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use engine::{
     Compute, CpuRunner, EngineConfig, KernelPath, LoadError, MockRunner, MockTimes, MockVocabulary,
@@ -122,5 +123,10 @@ pub fn sizes(arguments: &EngineArgs, runner: &dyn Runner) -> EngineConfig {
         max_num_seqs: arguments.max_num_seqs as usize,
         max_num_batched_tokens: arguments.max_num_batched_tokens as usize,
         waiting_sequences_max: WAITING_SEQUENCES_MAX,
+        speculative_tokens: arguments.speculative_tokens as usize,
+        step_target: match arguments.step_target_ms {
+            0 => None,
+            target_ms => Some(Duration::from_millis(target_ms.into())),
+        },
     }
 }

@@ -20,7 +20,7 @@ pub use activation::{add_assign, rms_norm, silu_multiply};
 pub use attention::{AttentionShape, QueryRow, attend};
 pub use compute::{Compute, KernelPath};
 pub use defect::Defect;
-pub use element::{Element, bf16_from_f32};
+pub use element::Element;
 pub use math::exp;
 pub use matmul::{Matrix, WeightData, matmul};
 pub use quantized::{QuantFormat, QuantizedPath};
