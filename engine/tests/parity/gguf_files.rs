@@ -120,6 +120,7 @@ fn check_quantised(name: &str, kind: TensorType, allowed: f32) {
     let range = expected.iter().fold(0.0f32, |range, logit| range.max(-logit));
     for path in [KernelPath::Portable, KernelPath::detect()] {
         let found = last_logits(&quantized.0, path);
+        assert!(found.iter().all(|logit| logit.is_finite()), "{name} in {kind} on {path}");
         let errors = found.iter().zip(&expected).map(|(ours, theirs)| (ours - theirs).abs());
         let largest = errors.fold(0.0f32, f32::max) / range;
         assert!(largest <= allowed, "{name} in {kind} on {path}: {largest} of the range");

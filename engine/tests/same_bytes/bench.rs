@@ -1,12 +1,15 @@
 //! Fixtures, and engines that compute them on one kernel path.
 
-use std::path::Path;
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use engine::{
     Compute, CpuRunner, Defect, Engine, KernelPath, Model, ModelConfig, SequenceOutput,
     SequenceRequest,
 };
+use gguf::TensorType;
+use gguf::test_support::{Conversion, convert};
 use grammar::{Compiler, Grammar};
 use protocol::v1::{FinishReason, Token};
 
@@ -49,12 +52,11 @@ impl Answer {
 
 impl Bench {
     pub fn new(fixture: &str, path: KernelPath, defect: Option<Defect>) -> Self {
-        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
         let compute = |threads| match defect {
             None => Compute::new(threads, path),
             Some(defect) => Compute::with_defect(threads, path, defect),
         };
-        let model = Arc::new(Model::load(&fixtures.join(fixture), path).unwrap());
+        let model = loaded(fixture, path);
         Self {
             grammars: grammars(&model.config),
             model,
@@ -86,6 +88,42 @@ impl Bench {
         }
         answer
     }
+}
+
+/// Each model is loaded once.
+fn loaded(fixture: &str, path: KernelPath) -> Arc<Model> {
+    static LOADED: Mutex<BTreeMap<String, Arc<Model>>> = Mutex::new(BTreeMap::new());
+    let mut all = LOADED.lock().unwrap();
+    let load = || {
+        Arc::new(match fixture.split_once(" in ") {
+            Some((fixture, kind)) => load_gguf(&directory(fixture), kind, path),
+            None => Model::load(&directory(fixture), path).unwrap(),
+        })
+    };
+    all.entry(format!("{fixture} on {path}")).or_insert_with(load).clone()
+}
+
+fn directory(fixture: &str) -> PathBuf {
+    let engine = Path::new(env!("CARGO_MANIFEST_DIR"));
+    match fixture {
+        "demo" => engine.join("../models/demo"),
+        fixture => engine.join("tests/fixtures").join(fixture),
+    }
+}
+
+/// The model of a directory, by way of a GGUF file with its matrices in a type.
+fn load_gguf(directory: &Path, kind: &str, path: KernelPath) -> Model {
+    let kinds = [TensorType::Q8_0, TensorType::Q4_0, TensorType::Q5_0, TensorType::Q4_K];
+    let kinds = kinds.into_iter().chain([TensorType::Q6_K]);
+    let kind = { kinds }.find(|known| known.to_string() == kind).unwrap();
+    let conversion = Conversion { matrices: &|_| kind, pre: "stator-demo", dequantized: false };
+    let name = format!("same-bytes-{kind}-{path}-{}.gguf", std::process::id());
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::write(&file, convert(directory, &conversion).finish()).unwrap();
+    let model = Model::load(&file, path).unwrap();
+    // Mapped it stays.
+    std::fs::remove_file(&file).unwrap();
+    model
 }
 
 /// None where the vocabulary is too small for the test tokenizer.

@@ -31,8 +31,16 @@ const SCENARIOS_WITH_DEFECT: u64 = 30;
 /// A window in every layer, biases, f16, f32 and bf16 beside each other.
 const FIXTURES: [&str; 5] =
     ["qwen3-tied", "qwen2-bias", "mistral-window", "llama2", "qwen3-biased-windows"];
-/// Paths differ for bf16 alone.
+/// Paths differ for bf16 and quantised weights alone.
 const BF16: [&str; 2] = ["qwen2-bias", "qwen3-biased-windows"];
+/// GGUF files with their matrices in a type.
+const QUANTISED: [&str; 5] = [
+    "llama3-tied in Q8_0",
+    "qwen2-bias in Q4_0",
+    "qwen3-tied in Q5_0",
+    "demo in Q4_K",
+    "demo in Q6_K",
+];
 
 #[test]
 fn every_request_is_as_if_alone() {
@@ -89,7 +97,8 @@ fn run(
     defect: Option<Defect>,
     coverage: &mut Coverage,
 ) -> Result<(), Mismatch> {
-    let fixtures = if path == KernelPath::Portable { &FIXTURES[..] } else { &BF16[..] };
+    let plain = if path == KernelPath::Portable { &FIXTURES[..] } else { &BF16[..] };
+    let fixtures: Vec<&str> = plain.iter().chain(&QUANTISED).copied().collect();
     let bench = Bench::new(fixtures[seed as usize % fixtures.len()], path, defect);
     run_scenario(&bench, &Scenario::new(seed, bench.vocabulary_size(), &bench.grammars), coverage)
 }
