@@ -18,7 +18,6 @@ pub enum WeightData<'a> {
     /// IEEE half precision.
     F16(&'a [f16]),
     /// Blocks of codes with scales; rows are whole blocks.
-    #[allow(dead_code)] // until files of such weights are read
     Quantized {
         /// How they are stored.
         format: QuantFormat,
