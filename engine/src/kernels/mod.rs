@@ -23,7 +23,7 @@ pub use defect::Defect;
 pub use element::Element;
 pub use math::exp;
 pub use matmul::{Matrix, WeightData, matmul};
-pub use quantized::{QuantFormat, QuantizedPath};
+pub use quantized::{QuantFormat, QuantizedPath, quantize_q8_0};
 pub use rope::{RopePairing, RopeScaling, RopeTable, rotate};
 
 /// Changes whenever a kernel's results do; part of the numerics id.
