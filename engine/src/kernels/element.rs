@@ -1,16 +1,33 @@
 //! Stored numbers: f32, bf16 and f16, each widened to f32 for arithmetic.
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+
+use super::math::LANES;
+use super::simd::Simd;
 
 /// A number as weights and KV blocks store it.
 pub trait Element: Copy + Send + Sync + 'static {
+    /// Whether it is an f32, which needs no widening.
+    const IS_F32: bool;
     /// Exact widening.
     fn widen(self) -> f32;
     /// Rounds to nearest, ties to even.
     fn narrow(value: f32) -> Self;
+    /// Rounds each of `from` into `to`.
+    #[inline(always)]
+    fn narrow_all(from: &[f32], to: &mut [Self]) {
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = Self::narrow(*from);
+        }
+    }
+    /// Widens as many as an instruction set takes at once.
+    fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::Lanes;
 }
 
 impl Element for f32 {
+    const IS_F32: bool = true;
+
     #[inline(always)]
     fn widen(self) -> f32 {
         self
@@ -19,9 +36,15 @@ impl Element for f32 {
     fn narrow(value: f32) -> Self {
         value
     }
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::Lanes {
+        simd.load(from)
+    }
 }
 
 impl Element for bf16 {
+    const IS_F32: bool = false;
+
     #[inline(always)]
     fn widen(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
@@ -30,9 +53,15 @@ impl Element for bf16 {
     fn narrow(value: f32) -> Self {
         bf16_from_f32(value)
     }
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::Lanes {
+        simd.load_bf16(from)
+    }
 }
 
 impl Element for f16 {
+    const IS_F32: bool = false;
+
     // Branch-free, so that loops over it vectorise: shift exponent and mantissa into place, then
     // scale by 2^112 to correct the exponent's bias, subnormals included.
     #[inline(always)]
@@ -48,6 +77,14 @@ impl Element for f16 {
     #[inline(always)]
     fn narrow(value: f32) -> Self {
         f16::from_f32(value)
+    }
+    #[inline(always)]
+    fn narrow_all(from: &[f32], to: &mut [Self]) {
+        to.convert_from_f32_slice(from);
+    }
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::Lanes {
+        simd.load_f16(from)
     }
 }
 
