@@ -3,7 +3,7 @@
 
 use kv_transfer::{HostMemory, KvLayout};
 
-use super::rope::rotate;
+use super::rope::{RopePairing, rotate};
 use super::rows::{SharedMatrix, split_rows};
 use super::{Compute, Element, QuerySpan, RmsNorm};
 
@@ -17,6 +17,8 @@ pub struct HeadShape<'a> {
     pub angles: &'a [f32],
     /// Elements of a head.
     pub head_dim: usize,
+    /// Which elements are rotated together.
+    pub pairing: RopePairing,
     /// The norm of each head.
     pub norm: Option<RmsNorm<'a>>,
 }
@@ -38,7 +40,7 @@ impl HeadShape<'_> {
                 norm.apply_to_heads(heads);
             }
             let (cos, sin) = angles.split_at(self.head_dim / 2);
-            rotate(heads, cos, sin);
+            rotate(heads, cos, sin, self.pairing);
         }
     }
 }

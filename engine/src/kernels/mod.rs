@@ -17,6 +17,7 @@ mod heads;
 mod math;
 mod matmul;
 mod portable;
+mod quantized;
 mod rope;
 mod rows;
 mod simd;
@@ -26,11 +27,12 @@ pub use activation::{RmsNorm, add_assign, silu_multiply};
 pub use attention::{AttentionShape, QuerySpan, attend};
 pub use compute::{Compute, KernelPath};
 pub use defect::Defect;
-pub use element::{Element, bf16_from_f32};
+pub use element::Element;
 pub use heads::{HeadShape, KvPlanes};
 pub use math::exp;
 pub use matmul::{Matrix, WeightData, matmul};
-pub use rope::{RopeScaling, RopeTable};
+pub use quantized::{QuantFormat, QuantizedPath};
+pub use rope::{RopePairing, RopeScaling, RopeTable};
 pub use rows::split_rows;
 
 /// Changes whenever a kernel's results do; part of the numerics id.

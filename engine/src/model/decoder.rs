@@ -37,7 +37,7 @@ pub struct Decoder {
     kv_element: KvElement,
 }
 
-/// KV is stored as the weights are.
+/// KV is stored as the weights are, and as f16 where those are quantised.
 #[derive(Clone, Copy, PartialEq)]
 enum KvElement {
     F32,
@@ -58,14 +58,19 @@ impl Decoder {
         let kv_element = match layers[0].key.weight().matrix().data {
             WeightData::F32(_) => KvElement::F32,
             WeightData::Bf16(_) => KvElement::Bf16,
-            WeightData::F16(_) => KvElement::F16,
+            WeightData::F16(_) | WeightData::Quantized { .. } => KvElement::F16,
         };
         Ok(Self {
             embedding,
             layers,
             final_norm: weights.vector("model.norm.weight", hidden)?,
             output,
-            rope: RopeTable::new(config.head_dim, config.rope_theta, config.rope_scaling.as_ref()),
+            rope: RopeTable::new(
+                config.head_dim,
+                config.rope_theta,
+                config.rope_scaling.as_ref(),
+                weights.rope_pairing,
+            ),
             kv_element,
             config: config.clone(),
         })
@@ -291,6 +296,11 @@ impl LayerPass<'_> {
     /// `angles` is `[rows, head_dim]`.
     fn head_shape<'a>(&self, angles: &'a [f32], norm: Option<&'a [f32]>) -> HeadShape<'a> {
         let norm = norm.map(|weight| self.decoder.norm(weight));
-        HeadShape { angles, head_dim: self.decoder.config.head_dim, norm }
+        HeadShape {
+            angles,
+            head_dim: self.decoder.config.head_dim,
+            pairing: self.decoder.rope.pairing,
+            norm,
+        }
     }
 }
