@@ -14,12 +14,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use memmap2::Mmap;
-use rayon::prelude::*;
 use safetensors::tensor::{Dtype, Metadata, SafeTensors, View};
 
 use super::weights::{StoredTensor, StoredType, WeightMatrix, Weights};
-use crate::LoadError;
-use crate::kernels::{QuantFormat, quantize_q8_0};
+use crate::kernels::{Compute, QuantFormat, quantize_q8_0};
+use crate::{KernelPath, LoadError};
 
 const FORMAT: QuantFormat = QuantFormat::Q8_0;
 
@@ -117,6 +116,8 @@ fn make(
         let _ = std::fs::remove_file(&partial);
         return Ok(());
     }
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let compute = Compute::new(threads, KernelPath::Portable)?;
     let total = matrices.iter().map(|(_, matrix)| Rounded::bytes_of(matrix) as u64).sum();
     let written = AtomicU64::new(0);
     let tell = |bytes: usize| {
@@ -124,7 +125,8 @@ fn make(
         progress(before + bytes as u64, total);
     };
     let tensors = matrices.iter().map(|(name, matrix)| {
-        (name.as_str(), Rounded { matrix, shape: Rounded::shape_of(matrix), tell: &tell })
+        let shape = Rounded::shape_of(matrix);
+        (name.as_str(), Rounded { matrix, compute: &compute, shape, tell: &tell })
     });
     let metadata = [VERSION, (SOURCE, weights_id), (CHECKSUM, NO_CHECKSUM)];
     let metadata = metadata.map(|(key, value)| (key.to_string(), value.to_string()));
@@ -156,6 +158,7 @@ fn write_checksum(path: &Path) -> io::Result<()> {
 /// A matrix that is rounded when it is written.
 struct Rounded<'a> {
     matrix: &'a WeightMatrix,
+    compute: &'a Compute,
     shape: [usize; 2],
     /// Told how many bytes are ready.
     tell: &'a (dyn Fn(usize) + Sync),
@@ -185,17 +188,19 @@ impl View for Rounded<'_> {
     fn data(&self) -> Cow<'_, [u8]> {
         /// Rows that one thread rounds at once.
         const ROWS: usize = 64;
-        let [_, inputs] = self.matrix.shape();
+        let [outputs, inputs] = self.matrix.shape();
         let row_bytes = self.shape[1];
         let mut bytes = vec![0; self.data_len()];
-        bytes.par_chunks_mut(ROWS * row_bytes).enumerate().for_each(|(chunk, bytes)| {
-            let (matrix, mut row) = (self.matrix.matrix(), vec![0.0; inputs]);
-            for (index, blocks) in bytes.chunks_exact_mut(row_bytes).enumerate() {
-                matrix.copy_row(chunk * ROWS + index, &mut row);
-                quantize_q8_0(&row, blocks);
+        let (rows, matrix): (Vec<usize>, _) = ((0..outputs).collect(), self.matrix.matrix());
+        let round = |rows: &[usize], bytes: &mut [u8]| {
+            let mut numbers = vec![0.0; inputs];
+            for (row, blocks) in rows.iter().zip(bytes.chunks_exact_mut(row_bytes)) {
+                matrix.copy_row(*row, &mut numbers);
+                quantize_q8_0(&numbers, blocks);
             }
             (self.tell)(bytes.len());
-        });
+        };
+        self.compute.split_chunks((&rows, ROWS), (&mut bytes, ROWS * row_bytes), round);
         Cow::Owned(bytes)
     }
 
