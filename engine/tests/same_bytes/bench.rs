@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use engine::{
-    Compute, CpuRunner, Defect, Engine, KernelPath, Model, ModelConfig, SequenceOutput,
+    Compute, CpuRunner, Defect, Engine, Int8Cache, KernelPath, Model, ModelConfig, SequenceOutput,
     SequenceRequest,
 };
 use gguf::TensorType;
@@ -51,6 +51,7 @@ impl Answer {
 }
 
 impl Bench {
+    /// Of a fixture, or of one "in" another type: int8 as at load, others by way of GGUF files.
     pub fn new(fixture: &str, path: KernelPath, defect: Option<Defect>) -> Self {
         let compute = |threads| match defect {
             None => Compute::new(threads, path),
@@ -96,6 +97,7 @@ fn loaded(fixture: &str, path: KernelPath) -> Arc<Model> {
     let mut all = LOADED.lock().unwrap();
     let load = || {
         Arc::new(match fixture.split_once(" in ") {
+            Some((fixture, "int8")) => load_int8(&directory(fixture), path),
             Some((fixture, kind)) => load_gguf(&directory(fixture), kind, path),
             None => Model::load(&directory(fixture), path).unwrap(),
         })
@@ -109,6 +111,12 @@ fn directory(fixture: &str) -> PathBuf {
         "demo" => engine.join("../models/demo"),
         fixture => engine.join("tests/fixtures").join(fixture),
     }
+}
+
+fn load_int8(directory: &Path, path: KernelPath) -> Model {
+    let cache = Some(env!("CARGO_TARGET_TMPDIR").into());
+    let cache = Int8Cache { directory: cache, progress: &|_, _| {} };
+    Model::load_in_int8(directory, path, &cache).unwrap()
 }
 
 /// The model of a directory, by way of a GGUF file with its matrices in a type.
