@@ -78,6 +78,12 @@ impl TensorType {
     /// 6 bits, blocks of 256.
     pub const Q6_K: Self = Self(14);
 
+    /// The type of a name such as `Q4_0`.
+    pub fn named(name: &str) -> Option<Self> {
+        let row = TYPES.iter().find(|(_, known, ..)| *known == name);
+        row.map(|(number, ..)| Self(*number))
+    }
+
     /// The type of this number.
     pub(crate) fn of(number: u32) -> Option<Self> {
         TYPES.iter().any(|(known, ..)| *known == number).then_some(Self(number))

@@ -121,9 +121,7 @@ fn load_int8(directory: &Path, path: KernelPath) -> Model {
 
 /// The model of a directory, by way of a GGUF file with its matrices in a type.
 fn load_gguf(directory: &Path, kind: &str, path: KernelPath) -> Model {
-    let kinds = [TensorType::Q8_0, TensorType::Q4_0, TensorType::Q5_0, TensorType::Q4_K];
-    let kinds = kinds.into_iter().chain([TensorType::Q6_K]);
-    let kind = { kinds }.find(|known| known.to_string() == kind).unwrap();
+    let kind = TensorType::named(kind).unwrap();
     let conversion = Conversion { matrices: &|_| kind, pre: "stator-demo", dequantized: false };
     let name = format!("same-bytes-{kind}-{path}-{}.gguf", std::process::id());
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
