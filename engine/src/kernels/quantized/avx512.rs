@@ -11,6 +11,7 @@ use super::activations::{ANY_ROWS_MAX, ActivationTile, Activations, TILE_ROWS_MA
 use super::panel::{PanelGroup, PanelRows};
 use super::unpack::{self, BLOCK_GROUPS_MAX, Registers, Unpack};
 use super::{GROUP, OUTPUTS, QuantFormat};
+use crate::kernels::tile::prefetch;
 
 /// One panel with all rows of activations; `set` takes what comes out for each. Only for CPUs on which
 /// `QuantizedPath::detect` found AVX-512 VNNI.
@@ -189,8 +190,7 @@ fn prefetch_next<F: Unpack>(panel: PanelRows<'_>, block: usize) {
     }
     let next = panel.bytes.as_ptr().wrapping_add(ahead + block * bytes);
     for line in (0..bytes).step_by(64) {
-        // SAFETY: a hint, which touches nothing wherever it points.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(line).cast()) };
+        prefetch(next.wrapping_add(line));
     }
 }
 
