@@ -7,11 +7,36 @@
 use std::arch::x86_64::*;
 
 use super::activations::ActivationTile;
-use super::panel::PanelGroup;
+use super::panel::{PanelGroup, PanelRows};
+use super::unpack::{self, Unpack};
 use super::{GROUP, OUTPUTS, QuantFormat};
 
 /// Rows that there are registers for.
 const ROWS_MAX: usize = 2;
+
+/// Unpacks a whole panel, for CPUs on which `QuantizedPath::detect` found AVX2.
+pub fn put_down(panel: PanelRows<'_>, to: &mut [PanelGroup]) {
+    assert_eq!(panel.bytes.len(), OUTPUTS * panel.row_bytes, "16 rows");
+    assert_eq!(panel.row_bytes, panel.format.row_bytes(to.len() * GROUP), "of the panel's length");
+    // SAFETY: the path was chosen by detecting these features; sizes are asserted above.
+    unsafe {
+        match panel.format {
+            QuantFormat::Q8_0 => put_down_as::<unpack::Q8_0>(panel, to),
+            QuantFormat::Q4_0 => put_down_as::<unpack::Q4_0>(panel, to),
+            QuantFormat::Q5_0 => put_down_as::<unpack::Q5_0>(panel, to),
+            QuantFormat::Q4K => put_down_as::<unpack::Q4K>(panel, to),
+            QuantFormat::Q6K => put_down_as::<unpack::Q6K>(panel, to),
+        }
+    }
+}
+
+/// # Safety
+/// The CPU has AVX2 and F16C. `panel` has 16 rows of as many groups as `to`.
+#[target_feature(enable = "avx2,f16c")]
+unsafe fn put_down_as<F: Unpack>(panel: PanelRows<'_>, to: &mut [PanelGroup]) {
+    // SAFETY: the caller's promises.
+    unsafe { unpack::put_down::<F, __m256i>(panel, to) };
+}
 
 /// Products of a tile's rows with a panel's outputs, for CPUs on which `QuantizedPath::detect` found
 /// AVX2.

@@ -17,6 +17,8 @@ mod product;
 mod quantize;
 #[cfg(target_arch = "x86_64")]
 mod unpack;
+#[cfg(target_arch = "x86_64")]
+mod vector;
 
 pub use format::QuantFormat;
 pub use product::{QuantizedPath, multiply_quantized};

@@ -1,7 +1,5 @@
 //! 16 outputs of a matrix in one arrangement, whatever their format.
 
-use multiversion::multiversion;
-
 use super::format::Group;
 use super::{GROUP, OUTPUTS, QuantFormat};
 
@@ -40,18 +38,13 @@ pub struct PanelRows<'a> {
 impl PanelRows<'_> {
     /// Brings all of them into `groups`, in order.
     pub fn unpack(&self, groups: &mut [PanelGroup]) {
-        unpack(self.format, self.bytes, self.row_bytes, groups);
-    }
-}
-
-#[multiversion(targets("x86_64+avx2"))]
-fn unpack(format: QuantFormat, bytes: &[u8], row_bytes: usize, groups: &mut [PanelGroup]) {
-    let per_block = format.block_elements() / GROUP;
-    for (output, row) in bytes.chunks_exact(row_bytes).enumerate() {
-        let blocks = row.chunks_exact(format.block_bytes());
-        for (block, groups) in blocks.zip(groups.chunks_exact_mut(per_block)) {
-            for (index, panel) in groups.iter_mut().enumerate() {
-                panel.set(output, &Group::of(format, block, index));
+        let per_block = self.format.block_elements() / GROUP;
+        for (output, row) in self.bytes.chunks_exact(self.row_bytes).enumerate() {
+            let blocks = row.chunks_exact(self.format.block_bytes());
+            for (block, groups) in blocks.zip(groups.chunks_exact_mut(per_block)) {
+                for (index, panel) in groups.iter_mut().enumerate() {
+                    panel.set(output, &Group::of(self.format, block, index));
+                }
             }
         }
     }

@@ -32,7 +32,11 @@ impl QuantizedPath {
         match self {
             Self::Portable => true,
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            Self::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
             #[cfg(target_arch = "x86_64")]
             Self::Avx512Vnni => {
                 is_x86_feature_detected!("avx512vnni")
@@ -95,7 +99,7 @@ fn multiply_panel(
         #[cfg(target_arch = "x86_64")]
         QuantizedPath::Avx2 => {
             scratch.resize(x.groups(), PanelGroup::ZERO);
-            panel.unpack(scratch);
+            super::avx2::put_down(panel, scratch);
             for tile in x.tiles() {
                 super::avx2::multiply(panel.format, scratch, tile, &set);
             }
