@@ -5,6 +5,8 @@ mod pace;
 mod scheduler;
 mod sequence;
 mod share;
+#[cfg(test)]
+mod tests;
 
 pub use lookup::Guesses;
 pub use pace::Pace;

@@ -210,6 +210,11 @@ impl Sequence {
         }
     }
 
+    /// Tokens that can be computed in the blocks it has.
+    pub fn room(&self) -> usize {
+        self.blocks.len() * self.hasher.block_size() - self.computed
+    }
+
     /// Blocks that its tokens still need.
     pub fn missing_blocks(&self) -> usize {
         let needed = self.tokens.len().div_ceil(self.hasher.block_size());
