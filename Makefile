@@ -4,6 +4,7 @@
 # make lint         formatting and clippy, warnings denied
 # make bench        the measurements of bench/RESULTS.md
 # make bench-peers  our gateway beside Dynamo's and smg, which it installs from PyPI: bench/peers/README.md
+# make bench-engine our engine beside llama.cpp, which whoever measures has built: bench/engine/README.md
 # make chaos        faults in a cluster under load: SEED=1 FAULTS=220 OVERLAPPING=18
 # make fuzz         random input for whatever reads clients, models and peers: FUZZ_SECONDS=600 each
 # make docker-test  the containers of docker/, built and run; needs docker with compose v2
@@ -12,7 +13,7 @@ PYTHON ?= python3
 VENV := target/venv
 PYTEST := $(VENV)/bin/pytest
 
-.PHONY: test e2e e2e-schemathesis lint bench bench-peers chaos docker-test fuzz
+.PHONY: test e2e e2e-schemathesis lint bench bench-peers bench-engine bench-engine-small chaos docker-test fuzz
 
 # A worker of this commit must be able to serve in a cluster of the present version.
 EARLIER := 4c55971bdc675c57028f6689a17b1c7941c02dac
@@ -63,6 +64,27 @@ target/peers/.installed: bench/peers/requirements.txt bench/peers/requirements-w
 	$(PYTHON) -m venv target/peers
 	target/peers/bin/pip install --quiet --disable-pip-version-check -r bench/peers/requirements.txt
 	target/peers/bin/pip install --quiet --disable-pip-version-check --no-deps -r bench/peers/requirements-without-dependencies.txt
+	touch $@
+
+ENGINE ?=
+BENCH_ENGINE := target/bench-engine/bin/python -B bench/engine
+bench-engine: target/bench-engine/.installed
+	cargo build --release --locked --package stator
+	cargo build --release --locked --package engine --example measure
+	$(BENCH_ENGINE)/compare.py $(ENGINE)
+	$(BENCH_ENGINE)/served.py target/release/stator
+	$(BENCH_ENGINE)/memory.py target/release/stator
+
+bench-engine-small: target/bench-engine/.installed
+	cargo build --release --locked --package stator
+	cargo build --release --locked --package engine --example measure
+	$(BENCH_ENGINE)/compare.py --small --rounds 2 --growth-rounds 1
+	$(BENCH_ENGINE)/served.py target/release/stator --small --rounds 2 --seconds 5
+	$(BENCH_ENGINE)/memory.py target/release/stator --small
+
+target/bench-engine/.installed: bench/engine/requirements.txt
+	$(PYTHON) -m venv target/bench-engine
+	target/bench-engine/bin/pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
 SEED ?= 1

@@ -73,7 +73,7 @@ pub async fn load(
 }
 
 impl Engines {
-    /// Loads a model directory. Errors: a file is missing or unusable, or threads are refused.
+    /// Loads a model directory or a GGUF file. Errors: a file is missing or unusable, or threads are refused.
     pub fn load(path: &Path, arguments: &EngineArgs) -> Result<Self, CommandError> {
         match arguments.engine {
             EngineKind::Cpu => Self::load_cpu(path, arguments),

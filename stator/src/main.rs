@@ -21,7 +21,7 @@ fn main() -> ExitCode {
         Err(error) => return exit::for_arguments(&error),
     };
     init_logs();
-    let runtime = match tokio::runtime::Runtime::new() {
+    let runtime = match runtime(&cli.command) {
         Ok(runtime) => runtime,
         Err(error) => {
             return Exit::Unavailable.with(&format!("cannot start threads: {error}"));
@@ -34,6 +34,18 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err((exit, sentence)) => exit.with(&sentence),
     }
+}
+
+/// A gateway has a thread per two cores: its work is in small pieces, and to wake another thread for
+/// each costs more than it gains (bench/RESULTS.md). `TOKIO_WORKER_THREADS` says otherwise.
+fn runtime(command: &Command) -> std::io::Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let is_chosen = std::env::var_os("TOKIO_WORKER_THREADS").is_some();
+    if let (Command::Gateway(_), false) = (command, is_chosen) {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        builder.worker_threads(cores.div_ceil(2));
+    }
+    builder.enable_all().build()
 }
 
 async fn run(command: Command) -> Result<(), (Exit, String)> {

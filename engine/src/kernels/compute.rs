@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use parking_lot::{FairMutex, FairMutexGuard};
 
-use super::Defect;
+use super::{Defect, QuantizedPath};
 
 /// Which kernels compute matrix products of bf16 weights. Results differ between paths (one
 /// rounds activations to bf16, the other does not), so the path is part of the numerics id.
@@ -53,6 +53,7 @@ pub struct Compute {
     threads: rayon::ThreadPool,
     turn: FairMutex<()>,
     path: KernelPath,
+    quantized: QuantizedPath,
     defect: Option<Defect>,
 }
 
@@ -67,7 +68,12 @@ impl Compute {
             .num_threads(threads)
             .thread_name(|index| format!("compute-{index}"))
             .build()?;
-        Ok(Self { threads, turn: FairMutex::new(()), path, defect: None })
+        let quantized = match path == KernelPath::detect() {
+            true => QuantizedPath::detect(),
+            // Where plain kernels are asked for, all are plain.
+            false => QuantizedPath::Portable,
+        };
+        Ok(Self { threads, turn: FairMutex::new(()), path, quantized, defect: None })
     }
 
     /// Computes wrongly: for tests of the tests, which must fail with it.
@@ -88,6 +94,11 @@ impl Compute {
     /// The kernels in use.
     pub fn path(&self) -> KernelPath {
         self.path
+    }
+
+    /// The kernels in use for quantised weights.
+    pub(super) fn quantized_path(&self) -> QuantizedPath {
+        self.quantized
     }
 
     /// Waits for this engine's turn; the turn ends when the guard is dropped.

@@ -22,6 +22,13 @@ pub fn multiply_backwards(compute: &Compute, x: &[f32], weight: &Matrix<'_>, y: 
         WeightData::F32(data) => multiply_by(WeightData::F32(&backwards(data, inputs))),
         WeightData::Bf16(data) => multiply_by(WeightData::Bf16(&backwards(data, inputs))),
         WeightData::F16(data) => multiply_by(WeightData::F16(&backwards(data, inputs))),
+        WeightData::Quantized { .. } => {
+            let mut data = vec![0.0; weight.outputs * inputs];
+            for (index, row) in data.chunks_exact_mut(inputs).enumerate() {
+                weight.copy_row(index, row);
+            }
+            multiply_by(WeightData::F32(&backwards(&data, inputs)));
+        }
     }
 }
 

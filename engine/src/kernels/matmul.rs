@@ -3,8 +3,10 @@
 use half::{bf16, f16};
 
 use super::defect::multiply_backwards;
+use super::element::to_bf16;
+use super::quantized::multiply_quantized;
 use super::tile::{Output, Tile};
-use super::{Compute, Defect, Element, KernelPath, bf16_from_f32, portable};
+use super::{Compute, Defect, Element, KernelPath, QuantFormat, portable};
 
 /// Stored weights, borrowed.
 #[derive(Clone, Copy)]
@@ -15,6 +17,13 @@ pub enum WeightData<'a> {
     Bf16(&'a [bf16]),
     /// IEEE half precision.
     F16(&'a [f16]),
+    /// Blocks of codes with scales; rows are whole blocks.
+    Quantized {
+        /// How they are stored.
+        format: QuantFormat,
+        /// `[outputs, inputs]`.
+        bytes: &'a [u8],
+    },
 }
 
 /// Weights of a linear layer, `[outputs, inputs]`, row by row.
@@ -36,6 +45,10 @@ impl Matrix<'_> {
             WeightData::F32(data) => widen_into(&data[range], row),
             WeightData::Bf16(data) => widen_into(&data[range], row),
             WeightData::F16(data) => widen_into(&data[range], row),
+            WeightData::Quantized { format, bytes } => {
+                let row_bytes = format.row_bytes(self.inputs);
+                format.dequantize(&bytes[index * row_bytes..][..row_bytes], row);
+            }
         }
     }
 }
@@ -63,7 +76,7 @@ pub(super) fn multiply(compute: &Compute, x: &[f32], weight: &Matrix<'_>, y: &mu
     match weight.data {
         #[cfg(target_arch = "x86_64")]
         WeightData::Bf16(data) if compute.path() == KernelPath::Avx512Bf16 => {
-            let x: Vec<bf16> = x.iter().map(|value| bf16_from_f32(*value)).collect();
+            let x = to_bf16(x);
             tiles(compute, rows, weight, y, |tile, out| super::avx512::tile(&x, data, tile, out));
         }
         WeightData::F32(data) => {
@@ -74,6 +87,9 @@ pub(super) fn multiply(compute: &Compute, x: &[f32], weight: &Matrix<'_>, y: &mu
         }
         WeightData::F16(data) => {
             tiles(compute, rows, weight, y, |tile, out| portable::tile(x, data, tile, out));
+        }
+        WeightData::Quantized { format, bytes } => {
+            multiply_quantized(compute, x, (format, bytes), [weight.outputs, weight.inputs], y);
         }
     }
 }
@@ -95,6 +111,7 @@ fn tiles(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::element::bf16_from_f32;
 
     fn numbers(count: usize, seed: u32) -> Vec<f32> {
         let mut state = seed;
@@ -142,9 +159,15 @@ mod tests {
             paths.push(KernelPath::detect());
         }
         for path in paths {
-            for (rows, outputs, inputs) in
-                [(1, 1, 1), (1, 37, 100), (3, 5, 31), (4, 64, 72), (9, 33, 256), (70, 130, 96)]
-            {
+            for (rows, outputs, inputs) in [
+                (1, 1, 1),
+                (1, 37, 100),
+                (3, 5, 31),
+                (4, 64, 72),
+                (5, 17, 2500),
+                (9, 33, 256),
+                (70, 130, 96),
+            ] {
                 check(path, rows, outputs, inputs);
             }
         }

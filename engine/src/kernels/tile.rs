@@ -36,4 +36,16 @@ impl<'a> Output<'a> {
         // SAFETY: in bounds and exclusive by the caller's promise.
         unsafe { *self.base.add(row * self.outputs + output) = value }
     }
+
+    /// Sets the outputs from `output` on.
+    ///
+    /// # Safety
+    /// As `set`, for all of them.
+    #[inline(always)]
+    pub unsafe fn set_columns(&self, row: usize, output: usize, values: &[f32]) {
+        // SAFETY: in bounds and exclusive by the caller's promise.
+        let to = unsafe { self.base.add(row * self.outputs + output) };
+        // SAFETY: as above; `values` lies elsewhere.
+        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), to, values.len()) };
+    }
 }

@@ -37,7 +37,7 @@ pub struct Decoder {
     kv_element: KvElement,
 }
 
-/// KV is stored as the weights are.
+/// KV is stored as the weights are, and as f16 where those are quantised.
 #[derive(Clone, Copy, PartialEq)]
 enum KvElement {
     F32,
@@ -64,14 +64,19 @@ impl Decoder {
         let kv_element = match layers[0].key.weight().matrix().data {
             WeightData::F32(_) => KvElement::F32,
             WeightData::Bf16(_) => KvElement::Bf16,
-            WeightData::F16(_) => KvElement::F16,
+            WeightData::F16(_) | WeightData::Quantized { .. } => KvElement::F16,
         };
         Ok(Self {
             embedding,
             layers,
             final_norm: weights.vector("model.norm.weight", hidden)?,
             output,
-            rope: RopeTable::new(config.head_dim, config.rope_theta, config.rope_scaling.as_ref()),
+            rope: RopeTable::new(
+                config.head_dim,
+                config.rope_theta,
+                config.rope_scaling.as_ref(),
+                weights.rope_pairing,
+            ),
             kv_element,
             config: config.clone(),
         })
@@ -222,7 +227,7 @@ impl LayerPass<'_> {
         let row_len = heads.len() / self.rows.len();
         for (heads, angles) in heads.chunks_exact_mut(row_len).zip(angles.chunks_exact(head_dim)) {
             let (cos, sin) = angles.split_at(head_dim / 2);
-            rotate(heads, cos, sin);
+            rotate(heads, cos, sin, self.decoder.rope.pairing);
         }
     }
 

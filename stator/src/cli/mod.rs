@@ -44,12 +44,12 @@ pub enum Command {
 /// Arguments of `serve`.
 #[derive(Clone, Debug, Args)]
 pub struct ServeArgs {
-    /// Model directory in Hugging Face layout (config.json, tokenizer.json, *.safetensors); the
-    /// bundled demo model if absent
+    /// Model: a directory in Hugging Face layout (config.json, tokenizer.json, *.safetensors), or a
+    /// .gguf file; the bundled demo model if absent
     #[arg(env = "STATOR_MODEL")]
     pub model: Option<String>,
 
-    /// Name that clients put into `model`; the directory's name if absent
+    /// Name that clients put into `model`; the name of its directory or file if absent
     #[arg(long, env = "STATOR_MODEL_NAME")]
     pub model_name: Option<String>,
 

@@ -1,0 +1,89 @@
+//! Products with quantised weights: panels over threads, each by the kernel that the CPU has.
+
+use super::activations::Activations;
+use super::panel::{PanelGroup, PanelRows};
+use super::{OUTPUTS, QuantFormat, portable};
+use crate::kernels::Compute;
+use crate::kernels::tile::Output;
+
+/// Which kernels compute products of quantised weights; all give the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QuantizedPath {
+    /// Plain arithmetic.
+    Portable,
+    /// `vpdpbusd` on AVX-512 VNNI.
+    Avx512Vnni,
+}
+
+impl QuantizedPath {
+    /// The fastest that this CPU has.
+    pub fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx512vnni")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+        {
+            return Self::Avx512Vnni;
+        }
+        Self::Portable
+    }
+}
+
+/// Multiplies `x` (`[rows, inputs]`) with weights (`bytes`: `[outputs, inputs]` in blocks of `format`)
+/// into `y` (`[rows, outputs]`).
+pub fn multiply_quantized(
+    compute: &Compute,
+    x: &[f32],
+    (format, bytes): (QuantFormat, &[u8]),
+    [outputs, inputs]: [usize; 2],
+    y: &mut [f32],
+) {
+    let row_bytes = format.row_bytes(inputs);
+    assert_eq!(bytes.len(), outputs * row_bytes, "whole rows of {format}");
+    let x = Activations::quantize(x, inputs, format);
+    let y = Output::new(y, outputs);
+    compute.split(outputs, OUTPUTS, x.rows() * outputs * inputs, |range| {
+        let mut scratch = Vec::new();
+        for first in range.clone().step_by(OUTPUTS) {
+            let count = OUTPUTS.min(range.end - first);
+            let rows = &bytes[first * row_bytes..(first + count) * row_bytes];
+            let padded;
+            let bytes = match count {
+                OUTPUTS => rows,
+                _ => {
+                    padded = [rows, &vec![0; (OUTPUTS - count) * row_bytes][..]].concat();
+                    &padded[..]
+                }
+            };
+            let panel = PanelRows { format, bytes, row_bytes };
+            // SAFETY: this thread alone has these columns, which are within y.
+            let set = |row: usize, sums: &[f32; OUTPUTS]| unsafe {
+                y.set_columns(row, first, &sums[..count]);
+            };
+            multiply_panel(compute.quantized_path(), panel, &x, &mut scratch, set);
+        }
+    });
+}
+
+/// One panel with all rows of activations; `set` takes what comes out for each.
+fn multiply_panel(
+    path: QuantizedPath,
+    panel: PanelRows<'_>,
+    x: &Activations,
+    scratch: &mut Vec<PanelGroup>,
+    set: impl Fn(usize, &[f32; OUTPUTS]),
+) {
+    match path {
+        #[cfg(target_arch = "x86_64")]
+        QuantizedPath::Avx512Vnni => super::avx512::multiply_panel(panel, x, scratch, set),
+        _ => {
+            scratch.resize(x.groups(), PanelGroup::ZERO);
+            panel.unpack(scratch);
+            for tile in x.tiles() {
+                for row in 0..tile.rows {
+                    set(tile.first_row + row, &portable::row(panel.format, scratch, tile, row));
+                }
+            }
+        }
+    }
+}
