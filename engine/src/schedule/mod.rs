@@ -9,6 +9,5 @@ mod share;
 mod tests;
 
 pub use lookup::Guesses;
-pub use pace::Pace;
 pub use scheduler::{Limits, Scheduled, Scheduler};
 pub use sequence::{Purpose, Rank, Sequence, SequenceId, SequenceRequest};

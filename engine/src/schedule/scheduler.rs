@@ -15,17 +15,19 @@
 
 use std::collections::VecDeque;
 
+use protocol::v1::LatencyModel;
 use protocol::{LAST_STEP_TOKENS, LONG_PROMPT_TOKENS, StepShape};
 
-use super::{Pace, Purpose, Sequence, SequenceId};
+use super::pace::{Pace, paying_share};
+use super::{Purpose, Sequence, SequenceId};
 use crate::kv::BlockPool;
 
 /// A sequence that is not done so many steps after it came ranks before whatever has not been here for
 /// as long, whatever their priorities.
 const OLD_STEPS: u64 = 1024;
 
-/// Sequences that decode and what they guess are no more rows than this together. A step of few rows
-/// waits for weights to come from memory, so that some more cost little; many compute for longer.
+/// Sequences that decode and what they guess are no more rows than this together: so many fill the
+/// tiles of the kernels, and beyond that each costs as much as the other.
 const GUESSING_ROWS_MAX: usize = 16;
 
 /// How much runs at once.
@@ -37,6 +39,8 @@ pub struct Limits {
     pub max_num_batched_tokens: usize,
     /// Tokens that a sequence may guess in a step; 0: it never does.
     pub speculative_tokens: usize,
+    /// Microseconds that a step with streams in it takes at most, where its prompts can be cut for that.
+    pub step_target_us: Option<f32>,
 }
 
 /// `count` tokens of the `running` sequence at `index`, to be computed in this step.
@@ -51,7 +55,7 @@ pub struct Scheduled {
 /// See the module's description.
 pub struct Scheduler {
     limits: Limits,
-    pace: Option<Pace>,
+    latency: LatencyModel,
     pub(super) waiting: VecDeque<Sequence>,
     pub(super) running: Vec<Sequence>,
     arrivals: u64,
@@ -69,7 +73,7 @@ impl Scheduler {
     pub fn new(limits: Limits) -> Self {
         Self {
             limits,
-            pace: None,
+            latency: LatencyModel::default(),
             waiting: VecDeque::new(),
             running: Vec::new(),
             arrivals: 0,
@@ -80,9 +84,9 @@ impl Scheduler {
         }
     }
 
-    /// From now on steps with streams in them take no longer for their prompts than that.
-    pub fn set_pace(&mut self, pace: Pace) {
-        self.pace = Some(pace);
+    /// How long steps take, as far as that is known.
+    pub fn learn_latency(&mut self, latency: LatencyModel) {
+        self.latency = latency;
     }
 
     /// A new sequence waits.
@@ -187,11 +191,12 @@ impl Scheduler {
 
     /// Adds to this step what streams expect to come next, as far as there is room.
     fn plan_guesses(&mut self, pool: &mut BlockPool) {
-        let rows = self.running.iter().filter(|sequence| sequence.planned > 0).count();
-        let rows_each = GUESSING_ROWS_MAX.checked_div(rows).unwrap_or(0);
+        let streams = self.planned_streams();
+        let rows_each = GUESSING_ROWS_MAX / (streams.sequences as usize).max(1);
         let count = rows_each.saturating_sub(1).min(self.limits.speculative_tokens);
+        let share = paying_share(&self.latency, &streams);
         for sequence in self.running.iter_mut().filter(|sequence| sequence.planned > 0) {
-            sequence.guess(count);
+            sequence.guess(count, share);
             let mut planned = sequence.chunk(sequence.planned + self.left);
             if !sequence.grow(sequence.computed + planned, pool) {
                 planned = planned.min(sequence.room());
@@ -203,17 +208,24 @@ impl Scheduler {
 
     /// Takes from this step what prompts would make it too long for.
     fn keep_pace(&mut self) {
-        let streams = self.running.iter().filter(|sequence| sequence.planned > 0);
+        let streams = self.planned_streams();
+        if let (Some(step_target_us), true) = (self.limits.step_target_us, streams.sequences > 0.0)
+        {
+            let prompts = self.running.iter().filter(|sequence| sequence.uncomputed() > 1);
+            let context_tokens = prompts.map(|prompt| prompt.computed).max().unwrap_or(0);
+            let pace = Pace { step_target_us, latency: self.latency };
+            self.left = self.left.min(pace.prompt_tokens(&streams, context_tokens));
+        }
+    }
+
+    /// What this step computes so far.
+    fn planned_streams(&self) -> StepShape {
         let mut shape = StepShape::default();
-        for sequence in streams {
+        for sequence in self.running.iter().filter(|sequence| sequence.planned > 0) {
             shape.sequences += sequence.planned as f32;
             shape.attended += (sequence.planned * sequence.tokens.len()) as f32;
         }
-        if let (Some(pace), true) = (self.pace, shape.sequences > 0.0) {
-            let prompts = self.running.iter().filter(|sequence| sequence.uncomputed() > 1);
-            let context_tokens = prompts.map(|prompt| prompt.computed).max().unwrap_or(0);
-            self.left = self.left.min(pace.prompt_tokens(&shape, context_tokens));
-        }
+        shape
     }
 
     /// Has at most `budget` tokens of a running sequence computed in this step, where needed with

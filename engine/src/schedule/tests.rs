@@ -25,8 +25,12 @@ fn with_priority(priority: i32, mut sequence: Sequence) -> Sequence {
     sequence
 }
 
+fn limits(max_num_seqs: usize, max_num_batched_tokens: usize) -> Limits {
+    Limits { max_num_seqs, max_num_batched_tokens, speculative_tokens: 0, step_target_us: None }
+}
+
 fn scheduler(max_num_seqs: usize, max_num_batched_tokens: usize) -> Scheduler {
-    Scheduler::new(Limits { max_num_seqs, max_num_batched_tokens, speculative_tokens: 0 })
+    Scheduler::new(limits(max_num_seqs, max_num_batched_tokens))
 }
 
 /// With so many sequences of one token that decode already.
@@ -247,9 +251,9 @@ fn nobody_begins_that_would_have_to_go_or_passes_one_that_waits_for_blocks() {
 #[test]
 fn a_pace_cuts_prompts_beside_streams() {
     let mut pool = BlockPool::new(1000);
-    let mut scheduler = with_streams(scheduler(8, 500), &mut pool, 2);
-    let latency = LatencyModel { prefill_token_us: 10.0, ..Default::default() };
-    scheduler.set_pace(Pace { step_target_us: 1000.0, latency });
+    let limits = Limits { step_target_us: Some(1000.0), ..limits(8, 500) };
+    let mut scheduler = with_streams(Scheduler::new(limits), &mut pool, 2);
+    scheduler.learn_latency(LatencyModel { prefill_token_us: 10.0, ..Default::default() });
     scheduler.add(sequence(1, 900));
     assert_eq!(step(&mut scheduler, &mut pool), [(100, 1), (101, 1), (1, 100)]);
     for id in [100, 101] {
@@ -258,18 +262,22 @@ fn a_pace_cuts_prompts_beside_streams() {
     assert_eq!(step(&mut scheduler, &mut pool), [(1, 500)], "nobody waits for its next token");
 }
 
-/// Streams whose texts repeat one token, in a pool of so many blocks: tokens of each in a step.
+/// Streams whose texts are one token so many times, in a pool of so many blocks: what each of them
+/// computes in a step.
 #[track_caller]
-fn check_guesses(speculative_tokens: usize, streams: u64, blocks: usize, expected: &[usize]) {
-    let limits = Limits { max_num_seqs: 64, max_num_batched_tokens: 64, speculative_tokens };
+fn check_guesses(
+    speculative_tokens: usize,
+    (streams, tokens): (u64, usize),
+    blocks: usize,
+    expected: &[usize],
+) {
+    let limits = Limits { speculative_tokens, ..limits(64, 64) };
     let (mut scheduler, mut pool) = (Scheduler::new(limits), BlockPool::new(blocks));
     for id in 0..streams {
         let mut stream = sequence(id, 3);
-        stream.tokens = vec![7; 3];
+        stream.tokens = vec![7; tokens];
         assert!(stream.grow(3, &mut pool));
-        stream.advance(3, &mut pool);
-        stream.tokens.extend([7; 2]);
-        stream.computed += 1;
+        stream.computed = tokens - 1;
         scheduler.resume(stream);
     }
     let counts: Vec<usize> =
@@ -279,13 +287,16 @@ fn check_guesses(speculative_tokens: usize, streams: u64, blocks: usize, expecte
 
 #[test]
 fn few_streams_guess_and_never_at_the_cost_of_others() {
-    check_guesses(0, 1, 100, &[1]);
-    check_guesses(3, 1, 100, &[4]);
-    check_guesses(15, 1, 100, &[5]);
-    check_guesses(15, 5, 100, &[3; 5]);
-    check_guesses(15, 8, 100, &[2; 8]);
-    check_guesses(15, 9, 100, &[1; 9]);
-    // Each has one block of four and needs a second one; there is no third.
-    check_guesses(15, 2, 4, &[4, 4]);
-    check_guesses(15, 2, 3, &[5]);
+    check_guesses(0, (1, 5), 100, &[1]);
+    check_guesses(1, (1, 5), 100, &[2]);
+    check_guesses(15, (1, 5), 100, &[3]);
+    check_guesses(15, (5, 5), 100, &[3; 5]);
+    check_guesses(15, (8, 5), 100, &[2; 8]);
+    check_guesses(15, (9, 5), 100, &[1; 9]);
+    // Each needs a second block of four, and has no third one for what it guesses.
+    check_guesses(15, (2, 5), 4, &[3, 3]);
+    check_guesses(15, (2, 7), 4, &[2, 2]);
+    check_guesses(15, (2, 8), 4, &[1, 1]);
+    // One of both has to go.
+    check_guesses(15, (2, 5), 3, &[3]);
 }

@@ -14,10 +14,10 @@ use crate::scenario::{Scenario, Sizes};
 const TICKS_MAX: usize = 100_000;
 /// What the local engine is told of how long its steps take: steps of few tokens where it has a target.
 const LATENCY: LatencyModel = LatencyModel {
-    step_us: 10.0,
+    step_us: 40.0,
     prefill_token_us: 2.0,
     prefill_attended_us: 0.01,
-    sequence_us: 5.0,
+    sequence_us: 1.0,
     attended_us: 0.01,
     prefill_steps: 1,
     decode_steps: 1,
