@@ -67,6 +67,7 @@ enum Engine {
     /// The mock, with pools that are too small for all streams.
     Tight,
     Cpu,
+    #[value(alias = "both")]
     All,
 }
 

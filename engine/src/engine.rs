@@ -134,6 +134,8 @@ pub struct Load {
     pub waiting_prompt_tokens: usize,
     /// Tokens present in all sequences.
     pub sequence_tokens: usize,
+    /// Times since the start that a sequence gave its blocks back to one of a better rank.
+    pub preemptions: u64,
     /// The pool.
     pub blocks: BlockCounts,
 }
@@ -304,6 +306,7 @@ impl Engine {
                 .sum(),
             running: running.len() + self.reserved.len(),
             waiting: self.scheduler.waiting().len(),
+            preemptions: self.scheduler.preemptions(),
             blocks: self.pool.counts(),
         }
     }

@@ -59,6 +59,7 @@ pub struct Scheduler {
     pub(super) waiting: VecDeque<Sequence>,
     pub(super) running: Vec<Sequence>,
     arrivals: u64,
+    preemptions: u64,
     pub(super) steps: u64,
     /// Tokens that this step may still compute.
     pub(super) left: usize,
@@ -77,6 +78,7 @@ impl Scheduler {
             waiting: VecDeque::new(),
             running: Vec::new(),
             arrivals: 0,
+            preemptions: 0,
             steps: 0,
             left: 0,
             preempted: false,
@@ -128,6 +130,11 @@ impl Scheduler {
         }
         let index = self.waiting.iter().position(|sequence| sequence.id == id)?;
         self.waiting.remove(index)
+    }
+
+    /// Times that a sequence gave its blocks back.
+    pub fn preemptions(&self) -> u64 {
+        self.preemptions
     }
 
     /// Whether another sequence may begin, beside `reserved` ones that will run later.
@@ -283,6 +290,7 @@ impl Scheduler {
         sequence.release(pool);
         self.waiting.push_back(sequence);
         self.preempted = true;
+        self.preemptions += 1;
         index
     }
 }

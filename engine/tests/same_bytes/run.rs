@@ -178,11 +178,10 @@ impl<'a> Run<'a> {
     }
 
     fn step_local(&mut self) {
-        let waited = self.local.load().waiting;
+        let before = self.local.load().preemptions;
         let output = self.local.step();
-        // A step that preempts takes nothing that waits.
-        let preempted = self.local.load().waiting.saturating_sub(waited);
-        self.coverage.add(Event::Preemption, preempted);
+        let preempted = self.local.load().preemptions - before;
+        self.coverage.add(Event::Preemption, preempted as usize);
         let Guesses { computed, accepted } = output.guesses;
         self.coverage.add(Event::GoodGuess, accepted as usize);
         self.coverage.add(Event::BadGuess, (computed - accepted) as usize);

@@ -170,7 +170,6 @@ impl Run<'_> {
     }
 
     fn step(&mut self, step: usize) -> Result<(), String> {
-        let waited = self.engine.load().waiting;
         let output = self.engine.step();
         self.engine.learn_latency(LatencyModel {
             step_us: 5.0,
@@ -178,7 +177,7 @@ impl Run<'_> {
             ..Default::default()
         });
         let load = self.engine.load();
-        self.totals.preemptions += load.waiting.saturating_sub(waited);
+        self.totals.preemptions = load.preemptions as usize;
         self.totals.guesses_accepted += output.guesses.accepted;
         self.totals.guesses_failed += output.guesses.computed - output.guesses.accepted;
         let acts = self.states.iter().any(|state| state.acts_at.is_some());
