@@ -122,6 +122,8 @@ async fn live_once(swarm: &Swarm, index: usize, leave: CancellationToken) -> Res
             max_num_seqs: 4,
             max_num_batched_tokens: 64,
             waiting_sequences_max: 16,
+            speculative_tokens: 0,
+            step_target: None,
         },
         card: swarm.card.clone(),
     })?;

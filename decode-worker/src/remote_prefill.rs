@@ -289,6 +289,7 @@ impl<'a> Handoff<'a> {
             cache_salt: request.cache_salt.clone(),
             generated_tokens: request.generated_tokens.clone(),
             grammar: request.grammar.clone(),
+            priority: request.priority,
         }
     }
 }

@@ -36,6 +36,7 @@ impl RequestContext {
             cache_salt: request.cache_salt.clone(),
             grammar: self.grammar.clone(),
             prompt_logprobs: request.prompt_logprobs,
+            priority: request.priority,
         }
     }
 

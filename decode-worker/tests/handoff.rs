@@ -41,6 +41,8 @@ fn start_worker(name: &str, role: Role, model: &Arc<Model>) -> Worker {
         max_num_seqs: 8,
         max_num_batched_tokens: 64,
         waiting_sequences_max: 64,
+        speculative_tokens: 0,
+        step_target: None,
     };
     let compute = Arc::new(Compute::new(1, KernelPath::detect()).unwrap());
     let card = v1::ModelCard { name: "m".into(), ..Default::default() };
@@ -132,6 +134,7 @@ fn generate_message(prompt: &[u32], prefill: Option<v1::PrefillWorker>) -> v1::S
         cache_salt: String::new(),
         grammar: String::new(),
         prompt_logprobs: None,
+        priority: 0,
     };
     v1::SessionRequest { kind: Some(Kind::Generate(generate)) }
 }

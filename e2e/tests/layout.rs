@@ -6,20 +6,21 @@ use std::process::Command;
 use serde_json::Value;
 
 /// What each crate of the workspace may use of the others, and of the libraries that matter.
-const ALLOWED: [(&str, &[&str]); 17] = [
+const ALLOWED: [(&str, &[&str]); 18] = [
     ("protocol", &[]),
     ("testkit", &[]),
     ("messaging", &["protocol"]),
     ("kv-transfer", &["protocol"]),
     ("tokenizer", &[]),
     ("grammar", &["tokenizer"]),
-    ("engine", &["grammar", "kv-transfer", "protocol"]),
+    ("gguf", &[]),
+    ("engine", &["gguf", "grammar", "kv-transfer", "protocol"]),
     ("chaos", &["testkit"]),
     ("loadtest", &[]),
     ("telemetry", &[]),
     ("router", &["messaging", "protocol"]),
     ("gateway", &["grammar", "messaging", "protocol", "router", "tokenizer"]),
-    ("worker", &["engine", "grammar", "kv-transfer", "messaging", "protocol", "tokenizer"]),
+    ("worker", &["engine", "gguf", "grammar", "kv-transfer", "messaging", "protocol", "tokenizer"]),
     (
         "prefill-worker",
         &["decode-worker", "engine", "kv-transfer", "messaging", "protocol", "worker"],

@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use grammar::GrammarError;
 use kv_transfer::{BlockWriter, HostMemory, KvLayout};
-use protocol::v1::{FinishReason, Token};
+use protocol::v1::{FinishReason, LatencyModel, Token};
 use protocol::{BlockHash, StepShape};
 
 use crate::kv::{BlockCounts, BlockPool, KvEvent, Reserved};
 use crate::runner::{Computed, Facts, Runner, SpanOutput};
 use crate::schedule::{
-    Limits, Purpose, Scheduled, Scheduler, Sequence, SequenceId, SequenceRequest,
+    Guesses, Limits, Pace, Purpose, Scheduled, Scheduler, Sequence, SequenceId, SequenceRequest,
 };
 
 /// Sizes of an engine.
@@ -31,6 +31,12 @@ pub struct EngineConfig {
     pub max_num_batched_tokens: usize,
     /// Sequences that wait; more are refused.
     pub waiting_sequences_max: usize,
+    /// Tokens that a sequence may guess in a step (prompt lookup), to have them computed with the last
+    /// one; 0: none.
+    pub speculative_tokens: usize,
+    /// What a step takes for prompts beside streams at most, as far as `learn_latency` knows; none:
+    /// as long as it takes.
+    pub step_target: Option<Duration>,
 }
 
 /// Why the engine does not take a sequence.
@@ -54,8 +60,10 @@ pub struct StepOutput {
     pub sequences: Vec<SequenceOutput>,
     /// Prompt tokens computed (also again, after preemption).
     pub prefill_tokens: usize,
-    /// Sequences that were decoding.
+    /// Sequences that were decoding; each token that one expected to come next counts as another.
     pub decode_sequences: usize,
+    /// Tokens that sequences guessed, and how many of these came true.
+    pub guesses: Guesses,
     /// For each computed token of a prompt, the tokens up to and with it, summed up.
     pub prefill_attended: usize,
     /// The same, over sequences that were decoding.
@@ -86,11 +94,11 @@ impl StepOutput {
     /// preemption is prefill too.
     fn count(&mut self, sequence: &Sequence, count: usize) {
         let attended = attended(sequence.computed, count);
-        if sequence.in_prefill() || count > 1 {
+        if sequence.in_prefill() || sequence.uncomputed() > 1 {
             self.prefill_tokens += count;
             self.prefill_attended += attended;
         } else {
-            self.decode_sequences += 1;
+            self.decode_sequences += count;
             self.decode_attended += attended;
         }
     }
@@ -154,6 +162,7 @@ impl Engine {
         let limits = Limits {
             max_num_seqs: config.max_num_seqs,
             max_num_batched_tokens: config.max_num_batched_tokens,
+            speculative_tokens: config.speculative_tokens,
         };
         let pool_tokens = config.kv_blocks * config.block_size;
         Ok(Self {
@@ -308,6 +317,19 @@ impl Engine {
         self.pool.hashes().collect()
     }
 
+    /// How long steps take here, for a step target.
+    pub fn learn_latency(&mut self, latency: LatencyModel) {
+        if let Some(target) = self.config.step_target {
+            let step_target_us = target.as_secs_f32() * 1e6;
+            self.scheduler.set_pace(Pace { step_target_us, latency });
+        }
+    }
+
+    /// Whether it wants to know how long steps take.
+    pub fn has_step_target(&self) -> bool {
+        self.config.step_target.is_some()
+    }
+
     /// Computes one batch.
     pub fn step(&mut self) -> StepOutput {
         self.step_announced(|_| ())
@@ -328,7 +350,7 @@ impl Engine {
         (output.took, output.is_simulated) = (took, is_simulated);
         let mut ended = Vec::new();
         for (Scheduled { index, count }, computed) in scheduled.into_iter().zip(spans) {
-            let news = self.conclude(index, count, computed);
+            let news = self.conclude(index, count, computed, &mut output.guesses);
             let sequence = &self.scheduler.running()[index];
             let is_computed = sequence.purpose == Purpose::Prefill && !news.tokens.is_empty();
             if news.has_ended() || is_computed {
@@ -344,7 +366,13 @@ impl Engine {
     }
 
     /// A sequence of which `count` tokens were computed, drafts among them.
-    fn conclude(&mut self, index: usize, count: usize, computed: SpanOutput) -> SequenceOutput {
+    fn conclude(
+        &mut self,
+        index: usize,
+        count: usize,
+        computed: SpanOutput,
+        guesses: &mut Guesses,
+    ) -> SequenceOutput {
         let Self { scheduler, pool, facts, .. } = self;
         let sequence = &mut scheduler.running_mut()[index];
         let mut news = SequenceOutput::nothing(sequence.id);
@@ -357,6 +385,8 @@ impl Engine {
             // Said once; should the prompt be computed again, its cache will do.
             sequence.prompt_logprobs = None;
         }
+        let drafts = count.saturating_sub(sequence.uncomputed());
+        guesses.add(sequence.learn(drafts, computed.tokens.len().saturating_sub(1)));
         sequence.advance(count.min(sequence.uncomputed()), pool);
         // A prefill's tokens go on in another pool, which may have room where this has not.
         let tokens_max = match sequence.purpose {
@@ -374,6 +404,7 @@ impl Engine {
         }
         if !news.tokens.is_empty() {
             sequence.draft();
+            sequence.trim(pool);
         }
         if sequence.purpose == Purpose::Prefill {
             news.ready_blocks = sequence.newly_ready_blocks();
@@ -469,6 +500,8 @@ mod tests {
         max_num_seqs: 1,
         max_num_batched_tokens: 100,
         waiting_sequences_max: 1,
+        speculative_tokens: 0,
+        step_target: None,
     };
 
     /// How a sequence whose prompt leaves room for one token ends with that token.
@@ -495,6 +528,7 @@ mod tests {
             cache_salt: String::new(),
             grammar: None,
             prompt_logprobs: None,
+            priority: 0,
         };
         submit(&mut engine, request).unwrap();
         assert_eq!(engine.step().sequences[0].finish, expected);

@@ -18,4 +18,4 @@ pub use kv::{BlockCounts, KvEvent, Reserved};
 pub use load_error::LoadError;
 pub use model::{Model, ModelConfig, parse_json, read_optional};
 pub use runner::{CpuRunner, Facts, MockRunner, MockTimes, MockVocabulary, Runner};
-pub use schedule::{SequenceId, SequenceRequest};
+pub use schedule::{Guesses, SequenceId, SequenceRequest};

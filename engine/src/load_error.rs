@@ -1,6 +1,8 @@
-//! Why a model directory cannot be served: one sentence that says what, where and what to do.
+//! Why a model cannot be served: one sentence that says what, where and what to do.
 
 use std::path::PathBuf;
+
+use gguf::GgufError;
 
 /// A model that cannot be loaded. `Display` is written for the person at the command line.
 #[derive(Debug, thiserror::Error)]
@@ -35,4 +37,7 @@ pub enum LoadError {
         /// What could be used instead.
         supported: &'static str,
     },
+    /// A GGUF file that cannot be used.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
 }

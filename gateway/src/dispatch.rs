@@ -51,6 +51,8 @@ pub struct Prompt {
     pub grammar_param: Arc<str>,
     /// Alternatives to report beside each of the prompt's own tokens; none: no report.
     pub prompt_logprobs: Option<u32>,
+    /// Lower is earlier, at each worker.
+    pub priority: i32,
     /// A worker that has the prompt's blocks: it is tried first, without asking a router.
     pub near: Option<WorkerLife>,
     /// Whether the client wants to know why it went where it went.
@@ -333,6 +335,7 @@ impl Dispatcher {
             generated_tokens: prompt.generated.clone(),
             grammar: prompt.grammar.to_string(),
             prompt_logprobs: prompt.prompt_logprobs,
+            priority: prompt.priority,
         };
         self.sessions.start(life, &worker.data_endpoint, request).await
     }

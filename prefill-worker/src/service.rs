@@ -153,6 +153,7 @@ impl Prompt {
             cache_salt: request.cache_salt,
             grammar: grammar.map_err(RefusedSequence::Grammar)?,
             prompt_logprobs: None,
+            priority: request.priority,
         };
         self.host.prefill(sequence, outputs).await
     }

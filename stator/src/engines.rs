@@ -3,6 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use engine::{
     Compute, CpuRunner, EngineConfig, KernelPath, LoadError, MockRunner, MockTimes, MockVocabulary,
@@ -72,7 +73,7 @@ pub async fn load(
 }
 
 impl Engines {
-    /// Loads a model directory. Errors: a file is missing or unusable, or threads are refused.
+    /// Loads a model directory or a GGUF file. Errors: a file is missing or unusable, or threads are refused.
     pub fn load(path: &Path, arguments: &EngineArgs) -> Result<Self, CommandError> {
         match arguments.engine {
             EngineKind::Cpu => Self::load_cpu(path, arguments),
@@ -122,5 +123,10 @@ pub fn sizes(arguments: &EngineArgs, runner: &dyn Runner) -> EngineConfig {
         max_num_seqs: arguments.max_num_seqs as usize,
         max_num_batched_tokens: arguments.max_num_batched_tokens as usize,
         waiting_sequences_max: WAITING_SEQUENCES_MAX,
+        speculative_tokens: arguments.speculative_tokens as usize,
+        step_target: match arguments.step_target_ms {
+            0 => None,
+            target_ms => Some(Duration::from_millis(target_ms.into())),
+        },
     }
 }

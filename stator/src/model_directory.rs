@@ -1,4 +1,4 @@
-//! Finds the directory of a model.
+//! Finds a model: a directory or a GGUF file.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ const DEMO_PATHS: [&str; 2] = ["models/demo", "share/stator/models/demo"];
 /// A model to be served.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ModelDirectory {
-    /// Where it lies.
+    /// Where it lies: a directory, or a GGUF file.
     pub path: PathBuf,
     /// What clients call it.
     pub name: String,
@@ -38,15 +38,17 @@ pub fn find(model: Option<&str>) -> Result<ModelDirectory, String> {
 fn at(model: &str) -> Result<ModelDirectory, String> {
     let path = Path::new(model);
     let advice = "give a directory in Hugging Face layout \
-        (config.json, tokenizer.json, *.safetensors), or no MODEL for the bundled one";
+        (config.json, tokenizer.json, *.safetensors), a .gguf file, or no MODEL for the bundled one";
     if !path.exists() {
         return Err(format!("MODEL {model} does not exist; {advice}"));
     }
-    if !path.is_dir() {
-        return Err(format!("MODEL {model} is a file; {advice}"));
+    let is_gguf = path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    if !path.is_dir() && !is_gguf {
+        return Err(format!("MODEL {model} is a file of another kind; {advice}"));
     }
     let absolute = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
-    let name = absolute.file_name().map(|name| name.to_string_lossy().into_owned());
+    let name = if path.is_dir() { absolute.file_name() } else { path.file_stem() };
+    let name = name.map(|name| name.to_string_lossy().into_owned());
     Ok(ModelDirectory { path: path.into(), name: name.unwrap_or_else(|| "model".into()) })
 }
 
@@ -61,7 +63,7 @@ fn bundled() -> Result<ModelDirectory, String> {
     match found {
         Some(path) => Ok(ModelDirectory { path, name: DEMO_MODEL_NAME.into() }),
         None => Err("the bundled model (models/demo) is not beside this executable; \
-            run it from its source tree, or name a MODEL directory"
+            run it from its source tree, or name a MODEL"
             .into()),
     }
 }

@@ -130,6 +130,12 @@ pub fn engines(metrics: &Metrics, hosts: Vec<Arc<EngineHost>>) {
     metrics.read(sequences, move || vec![("running", running()), ("waiting", waiting())]);
     let steps = sum(|host| host.progress().steps as usize);
     metrics.counter("stator_steps", "Steps that the engines here have made.", steps);
+    let guessed = sum(|host| host.guesses().computed as usize);
+    let help = "Tokens that the engines here guessed from what texts repeat (prompt lookup).";
+    metrics.counter("stator_speculative_tokens", help, guessed);
+    let accepted = sum(|host| host.guesses().accepted as usize);
+    let help = "Of these, tokens that came true.";
+    metrics.counter("stator_speculative_tokens_accepted", help, accepted);
 }
 
 /// Shows how many leases others hold on a worker's blocks.

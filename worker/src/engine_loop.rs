@@ -155,7 +155,13 @@ impl EngineLoop {
         status.kv_sequence = self.kv_sequence;
         status.steps += u64::from(!output.is_idle());
         status.step = None;
+        status.guesses.add(output.guesses);
         status.latency.record(output);
+        if self.engine.has_step_target()
+            && let Some(latency) = status.latency.model()
+        {
+            self.engine.learn_latency(latency);
+        }
     }
 
     fn publish_kv_events(&mut self) {

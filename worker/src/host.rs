@@ -4,7 +4,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use engine::{Engine, KvEvent, Load, RefusedSequence, Reserved, SequenceId, SequenceRequest};
+use engine::{
+    Engine, Guesses, KvEvent, Load, RefusedSequence, Reserved, SequenceId, SequenceRequest,
+};
 use kv_transfer::{BlockWriter, HostMemory, KvLayout};
 use parking_lot::Mutex;
 use protocol::{BlockHash, WorkerLife, v1};
@@ -109,6 +111,8 @@ pub(crate) struct Status {
     pub(crate) latency: LatencyLearner,
     /// Steps that were not idle.
     pub(crate) steps: u64,
+    /// Of all steps.
+    pub(crate) guesses: Guesses,
     /// The step under way.
     pub(crate) step: Option<StepUnderWay>,
 }
@@ -239,6 +243,11 @@ impl EngineHost {
             running_us: step.map_or(0, |step| step.began.elapsed().as_micros() as u64),
             predicted_us: step.map_or(0, |step| step.predicted_us as u64),
         }
+    }
+
+    /// What sequences guessed since the engine began.
+    pub fn guesses(&self) -> Guesses {
+        self.shared.status.lock().guesses
     }
 
     /// How long steps take here, as learned so far; nothing before the first step.

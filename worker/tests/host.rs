@@ -21,6 +21,8 @@ fn host() -> EngineHost {
         max_num_seqs: 8,
         max_num_batched_tokens: 64,
         waiting_sequences_max: 2,
+        speculative_tokens: 0,
+        step_target: None,
     };
     let compute = Arc::new(Compute::new(1, path).unwrap());
     let life = WorkerLife { id: "w".into(), incarnation: Incarnation(1) };
@@ -38,6 +40,7 @@ fn request(handle: &SequenceHandle, prompt_tokens: u32, max_tokens: u32) -> Sequ
         cache_salt: String::new(),
         grammar: None,
         prompt_logprobs: None,
+        priority: 0,
     }
 }
 

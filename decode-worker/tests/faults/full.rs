@@ -58,6 +58,7 @@ fn others_request(handle: &SequenceHandle, prompt_tokens: usize) -> SequenceRequ
         cache_salt: "others".into(),
         grammar: None,
         prompt_logprobs: None,
+        priority: 0,
     }
 }
 

@@ -58,6 +58,8 @@ impl Default for Plan {
             max_num_seqs: 8,
             max_num_batched_tokens: 32,
             waiting_sequences_max: 4,
+            speculative_tokens: 0,
+            step_target: None,
         };
         Self { prefill: sizes, decode: sizes, leases: LeaseLimits::default(), transfers: None }
     }

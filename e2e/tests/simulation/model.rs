@@ -67,6 +67,8 @@ impl Oracle {
             max_num_seqs: 1,
             max_num_batched_tokens: 4096,
             waiting_sequences_max: 1,
+            speculative_tokens: 0,
+            step_target: None,
         };
         let engine = Engine::new(runner(MockTimes::default()), config).unwrap();
         Arc::new(Self { engine: parking_lot::Mutex::new(engine) })
@@ -88,6 +90,7 @@ impl Oracle {
             cache_salt: format!("{request:?}"),
             grammar: None,
             prompt_logprobs: None,
+            priority: 0,
         };
         engine.generate(asked).unwrap();
         let mut text = String::new();

@@ -128,6 +128,8 @@ impl WorkerPlan {
             max_num_seqs: rng.random_range(1..=8),
             max_num_batched_tokens: rng.random_range(8..=160),
             waiting_sequences_max: 1024,
+            speculative_tokens: 0,
+            step_target: None,
         };
         let times = MockTimes {
             prefill_us_per_token: rng.random_range(20.0..1000.0),

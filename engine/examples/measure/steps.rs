@@ -57,6 +57,8 @@ impl Measured {
             max_num_seqs: MAX_NUM_SEQS,
             max_num_batched_tokens: MAX_NUM_BATCHED_TOKENS,
             waiting_sequences_max: MAX_NUM_SEQS,
+            speculative_tokens: 0,
+            step_target: None,
         };
         let engine = Engine::new(Box::new(CpuRunner::new(model, compute)), config)?;
         Ok(Self { engine, kernel_path, kv_blocks, next_id: 0 })
@@ -164,6 +166,7 @@ impl Measured {
             cache_salt: series.to_string(),
             grammar: None,
             prompt_logprobs: None,
+            priority: 0,
         };
         self.engine.generate(request).map_err(|refused| refused.to_string())?;
         Ok(id)

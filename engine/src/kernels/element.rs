@@ -1,6 +1,8 @@
 //! Stored numbers: f32, bf16 and f16, each widened to f32 for arithmetic.
 
 use half::{bf16, f16};
+use multiversion::multiversion;
+use rayon::prelude::*;
 
 /// A number as weights and KV blocks store it.
 pub trait Element: Copy + Send + Sync + 'static {
@@ -58,6 +60,28 @@ pub fn bf16_from_f32(value: f32) -> bf16 {
     let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
     let quiet_nan = (bits >> 16) | 0x40;
     bf16::from_bits(if value.is_nan() { quiet_nan } else { rounded } as u16)
+}
+
+/// Rounds each number, on the calling pool's threads where they are many.
+pub fn to_bf16(values: &[f32]) -> Vec<bf16> {
+    /// Fewer are done sooner than another thread is woken.
+    const CHUNK: usize = 1 << 15;
+    let mut rounded = vec![bf16::ZERO; values.len()];
+    match values.len() <= CHUNK {
+        true => narrow_all(values, &mut rounded),
+        false => values
+            .par_chunks(CHUNK)
+            .zip(rounded.par_chunks_mut(CHUNK))
+            .for_each(|(values, rounded)| narrow_all(values, rounded)),
+    }
+    rounded
+}
+
+#[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw", "x86_64+avx2"))]
+fn narrow_all(values: &[f32], rounded: &mut [bf16]) {
+    for (rounded, value) in rounded.iter_mut().zip(values) {
+        *rounded = bf16_from_f32(*value);
+    }
 }
 
 #[cfg(test)]

@@ -3,9 +3,10 @@
 use half::{bf16, f16};
 
 use super::defect::multiply_backwards;
+use super::element::to_bf16;
 use super::quantized::multiply_quantized;
 use super::tile::{Output, Tile};
-use super::{Compute, Defect, Element, KernelPath, QuantFormat, bf16_from_f32, portable};
+use super::{Compute, Defect, Element, KernelPath, QuantFormat, portable};
 
 /// Stored weights, borrowed.
 #[derive(Clone, Copy)]
@@ -17,7 +18,6 @@ pub enum WeightData<'a> {
     /// IEEE half precision.
     F16(&'a [f16]),
     /// Blocks of codes with scales; rows are whole blocks.
-    #[allow(dead_code)] // until files of such weights are read
     Quantized {
         /// How they are stored.
         format: QuantFormat,
@@ -76,7 +76,7 @@ pub(super) fn multiply(compute: &Compute, x: &[f32], weight: &Matrix<'_>, y: &mu
     match weight.data {
         #[cfg(target_arch = "x86_64")]
         WeightData::Bf16(data) if compute.path() == KernelPath::Avx512Bf16 => {
-            let x: Vec<bf16> = x.iter().map(|value| bf16_from_f32(*value)).collect();
+            let x = to_bf16(x);
             tiles(compute, rows, weight, y, |tile, out| super::avx512::tile(&x, data, tile, out));
         }
         WeightData::F32(data) => {
@@ -111,6 +111,7 @@ fn tiles(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::element::bf16_from_f32;
 
     fn numbers(count: usize, seed: u32) -> Vec<f32> {
         let mut state = seed;

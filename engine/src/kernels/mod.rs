@@ -20,11 +20,11 @@ pub use activation::{add_assign, rms_norm, silu_multiply};
 pub use attention::{AttentionShape, QueryRow, attend};
 pub use compute::{Compute, KernelPath};
 pub use defect::Defect;
-pub use element::{Element, bf16_from_f32};
+pub use element::Element;
 pub use math::exp;
 pub use matmul::{Matrix, WeightData, matmul};
 pub use quantized::{QuantFormat, QuantizedPath};
-pub use rope::{RopeScaling, RopeTable, rotate};
+pub use rope::{RopePairing, RopeScaling, RopeTable, rotate};
 
 /// Changes whenever a kernel's results do; part of the numerics id.
 pub const REDUCTION_ORDER: u32 = 1;

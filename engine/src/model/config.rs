@@ -71,6 +71,17 @@ impl ModelConfig {
     }
 }
 
+/// What must be true of heads, whatever the file. Errors: what is not.
+pub fn check_heads(heads: usize, kv_heads: usize, head_dim: usize) -> Result<(), String> {
+    if !heads.is_multiple_of(kv_heads) {
+        return Err(format!("{heads} attention heads do not divide over {kv_heads} KV heads"));
+    }
+    if !head_dim.is_multiple_of(2) {
+        return Err(format!("head_dim is {head_dim}, expected an even number"));
+    }
+    Ok(())
+}
+
 fn eos_of_generation_config(directory: &Path) -> Result<Option<Vec<u32>>, LoadError> {
     let path: PathBuf = directory.join("generation_config.json");
     let Some(text) = read_optional(&path)? else { return Ok(None) };

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::ModelConfig;
+use super::config::check_heads;
 use super::family::Family;
 use super::windows::WindowSettings;
 use crate::LoadError;
@@ -149,13 +150,7 @@ impl RawConfig {
         if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps >= 0.0) {
             return Err(format!("rms_norm_eps is {}, expected 0 or more", self.rms_norm_eps));
         }
-        if !heads.is_multiple_of(kv_heads) {
-            return Err(format!("{heads} attention heads do not divide over {kv_heads} KV heads"));
-        }
-        if !head_dim.is_multiple_of(2) {
-            return Err(format!("head_dim is {head_dim}, expected an even number"));
-        }
-        Ok(())
+        check_heads(heads, kv_heads, head_dim)
     }
 
     fn kv_heads(&self) -> usize {

@@ -71,7 +71,12 @@ impl Decoder {
             layers,
             final_norm: weights.vector("model.norm.weight", hidden)?,
             output,
-            rope: RopeTable::new(config.head_dim, config.rope_theta, config.rope_scaling.as_ref()),
+            rope: RopeTable::new(
+                config.head_dim,
+                config.rope_theta,
+                config.rope_scaling.as_ref(),
+                weights.rope_pairing,
+            ),
             kv_element,
             config: config.clone(),
         })
@@ -222,7 +227,7 @@ impl LayerPass<'_> {
         let row_len = heads.len() / self.rows.len();
         for (heads, angles) in heads.chunks_exact_mut(row_len).zip(angles.chunks_exact(head_dim)) {
             let (cos, sin) = angles.split_at(head_dim / 2);
-            rotate(heads, cos, sin);
+            rotate(heads, cos, sin, self.decoder.rope.pairing);
         }
     }
 

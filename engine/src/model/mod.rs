@@ -1,12 +1,17 @@
-//! One decoder, driven by a Hugging Face `config.json`: not a file per family.
+//! One decoder, driven by a Hugging Face `config.json` or the metadata of a GGUF file: not a file per
+//! family.
 
 mod config;
 mod config_json;
 mod decoder;
 mod family;
+mod gguf_config;
+mod gguf_names;
+mod gguf_weights;
 mod layer;
 mod linear;
 mod numerics;
+mod safetensors_files;
 mod weights;
 mod windows;
 
@@ -21,7 +26,7 @@ use weights::Weights;
 /// A model ready to compute: weights borrowed from mapped files, checked shapes, known numerics.
 /// Shared by all workers of a process.
 pub struct Model {
-    /// What `config.json` says.
+    /// What its configuration says.
     pub config: ModelConfig,
     /// The layers.
     pub decoder: Decoder,
@@ -32,11 +37,18 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads a model directory in Hugging Face layout. Errors: one sentence for the user.
-    pub fn load(directory: &Path, path: KernelPath) -> Result<Self, LoadError> {
-        let config = ModelConfig::load(directory)?;
-        let weights = Weights::open(directory)?;
+    /// Loads a model directory in Hugging Face layout, or a GGUF file. Errors: one sentence for the
+    /// user.
+    pub fn load(model: &Path, path: KernelPath) -> Result<Self, LoadError> {
+        let is_gguf = model.is_file();
+        let (config, weights) = match is_gguf {
+            true => gguf_weights::open(model)?,
+            false => (ModelConfig::load(model)?, Weights::open(model)?),
+        };
         let decoder = Decoder::new(&config, &weights)?;
+        if is_gguf {
+            gguf_weights::check_all_read(model, &weights)?;
+        }
         let weights_id = numerics::weights_id(&config, &weights);
         let numerics_id = numerics::id(&weights_id, path);
         Ok(Self { config, decoder, numerics_id, weights_id })

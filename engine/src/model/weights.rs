@@ -1,36 +1,74 @@
-//! Weights in safetensors files, used straight from `mmap`: processes on one machine share the
-//! page cache, and loading costs nothing but page faults.
+//! Weights in files, used straight from `mmap`: processes on one machine share the page cache, and
+//! loading costs nothing but page faults.
 
-use std::collections::HashMap;
-use std::fs::File;
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use half::{bf16, f16};
 use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors};
 
+use super::safetensors_files;
 use crate::LoadError;
-use crate::kernels::{Element, Matrix, WeightData};
+use crate::kernels::{Element, Matrix, QuantFormat, RopePairing, WeightData};
 
-const ADVICE: &str = "MODEL must hold its weights as model.safetensors or as \
-    model.safetensors.index.json with its shards";
+const SUPPORTED: &str = "F32, BF16 and F16, and in GGUF files Q8_0, Q4_0, Q5_0, Q4_K and Q6_K";
 
-/// All tensors of a model directory, by name.
+/// All tensors of a model, by their Hugging Face names.
 pub struct Weights {
-    directory: PathBuf,
+    /// The directory or the file.
+    path: PathBuf,
     tensors: HashMap<String, StoredTensor>,
+    /// The names of those that were asked for.
+    read: RefCell<BTreeSet<String>>,
+    /// What the model's own files call a tensor.
+    spell: fn(&str) -> String,
     /// The mapped files in name order, for the numerics id.
     pub files: Vec<Arc<Mmap>>,
+    /// In which order the rows of queries and keys lie.
+    pub rope_pairing: RopePairing,
 }
 
+/// Where a tensor lies.
 #[derive(Clone)]
-struct StoredTensor {
-    file: Arc<Mmap>,
-    start: usize,
-    bytes: usize,
-    shape: Vec<usize>,
-    dtype: Dtype,
+pub struct StoredTensor {
+    /// The file.
+    pub file: Arc<Mmap>,
+    /// Its bytes there, as many as shape and type ask for.
+    pub bytes: Range<usize>,
+    /// Outermost dimension first.
+    pub shape: Vec<usize>,
+    /// How its numbers are stored.
+    pub kind: StoredType,
+}
+
+/// How numbers are stored.
+#[derive(Clone, Debug, PartialEq)]
+pub enum StoredType {
+    /// 4-byte floats.
+    F32,
+    /// The upper half of an f32.
+    Bf16,
+    /// IEEE half precision.
+    F16,
+    /// Blocks of codes with scales; rows are whole blocks.
+    Quantized(QuantFormat),
+    /// What is refused by this name where it is asked for.
+    Other(String),
+}
+
+impl StoredType {
+    /// Where tensors must begin; `None` for those that are not supported.
+    fn alignment(&self) -> Option<usize> {
+        match self {
+            Self::F32 => Some(4),
+            Self::Bf16 | Self::F16 => Some(2),
+            Self::Quantized(_) => Some(1),
+            Self::Other(_) => None,
+        }
+    }
 }
 
 /// A weight matrix that keeps its file mapped. Borrow it for arithmetic with `matrix`.
@@ -41,37 +79,29 @@ pub struct WeightMatrix {
 }
 
 impl Weights {
-    /// Maps and checks all files of a directory.
+    /// Maps and checks all files of a directory in Hugging Face layout.
     pub fn open(directory: &Path) -> Result<Self, LoadError> {
-        let mut weights =
-            Self { directory: directory.into(), tensors: HashMap::new(), files: Vec::new() };
-        for name in shard_names(directory)? {
-            weights.add_file(&directory.join(name))?;
-        }
+        let mut weights = Self::new(directory, RopePairing::Halves, str::to_string);
+        safetensors_files::open(directory, &mut weights)?;
         Ok(weights)
     }
 
-    fn add_file(&mut self, path: &Path) -> Result<(), LoadError> {
-        let unreadable =
-            |source| LoadError::Unreadable { path: path.into(), source, advice: ADVICE };
-        let corrupt = |problem: String| LoadError::Corrupt { path: path.into(), problem };
-        let file = File::open(path).map_err(unreadable)?;
-        // SAFETY: the file is mapped read-only; that nobody truncates a model in use is the
-        // operator's promise, as for every engine that maps its weights.
-        let file = Arc::new(unsafe { Mmap::map(&file) }.map_err(unreadable)?);
-        let parsed = SafeTensors::deserialize(&file).map_err(|error| corrupt(explain(&error)))?;
-        for (name, view) in parsed.iter() {
-            let tensor = StoredTensor {
-                start: view.data().as_ptr() as usize - file.as_ptr() as usize,
-                bytes: view.data().len(),
-                file: file.clone(),
-                shape: view.shape().to_vec(),
-                dtype: view.dtype(),
-            };
-            self.tensors.insert(name.to_string(), tensor);
-        }
-        self.files.push(file);
-        Ok(())
+    /// No tensors yet. `spell` gives what the files at `path` call a tensor.
+    pub fn new(path: &Path, rope_pairing: RopePairing, spell: fn(&str) -> String) -> Self {
+        let (tensors, read, files) = Default::default();
+        Self { path: path.into(), tensors, read, spell, files, rope_pairing }
+    }
+
+    /// A tensor that nobody asked for, as the model's own files call it.
+    pub fn unread(&self) -> Option<String> {
+        let read = self.read.borrow();
+        let mut unread = self.tensors.keys().filter(|name| !read.contains(*name));
+        unread.next().map(|name| (self.spell)(name))
+    }
+
+    /// Adds a tensor under its Hugging Face name.
+    pub fn insert(&mut self, name: String, tensor: StoredTensor) {
+        self.tensors.insert(name, tensor);
     }
 
     /// A matrix of exactly this shape.
@@ -95,84 +125,61 @@ impl Weights {
     }
 
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<StoredTensor, LoadError> {
-        let corrupt = |problem| LoadError::Corrupt { path: self.directory.clone(), problem };
+        let corrupt = |problem| LoadError::Corrupt { path: self.path.clone(), problem };
         let tensor = self.tensors.get(name);
+        self.read.borrow_mut().insert(name.to_string());
+        let name = (self.spell)(name);
         let tensor = tensor.ok_or_else(|| corrupt(format!("tensor {name} is missing")))?;
         if tensor.shape != shape {
             let found = &tensor.shape;
             return Err(corrupt(format!(
-                "tensor {name} has shape {found:?}, config.json implies {shape:?}"
+                "tensor {name} has shape {found:?}, the configuration implies {shape:?}"
             )));
         }
-        let element_bytes = match tensor.dtype {
-            Dtype::F32 => 4,
-            Dtype::BF16 | Dtype::F16 => 2,
-            other => {
-                return Err(LoadError::Unsupported {
-                    path: self.directory.clone(),
-                    what: format!("dtype {other:?} (tensor {name})"),
-                    supported: "F32, BF16 and F16",
-                });
-            }
+        let Some(alignment) = tensor.kind.alignment() else {
+            let what = format!("type {} (tensor {name})", tensor.kind.name());
+            let path = self.path.clone();
+            return Err(LoadError::Unsupported { path, what, supported: SUPPORTED });
         };
-        if !tensor.start.is_multiple_of(element_bytes) {
+        if !tensor.bytes.start.is_multiple_of(alignment) {
             return Err(corrupt(format!("tensor {name} is not aligned to its element size")));
         }
         Ok(tensor.clone())
     }
 }
 
+impl StoredType {
+    fn name(&self) -> String {
+        match self {
+            Self::Other(name) => name.clone(),
+            known => format!("{known:?}"),
+        }
+    }
+}
+
 impl WeightMatrix {
     /// The matrix, borrowed from its mapped file.
     pub fn matrix(&self) -> Matrix<'_> {
-        let data = match self.tensor.dtype {
-            Dtype::F32 => WeightData::F32(self.elements::<f32>()),
-            Dtype::BF16 => WeightData::Bf16(self.elements::<bf16>()),
-            Dtype::F16 => WeightData::F16(self.elements::<f16>()),
-            other => unreachable!("dtype {other:?} was refused at load"),
+        let data = match &self.tensor.kind {
+            StoredType::F32 => WeightData::F32(self.elements::<f32>()),
+            StoredType::Bf16 => WeightData::Bf16(self.elements::<bf16>()),
+            StoredType::F16 => WeightData::F16(self.elements::<f16>()),
+            StoredType::Quantized(format) => {
+                WeightData::Quantized { format: *format, bytes: self.bytes() }
+            }
+            StoredType::Other(name) => unreachable!("type {name} was refused at load"),
         };
         Matrix { data, outputs: self.outputs, inputs: self.inputs }
     }
 
     fn elements<E: Element>(&self) -> &[E] {
-        let StoredTensor { file, start, bytes, .. } = &self.tensor;
-        let data = &file[*start..*start + *bytes];
+        let data = self.bytes();
         // SAFETY: aligned (checked at load; maps are page-aligned), in bounds by the slice, and
         // every bit pattern is a number.
-        unsafe { std::slice::from_raw_parts(data.as_ptr().cast(), bytes / size_of::<E>()) }
+        unsafe { std::slice::from_raw_parts(data.as_ptr().cast(), data.len() / size_of::<E>()) }
     }
-}
 
-fn shard_names(directory: &Path) -> Result<Vec<String>, LoadError> {
-    let index = directory.join("model.safetensors.index.json");
-    if !index.exists() {
-        return Ok(vec!["model.safetensors".to_string()]);
-    }
-    let text = std::fs::read_to_string(&index).map_err(|source| LoadError::Unreadable {
-        path: index.clone(),
-        source,
-        advice: ADVICE,
-    })?;
-    let corrupt = |problem: String| LoadError::Corrupt { path: index.clone(), problem };
-    let parsed: serde_json::Value =
-        serde_json::from_str(&text).map_err(|error| corrupt(error.to_string()))?;
-    let map = parsed["weight_map"].as_object();
-    let map = map.ok_or_else(|| corrupt("it has no weight_map".to_string()))?;
-    let mut names: Vec<String> =
-        map.values().filter_map(|name| name.as_str()).map(str::to_string).collect();
-    names.sort();
-    names.dedup();
-    match names.iter().find(|name| name.contains(['/', '\\'])) {
-        Some(name) => Err(corrupt(format!("weight_map names {name}, outside of the directory"))),
-        None => Ok(names),
-    }
-}
-
-fn explain(error: &safetensors::SafeTensorError) -> String {
-    use safetensors::SafeTensorError as E;
-    match error {
-        E::MetadataIncompleteBuffer => "its data is shorter than its header says: truncated".into(),
-        E::HeaderTooSmall => "it is too short to hold a header: truncated".into(),
-        other => format!("its safetensors header is wrong ({other})"),
+    fn bytes(&self) -> &[u8] {
+        &self.tensor.file[self.tensor.bytes.clone()]
     }
 }

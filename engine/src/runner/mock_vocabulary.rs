@@ -3,7 +3,8 @@
 
 use std::path::Path;
 
-use serde_json::Value;
+use gguf::Gguf;
+use serde_json::{Value, json};
 
 use crate::LoadError;
 use crate::model::{parse_json, read_optional};
@@ -26,24 +27,28 @@ pub struct MockVocabulary {
 }
 
 impl MockVocabulary {
-    /// Reads `tokenizer.json`, and `config.json` where there is one. Errors: one sentence.
-    pub fn load(directory: &Path) -> Result<Self, LoadError> {
-        let path = directory.join("tokenizer.json");
-        let text = std::fs::read_to_string(&path).map_err(|source| LoadError::Unreadable {
-            path: path.clone(),
-            source,
-            advice: "a mock engine needs MODEL for its tokenizer.json",
-        })?;
-        let tokenizer: Value = parse_json(&path, &text)?;
-        let path = directory.join("config.json");
-        let config = match read_optional(&path)? {
-            Some(text) => parse_json(&path, &text)?,
-            None => Value::Null,
-        };
+    /// Reads `tokenizer.json`, and `config.json` where there is one, or a GGUF file. Errors: one
+    /// sentence.
+    pub fn load(model: &Path) -> Result<Self, LoadError> {
+        match model.is_file() {
+            true => Self::read(model, model, &of_gguf(model)?),
+            false => {
+                let (tokenizer, config) = (model.join("tokenizer.json"), model.join("config.json"));
+                Self::read(&tokenizer, &config, &of_directory(&tokenizer, &config)?)
+            }
+        }
+    }
+
+    /// The paths are for errors.
+    fn read(
+        tokenizer_path: &Path,
+        config_path: &Path,
+        [tokenizer, config]: &[Value; 2],
+    ) -> Result<Self, LoadError> {
         let context_tokens = config["max_position_embeddings"].as_u64().unwrap_or(CONTEXT_TOKENS);
         if !(2..=1 << 28).contains(&context_tokens) {
             let problem = format!("max_position_embeddings is {context_tokens}");
-            return Err(LoadError::Corrupt { path, problem });
+            return Err(LoadError::Corrupt { path: config_path.into(), problem });
         }
         let tokens = tokens_of(&tokenizer["model"]["vocab"]);
         let added = tokenizer["added_tokens"].as_array().into_iter().flatten();
@@ -51,11 +56,11 @@ impl MockVocabulary {
         let ids = tokens.iter().map(|(_, id)| *id).chain(added_ids.iter().copied());
         let Some(last) = ids.max() else {
             let problem = "it has no vocabulary".to_string();
-            return Err(LoadError::Corrupt { path: directory.join("tokenizer.json"), problem });
+            return Err(LoadError::Corrupt { path: tokenizer_path.into(), problem });
         };
         if last >= 1 << 26 {
             let problem = format!("it has a token with the id {last}");
-            return Err(LoadError::Corrupt { path: directory.join("tokenizer.json"), problem });
+            return Err(LoadError::Corrupt { path: tokenizer_path.into(), problem });
         }
         let may_be_said = |(text, id): &&(String, u32)| is_word(text) && !added_ids.contains(id);
         let mut words: Vec<u32> = tokens.iter().filter(may_be_said).map(|(_, id)| *id).collect();
@@ -68,6 +73,33 @@ impl MockVocabulary {
         eos_token_ids.retain(|id| *id <= last);
         Ok(Self { vocabulary_size, words, context_tokens, eos_token_ids })
     }
+}
+
+/// `tokenizer.json` and `config.json`.
+fn of_directory(tokenizer: &Path, config: &Path) -> Result<[Value; 2], LoadError> {
+    let text = std::fs::read_to_string(tokenizer).map_err(|source| LoadError::Unreadable {
+        path: tokenizer.into(),
+        source,
+        advice: "a mock engine needs MODEL for its tokenizer.json",
+    })?;
+    let config = match read_optional(config)? {
+        Some(text) => parse_json(config, &text)?,
+        None => Value::Null,
+    };
+    Ok([parse_json(tokenizer, &text)?, config])
+}
+
+/// The same of a file.
+fn of_gguf(path: &Path) -> Result<[Value; 2], LoadError> {
+    let file = gguf::map(path)?;
+    let gguf = Gguf::parse(&file, path)?;
+    let tokenizer = gguf::tokenizer::tokenizer_json(&gguf)?;
+    let architecture = gguf.text("general.architecture")?.unwrap_or_default();
+    let config = json!({
+        "max_position_embeddings": gguf.unsigned(&format!("{architecture}.context_length"))?,
+        "eos_token_id": gguf::tokenizer::end_token_ids(&gguf)?,
+    });
+    Ok([parse_json(path, &tokenizer)?, config])
 }
 
 /// The vocabulary as the kinds of tokenizers write it: an object of ids, or a list with scores.

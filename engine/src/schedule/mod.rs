@@ -1,7 +1,12 @@
 //! What to compute next: sequences, and the scheduler that batches them.
 
+mod lookup;
+mod pace;
 mod scheduler;
 mod sequence;
+mod share;
 
+pub use lookup::Guesses;
+pub use pace::Pace;
 pub use scheduler::{Limits, Scheduled, Scheduler};
-pub use sequence::{Purpose, Sequence, SequenceId, SequenceRequest};
+pub use sequence::{Purpose, Rank, Sequence, SequenceId, SequenceRequest};

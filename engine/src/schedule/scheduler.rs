@@ -1,13 +1,32 @@
 //! Continuous batching by one idea (as in vLLM v1): in every step, let computed tokens catch up
 //! with the tokens there are, within a token budget. That one rule is prefill, chunked prefill,
 //! decode, prefix hits and recomputation after preemption.
+//!
+//! What bounds each sequence's wait, in steps:
+//! - A stream has a token in every step, or in turn where there are more streams than the step has
+//!   tokens for; and a step lasts no longer for prompts beside it than its `Pace` says.
+//! - Prompts have a quarter of every step while any waits that may run, however many streams there
+//!   are; how they share it is in `share.rs`.
+//! - Blocks go to the best rank: who needs one takes it from the worst rank, never from a better one,
+//!   so two sequences cannot take them from each other in turn. Nobody is admitted whose tokens do not
+//!   fit beside what is admitted, and nobody passes one that waits for blocks.
+//! - After `OLD_STEPS` a sequence has the best rank there is, among its like by arrival. So it is
+//!   not passed any more and, once it runs, not preempted; it ends after those that came before it.
 
 use std::collections::VecDeque;
 
-use protocol::{LAST_STEP_TOKENS, LONG_PROMPT_TOKENS};
+use protocol::{LAST_STEP_TOKENS, LONG_PROMPT_TOKENS, StepShape};
 
-use super::{Purpose, Sequence, SequenceId};
+use super::{Pace, Purpose, Sequence, SequenceId};
 use crate::kv::BlockPool;
+
+/// A sequence that is not done so many steps after it came ranks before whatever has not been here for
+/// as long, whatever their priorities.
+const OLD_STEPS: u64 = 1024;
+
+/// Sequences that decode and what they guess are no more rows than this together. A step of few rows
+/// waits for weights to come from memory, so that some more cost little; many compute for longer.
+const GUESSING_ROWS_MAX: usize = 16;
 
 /// How much runs at once.
 #[derive(Clone, Copy, Debug)]
@@ -16,6 +35,8 @@ pub struct Limits {
     pub max_num_seqs: usize,
     /// Tokens of one step.
     pub max_num_batched_tokens: usize,
+    /// Tokens that a sequence may guess in a step; 0: it never does.
+    pub speculative_tokens: usize,
 }
 
 /// `count` tokens of the `running` sequence at `index`, to be computed in this step.
@@ -27,30 +48,61 @@ pub struct Scheduled {
     pub count: usize,
 }
 
-/// Sequences in order of arrival.
+/// See the module's description.
 pub struct Scheduler {
     limits: Limits,
-    waiting: VecDeque<Sequence>,
-    running: Vec<Sequence>,
+    pace: Option<Pace>,
+    pub(super) waiting: VecDeque<Sequence>,
+    pub(super) running: Vec<Sequence>,
+    arrivals: u64,
+    pub(super) steps: u64,
+    /// Tokens that this step may still compute.
+    pub(super) left: usize,
+    /// A sequence gave its blocks back in this step: nobody else begins.
+    pub(super) preempted: bool,
+    /// One that waits found too few blocks in this step: nobody passes it.
+    pub(super) is_blocked: bool,
 }
 
 impl Scheduler {
     /// No sequences.
     pub fn new(limits: Limits) -> Self {
-        Self { limits, waiting: VecDeque::new(), running: Vec::new() }
+        Self {
+            limits,
+            pace: None,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            arrivals: 0,
+            steps: 0,
+            left: 0,
+            preempted: false,
+            is_blocked: false,
+        }
     }
 
-    /// A new sequence waits at the end.
-    pub fn add(&mut self, sequence: Sequence) {
+    /// From now on steps with streams in them take no longer for their prompts than that.
+    pub fn set_pace(&mut self, pace: Pace) {
+        self.pace = Some(pace);
+    }
+
+    /// A new sequence waits.
+    pub fn add(&mut self, mut sequence: Sequence) {
+        self.arrive(&mut sequence);
         self.waiting.push_back(sequence);
     }
 
     /// A sequence whose blocks are filled runs at once.
-    pub fn resume(&mut self, sequence: Sequence) {
+    pub fn resume(&mut self, mut sequence: Sequence) {
+        self.arrive(&mut sequence);
         self.running.push(sequence);
     }
 
-    /// Sequences not yet begun, or preempted.
+    fn arrive(&mut self, sequence: &mut Sequence) {
+        self.arrivals += 1;
+        (sequence.rank.arrival, sequence.arrived_at) = (self.arrivals, self.steps);
+    }
+
+    /// Sequences not yet begun, or preempted, in no order.
     pub fn waiting(&self) -> impl ExactSizeIterator<Item = &Sequence> {
         self.waiting.iter()
     }
@@ -79,92 +131,153 @@ impl Scheduler {
         self.running.len() + reserved < self.limits.max_num_seqs
     }
 
-    /// Chooses this step's tokens and gives their sequences blocks. Sequences that decode come
-    /// first, so that no prompt holds up a stream, then those that compute their prompts, then
-    /// waiting ones; each in order. The last one running makes room where blocks run out.
+    /// Chooses this step's tokens and gives their sequences blocks: streams first, so that no prompt
+    /// holds them up, then what they guess, then prompts.
     pub fn schedule(&mut self, reserved: usize, pool: &mut BlockPool) -> Vec<Scheduled> {
-        let mut budget = self.limits.max_num_batched_tokens;
-        self.running.sort_by_key(|sequence| sequence.uncomputed() > 1);
-        let (mut scheduled, preempted) = self.schedule_running(&mut budget, pool);
-        if !preempted {
-            self.admit_waiting(reserved, &mut scheduled, &mut budget, pool);
-        }
-        scheduled
+        self.begin_step();
+        let prompts_share = self.prompts_share(reserved);
+        self.left = self.limits.max_num_batched_tokens - prompts_share;
+        self.plan_streams(pool);
+        self.plan_guesses(pool);
+        self.left += prompts_share;
+        self.keep_pace();
+        self.plan_prompts(reserved, pool);
+        // Prompts that find no blocks hold up no stream.
+        self.plan_streams(pool);
+        let counts = self.running.iter().map(|sequence| sequence.planned).enumerate();
+        let planned = counts.filter(|(_, count)| *count > 0);
+        planned.map(|(index, count)| Scheduled { index, count }).collect()
     }
 
-    fn schedule_running(
-        &mut self,
-        budget: &mut usize,
-        pool: &mut BlockPool,
-    ) -> (Vec<Scheduled>, bool) {
-        let mut scheduled = Vec::new();
-        let mut preempted = false;
+    /// Streams to the front, those first that have waited for longest, then prompts.
+    fn begin_step(&mut self) {
+        self.steps += 1;
+        (self.preempted, self.is_blocked) = (false, false);
+        let steps = self.steps;
+        for sequence in self.running.iter_mut().chain(&mut self.waiting) {
+            sequence.planned = 0;
+            if steps - sequence.arrived_at > OLD_STEPS {
+                sequence.rank.priority = i32::MIN;
+            }
+        }
+        self.running.sort_by_key(|sequence| {
+            let is_prompt = sequence.uncomputed() > 1;
+            (is_prompt, if is_prompt { 0 } else { sequence.last_step }, sequence.rank)
+        });
+    }
+
+    /// Tokens of this step that streams leave to prompts: a quarter, or where that is less than one,
+    /// one in every second step.
+    fn prompts_share(&self, reserved: usize) -> usize {
+        let computes_prompt = self.running.last().is_some_and(|last| last.uncomputed() > 1);
+        let budget = self.limits.max_num_batched_tokens;
+        match computes_prompt || (!self.waiting.is_empty() && self.has_room(reserved)) {
+            true => (budget / 4).max((self.steps % 2) as usize).min(budget),
+            false => 0,
+        }
+    }
+
+    fn plan_streams(&mut self, pool: &mut BlockPool) {
         let mut index = 0;
-        while index < self.running.len() && *budget > 0 {
-            let sequence = &mut self.running[index];
-            let count = chunk(sequence, *budget);
-            if sequence.grow(sequence.computed + count, pool) {
-                scheduled.push(Scheduled { index, count });
-                *budget -= count;
-                index += 1;
-            } else if !sequence.drafts.is_empty() {
-                // What may never come makes nobody else go.
-                sequence.drafts.clear();
-            } else {
-                self.preempt_last(pool);
-                preempted = true;
+        while self.left > 0 && self.running.get(index).is_some_and(|next| next.uncomputed() <= 1) {
+            // Where it went itself, the next one has its place.
+            index = self.plan(index, 1, pool).map_or(index, |index| index + 1);
+        }
+    }
+
+    /// Adds to this step what streams expect to come next, as far as there is room.
+    fn plan_guesses(&mut self, pool: &mut BlockPool) {
+        let rows = self.running.iter().filter(|sequence| sequence.planned > 0).count();
+        let rows_each = GUESSING_ROWS_MAX.checked_div(rows).unwrap_or(0);
+        let count = rows_each.saturating_sub(1).min(self.limits.speculative_tokens);
+        for sequence in self.running.iter_mut().filter(|sequence| sequence.planned > 0) {
+            sequence.guess(count);
+            let planned = sequence.chunk(sequence.planned + self.left);
+            if planned > sequence.planned && sequence.grow(sequence.computed + planned, pool) {
+                self.left -= planned - sequence.planned;
+                sequence.planned = planned;
             }
         }
-        (scheduled, preempted)
     }
 
-    /// The youngest running sequence gives its blocks back and computes again later. One that
-    /// holds its blocks for a reader has them all and is passed over.
-    fn preempt_last(&mut self, pool: &mut BlockPool) {
-        let last = self.running.iter().rposition(|sequence| sequence.purpose != Purpose::Prefill);
-        if let Some(index) = last {
-            let mut sequence = self.running.remove(index);
-            sequence.release(pool);
-            self.waiting.push_front(sequence);
+    /// Takes from this step what prompts would make it too long for.
+    fn keep_pace(&mut self) {
+        let streams = self.running.iter().filter(|sequence| sequence.planned > 0);
+        let mut shape = StepShape::default();
+        for sequence in streams {
+            shape.sequences += sequence.planned as f32;
+            shape.attended += (sequence.planned * sequence.tokens.len()) as f32;
+        }
+        if let (Some(pace), true) = (self.pace, shape.sequences > 0.0) {
+            let prompts = self.running.iter().filter(|sequence| sequence.uncomputed() > 1);
+            let context_tokens = prompts.map(|prompt| prompt.computed).max().unwrap_or(0);
+            self.left = self.left.min(pace.prompt_tokens(&shape, context_tokens));
         }
     }
 
-    fn admit_waiting(
+    /// Has at most `budget` tokens of a running sequence computed in this step, where needed with
+    /// blocks of what ranks below it. Gives its index, which may have become another one; none: it had
+    /// to give up its own blocks.
+    pub(super) fn plan(
         &mut self,
-        reserved: usize,
-        scheduled: &mut Vec<Scheduled>,
-        budget: &mut usize,
+        mut index: usize,
+        budget: usize,
         pool: &mut BlockPool,
-    ) {
-        while *budget > 0 && self.has_room(reserved) {
-            let Some(mut sequence) = self.waiting.pop_front() else { break };
-            sequence.take_cached_prefix(pool);
-            let uncomputed = sequence.uncomputed();
-            let count = chunk(&sequence, *budget);
-            // What a reader will pull is never half there: all blocks or none.
-            let tokens = match sequence.purpose {
-                Purpose::Prefill => sequence.tokens.len(),
-                Purpose::Generate => sequence.computed + count,
-            };
-            if !sequence.grow(tokens, pool) {
-                sequence.drafts.clear();
-                sequence.release(pool);
-                self.waiting.push_front(sequence);
-                break;
+    ) -> Option<usize> {
+        loop {
+            let sequence = &mut self.running[index];
+            let count = chunk(sequence, budget).max(sequence.planned);
+            if sequence.grow(sequence.computed + count, pool) {
+                self.left -= count - sequence.planned;
+                (sequence.planned, sequence.last_step) = (count, self.steps);
+                return Some(index);
             }
-            let cached = sequence.tokens.len() - uncomputed;
-            sequence.cached_tokens.get_or_insert(cached);
-            scheduled.push(Scheduled { index: self.running.len(), count });
-            *budget -= count;
-            self.running.push(sequence);
+            if count > sequence.uncomputed() {
+                sequence.forget_drafts();
+            } else if !self.give_up_drafts(pool) {
+                let gone = self.preempt_worst(pool);
+                if gone == index {
+                    return None;
+                }
+                index -= usize::from(gone < index);
+            }
         }
+    }
+
+    /// What may never come makes nobody else go or wait. Whether there was any.
+    pub(super) fn give_up_drafts(&mut self, pool: &mut BlockPool) -> bool {
+        let drafting = |sequence: &&mut Sequence| sequence.planned > sequence.uncomputed();
+        let mut any = false;
+        for sequence in self.running.iter_mut().filter(drafting) {
+            self.left += sequence.planned - sequence.uncomputed();
+            sequence.planned = sequence.uncomputed();
+            sequence.forget_drafts();
+            sequence.trim(pool);
+            any = true;
+        }
+        any
+    }
+
+    /// The running sequence of the worst rank gives its blocks back and computes again later. One
+    /// that holds its blocks for a reader has them all and is passed over. Gives the index it had.
+    fn preempt_worst(&mut self, pool: &mut BlockPool) -> usize {
+        let sequences = self.running.iter().enumerate();
+        let others = sequences.filter(|(_, sequence)| sequence.purpose != Purpose::Prefill);
+        let worst = others.max_by_key(|(_, sequence)| sequence.rank);
+        let (index, _) = worst.expect("who needs a block does not have all of them");
+        let mut sequence = self.running.remove(index);
+        self.left += std::mem::take(&mut sequence.planned);
+        sequence.release(pool);
+        self.waiting.push_back(sequence);
+        self.preempted = true;
+        index
     }
 }
 
 /// Tokens of a sequence to compute in this step. A long prompt's last tokens have a step of their own
 /// where a reader pulls its blocks: all others are on their way by then, so that little is left to
 /// move after the first token.
-fn chunk(sequence: &Sequence, budget: usize) -> usize {
+pub(super) fn chunk(sequence: &Sequence, budget: usize) -> usize {
     let uncomputed = sequence.uncomputed();
     let is_pulled = sequence.purpose == Purpose::Prefill && uncomputed <= budget;
     if is_pulled && sequence.tokens.len() >= LONG_PROMPT_TOKENS && uncomputed > LAST_STEP_TOKENS {
@@ -190,12 +303,13 @@ mod tests {
             cache_salt: String::new(),
             grammar: None,
             prompt_logprobs: None,
+            priority: 0,
         };
         Sequence::new(request, Purpose::Generate, "numerics", BLOCK_SIZE).unwrap()
     }
 
     fn scheduler(max_num_seqs: usize, max_num_batched_tokens: usize) -> Scheduler {
-        Scheduler::new(Limits { max_num_seqs, max_num_batched_tokens })
+        Scheduler::new(Limits { max_num_seqs, max_num_batched_tokens, speculative_tokens: 0 })
     }
 
     /// Runs one step, in which each sequence that catches up gains a token. Returns (id, count).

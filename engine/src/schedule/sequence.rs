@@ -4,9 +4,10 @@ use grammar::{Grammar, GrammarError, GrammarState};
 use protocol::v1::{FinishReason, Sampling, Stopping, Token};
 use protocol::{BlockHash, BlockHasher};
 
+use super::lookup::{Guesses, Guessing, look_up};
 use crate::kv::BlockPool;
 
-/// Tokens that a step may compute before it is certain that they come.
+/// Tokens that a grammar forces and that a step computes at once.
 const DRAFTS_MAX: usize = 15;
 
 /// Tokens of a prompt that is reported on in one step: each has logits over the whole vocabulary.
@@ -44,6 +45,18 @@ pub struct SequenceRequest {
     pub grammar: Option<Grammar>,
     /// Report the prompt's own tokens, with so many alternatives beside each.
     pub prompt_logprobs: Option<u32>,
+    /// Lower is earlier.
+    pub priority: i32,
+}
+
+/// Who comes first: lower priorities, then what came earlier. What has waited for too long has the
+/// lowest there is (see `Scheduler`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rank {
+    /// The request's.
+    pub priority: i32,
+    /// Rises from sequence to sequence.
+    pub arrival: u64,
 }
 
 /// A sequence on its way: tokens present, tokens computed, blocks held.
@@ -78,6 +91,17 @@ pub struct Sequence {
     pub prompt_logprobs: Option<u32>,
     /// That report, as far as it goes: from the second token on.
     pub prompt_report: Vec<Token>,
+    /// How many tokens this step computes: the scheduler's notes.
+    pub planned: usize,
+    /// The step in which it last computed something.
+    pub last_step: u64,
+    /// The step before which it came.
+    pub arrived_at: u64,
+    /// Its place among others.
+    pub rank: Rank,
+    /// The drafts are a guess, which nothing but the tokens so far speaks for.
+    is_guess: bool,
+    guessing: Guessing,
     hasher: BlockHasher,
     hashes: Vec<BlockHash>,
     registered_blocks: usize,
@@ -116,6 +140,12 @@ impl Sequence {
             drafts: Vec::new(),
             prompt_logprobs: request.prompt_logprobs,
             prompt_report: Vec::new(),
+            planned: 0,
+            last_step: 0,
+            arrived_at: 0,
+            rank: Rank { priority: request.priority, arrival: 0 },
+            is_guess: false,
+            guessing: Guessing::default(),
             hasher,
             hashes: Vec::new(),
             registered_blocks: 0,
@@ -172,6 +202,20 @@ impl Sequence {
         true
     }
 
+    /// Gives the blocks back that only drafts needed.
+    pub fn trim(&mut self, pool: &mut BlockPool) {
+        let needed = self.tokens.len().div_ceil(self.hasher.block_size());
+        if self.purpose == Purpose::Generate && self.blocks.len() > needed {
+            pool.release(&self.blocks.split_off(needed));
+        }
+    }
+
+    /// Blocks that its tokens still need.
+    pub fn missing_blocks(&self) -> usize {
+        let needed = self.tokens.len().div_ceil(self.hasher.block_size());
+        needed.saturating_sub(self.blocks.len())
+    }
+
     /// Lets go of all blocks: what was computed must be computed again.
     pub fn release(&mut self, pool: &mut BlockPool) {
         pool.release(&std::mem::take(&mut self.blocks));
@@ -208,12 +252,46 @@ impl Sequence {
 
     /// Looks for what must come next.
     pub fn draft(&mut self) {
-        self.drafts.clear();
+        self.forget_drafts();
         if let (Purpose::Generate, Some(grammar)) = (self.purpose, &mut self.grammar) {
             self.drafts = grammar.forced();
-            let left = self.stopping.max_tokens as usize - self.output_tokens();
-            self.drafts.truncate(DRAFTS_MAX.min(left.saturating_sub(1)));
+            self.drafts.truncate(DRAFTS_MAX.min(self.drafts_useful()));
         }
+    }
+
+    /// Guesses at most `count` tokens that may come next, where none are known to and only the newest
+    /// token waits to be computed.
+    pub fn guess(&mut self, count: usize) {
+        let streams = self.purpose == Purpose::Generate && !self.in_prefill();
+        if !streams || self.uncomputed() != 1 || !self.drafts.is_empty() {
+            return;
+        }
+        let count = count.min(self.drafts_useful());
+        let count = if count > 0 { count.min(self.guessing.tokens_max()) } else { 0 };
+        if count > 0 {
+            self.drafts = look_up(&self.tokens, count);
+            self.is_guess = !self.drafts.is_empty();
+        }
+    }
+
+    /// `accepted` of `computed` drafts came true. Gives the guesses among them: all or none.
+    pub fn learn(&mut self, computed: usize, accepted: usize) -> Guesses {
+        if !self.is_guess || computed == 0 {
+            return Guesses::default();
+        }
+        self.guessing.learn(computed, accepted);
+        Guesses { computed: computed as u64, accepted: accepted as u64 }
+    }
+
+    /// Expects nothing any more.
+    pub fn forget_drafts(&mut self) {
+        self.drafts.clear();
+        self.is_guess = false;
+    }
+
+    /// So many may come true before the text ends: its last token is chosen, not computed.
+    fn drafts_useful(&self) -> usize {
+        (self.stopping.max_tokens as usize).saturating_sub(self.output_tokens() + 1)
     }
 
     /// Appends an output token and says whether the sequence ends with it.

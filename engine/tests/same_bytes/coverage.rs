@@ -26,12 +26,16 @@ pub enum Event {
     Migration,
     /// A token that was computed before it was certain.
     Draft,
+    /// Of these, one that was guessed and came.
+    GoodGuess,
+    /// A token that was guessed and did not come.
+    BadGuess,
     /// A request whose client went away midway.
     Cancellation,
 }
 
 /// How often each must happen in a hundred scenarios: far less than it does.
-const REQUIRED_PER_HUNDRED: [(Event, usize); 11] = [
+const REQUIRED_PER_HUNDRED: [(Event, usize); 13] = [
     (Event::Company, 500),
     (Event::FullStep, 500),
     (Event::Preemption, 50),
@@ -42,6 +46,8 @@ const REQUIRED_PER_HUNDRED: [(Event, usize); 11] = [
     (Event::RemoteEnd, 2),
     (Event::Migration, 50),
     (Event::Draft, 100),
+    (Event::GoodGuess, 100),
+    (Event::BadGuess, 100),
     (Event::Cancellation, 20),
 ];
 

@@ -1,7 +1,7 @@
 //! Runs a scenario and compares each request's answer with its answer alone.
 
-use engine::{Engine, SequenceId, SequenceRequest};
-use protocol::v1::Token;
+use engine::{Engine, Guesses, SequenceId, SequenceRequest};
+use protocol::v1::{LatencyModel, Token};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
@@ -12,6 +12,16 @@ use crate::scenario::{Scenario, Sizes};
 
 /// A scenario that takes longer is stuck.
 const TICKS_MAX: usize = 100_000;
+/// What the local engine is told of how long its steps take: steps of few tokens where it has a target.
+const LATENCY: LatencyModel = LatencyModel {
+    step_us: 10.0,
+    prefill_token_us: 2.0,
+    prefill_attended_us: 0.01,
+    sequence_us: 5.0,
+    attended_us: 0.01,
+    prefill_steps: 1,
+    decode_steps: 1,
+};
 /// How likely an engine takes a step in a tick, so that two engines do not keep in step.
 const STEP_PROBABILITY: f64 = 0.8;
 
@@ -173,6 +183,10 @@ impl<'a> Run<'a> {
         // A step that preempts takes nothing that waits.
         let preempted = self.local.load().waiting.saturating_sub(waited);
         self.coverage.add(Event::Preemption, preempted);
+        let Guesses { computed, accepted } = output.guesses;
+        self.coverage.add(Event::GoodGuess, accepted as usize);
+        self.coverage.add(Event::BadGuess, (computed - accepted) as usize);
+        self.local.learn_latency(LATENCY);
         let batched = output.prefill_tokens + output.decode_sequences;
         let full = batched == self.scenario.local.config.max_num_batched_tokens;
         self.coverage.add(Event::FullStep, usize::from(full));

@@ -1,5 +1,7 @@
 //! What happens in one random mix of requests, all of it a function of a seed.
 
+use std::time::Duration;
+
 use engine::{EngineConfig, SequenceId, SequenceRequest};
 use grammar::Grammar;
 use protocol::v1::{LogitBias, Sampling, Stopping};
@@ -8,7 +10,7 @@ use rand::{Rng, SeedableRng};
 
 /// One of these in a scenario: among prompts of one size, blocks run out more often.
 const PROMPT_TOKENS_MAX: [usize; 3] = [30, 90, 220];
-const OUTPUT_TOKENS_MAX: u32 = 24;
+const OUTPUT_TOKENS_MAX: u32 = 40;
 const REQUESTS_MAX: usize = 12;
 const BATCHED_TOKENS_MAX: f64 = 600.0;
 /// For any request in blocks of any size.
@@ -93,6 +95,7 @@ impl Generator<'_> {
         let mut alone = self.sizes(whole_max);
         alone.config.block_size = block_size(&mut self.rng);
         alone.config.kv_blocks = ROOMY_BLOCKS;
+        alone.config.speculative_tokens = 0;
         let arrivals = requests.into_iter().map(|request| self.arrival(request));
         let arrivals = arrivals.collect();
         Scenario { seed, local, remote, alone, earlier, arrivals }
@@ -169,6 +172,7 @@ impl Generator<'_> {
             cache_salt: salt.to_string(),
             grammar: self.grammar(),
             prompt_logprobs: self.rng.random_bool(0.15).then(|| self.rng.random_range(0..3)),
+            priority: self.sometimes(|rng| rng.random_range(-2..3)).unwrap_or(0),
         }
     }
 
@@ -220,7 +224,7 @@ impl Generator<'_> {
     /// Room for one sequence of `tokens` tokens, and sometimes hardly more.
     fn sizes(&mut self, tokens: usize) -> Sizes {
         let blocks_min = tokens.div_ceil(self.block_size);
-        let more = if self.rng.random() { 4 } else { blocks_min * REQUESTS_MAX };
+        let more = if self.rng.random_bool(0.7) { 3 } else { blocks_min * REQUESTS_MAX };
         let config = EngineConfig {
             block_size: self.block_size,
             kv_blocks: blocks_min + self.rng.random_range(0..more),
@@ -229,6 +233,8 @@ impl Generator<'_> {
             max_num_batched_tokens: BATCHED_TOKENS_MAX.powf(self.rng.random_range(0.0..=1.0))
                 as usize,
             waiting_sequences_max: 64,
+            speculative_tokens: self.mostly(|rng| rng.random_range(1..10)).unwrap_or(0),
+            step_target: self.sometimes(|rng| Duration::from_micros(rng.random_range(1..500))),
         };
         Sizes { config, threads: self.rng.random_range(1..=2) }
     }

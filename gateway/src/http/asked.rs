@@ -104,6 +104,7 @@ impl Asked {
             grammar: self.grammar.clone(),
             grammar_param: self.grammar_param.clone(),
             prompt_logprobs: self.parameters.logprobs.filter(|_| self.reports_prompt()),
+            priority: self.parameters.priority,
             near: None,
             explain,
         };

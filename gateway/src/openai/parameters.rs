@@ -48,6 +48,8 @@ pub struct Parameters {
     pub stream: Option<StreamOptions>,
     /// Requests with different salts do not share cached prefixes.
     pub cache_salt: Option<String>,
+    /// Requests of lower values are computed first where they wait for each other.
+    pub priority: i32,
 }
 
 /// When a stream reports usage.
@@ -110,6 +112,7 @@ impl Parameters {
             logprobs,
             stream: stream(fields)?,
             cache_salt: cache_salt(fields)?,
+            priority: priority(fields)?,
         })
     }
 }
@@ -260,6 +263,11 @@ fn cache_salt(fields: &Fields) -> Result<Option<String>, ApiError> {
     }
 }
 
+fn priority(fields: &Fields) -> Result<i32, ApiError> {
+    let priority = fields.integer("priority", i64::from(i32::MIN)..=i64::from(i32::MAX))?;
+    Ok(priority.map_or(0, |priority| priority as i32))
+}
+
 fn only_with(param: &str, other: &str) -> ApiError {
     let message = format!("The '{param}' parameter is only allowed when '{other}' is enabled.");
     ApiError::invalid_value(param, message)
@@ -308,6 +316,7 @@ mod tests {
             logprobs: None,
             stream: None,
             cache_salt: None,
+            priority: 0,
         };
         assert_eq!(defaults(), expected);
         let nulls = json!({

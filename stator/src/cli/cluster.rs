@@ -50,12 +50,12 @@ pub struct WorkerArgs {
     #[command(flatten)]
     pub component: ComponentArgs,
 
-    /// Model directory in Hugging Face layout (config.json, tokenizer.json, *.safetensors); the
-    /// bundled demo model if absent
-    #[arg(long, env = "STATOR_MODEL", value_name = "DIR")]
+    /// Model: a directory in Hugging Face layout (config.json, tokenizer.json, *.safetensors), or a
+    /// .gguf file; the bundled demo model if absent
+    #[arg(long, env = "STATOR_MODEL", value_name = "MODEL")]
     pub model: Option<String>,
 
-    /// Name that clients put into `model`; the directory's name if absent
+    /// Name that clients put into `model`; the name of its directory or file if absent
     #[arg(long, env = "STATOR_MODEL_NAME", value_name = "NAME")]
     pub model_name: Option<String>,
 

@@ -44,12 +44,12 @@ pub enum Command {
 /// Arguments of `serve`.
 #[derive(Clone, Debug, Args)]
 pub struct ServeArgs {
-    /// Model directory in Hugging Face layout (config.json, tokenizer.json, *.safetensors); the
-    /// bundled demo model if absent
+    /// Model: a directory in Hugging Face layout (config.json, tokenizer.json, *.safetensors), or a
+    /// .gguf file; the bundled demo model if absent
     #[arg(env = "STATOR_MODEL")]
     pub model: Option<String>,
 
-    /// Name that clients put into `model`; the directory's name if absent
+    /// Name that clients put into `model`; the name of its directory or file if absent
     #[arg(long, env = "STATOR_MODEL_NAME")]
     pub model_name: Option<String>,
 
@@ -166,6 +166,18 @@ pub struct EngineArgs {
     #[arg(long, env = "STATOR_MAX_NUM_BATCHED_TOKENS", default_value_t = 512,
         value_parser = clap::value_parser!(u32).range(1..=1_048_576))]
     pub max_num_batched_tokens: u32,
+
+    /// Milliseconds that one step takes at most for prompts while others wait for their next token, as
+    /// far as that can be predicted; 0: as long as --max-num-batched-tokens take
+    #[arg(long, env = "STATOR_STEP_TARGET_MS", value_name = "MS", default_value_t = 100,
+        value_parser = clap::value_parser!(u32).range(0..=60_000))]
+    pub step_target_ms: u32,
+
+    /// Tokens that may be guessed per sequence and step from what its text repeats, and verified
+    /// with the step's own token: answers are the same, and sooner there; 0: none
+    #[arg(long, env = "STATOR_SPECULATIVE_TOKENS", value_name = "TOKENS", default_value_t = 0,
+        value_parser = clap::value_parser!(u32).range(0..=15))]
+    pub speculative_tokens: u32,
 
     /// Tokens per KV block
     #[arg(long, env = "STATOR_BLOCK_SIZE", default_value_t = 16,

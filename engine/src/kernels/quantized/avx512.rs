@@ -1,18 +1,16 @@
 //! Panels against activations by `vpdpbusd`: each of 16 lanes is an output, and takes four products per
 //! instruction.
 
-// Numbers of rows, outputs and fours index several arrays at once.
+// Numbers of rows index several arrays at once.
 #![allow(clippy::needless_range_loop)]
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
-use super::activations::Activations;
+use super::activations::{ANY_ROWS_MAX, ActivationTile, Activations, TILE_ROWS_MAX};
 use super::panel::{PanelGroup, PanelRows};
-use super::unpack::{self, Registers, UNIT_GROUPS_MAX, Unpack};
+use super::unpack::{self, BLOCK_GROUPS_MAX, Registers, Unpack};
 use super::{GROUP, OUTPUTS, QuantFormat};
-
-/// So few rows take what is unpacked as it comes; for more it is put down first.
-const ROWS_DIRECT: usize = 4;
 
 /// One panel with all rows of activations; `set` takes what comes out for each. Only for CPUs on which
 /// `QuantizedPath::detect` found AVX-512 VNNI.
@@ -36,59 +34,118 @@ pub fn multiply_panel(
     }
 }
 
+/// Few rows take what is unpacked as it comes; for more it is put down first.
+///
 /// # Safety
 /// The CPU has AVX-512 F, BW, VL and VNNI. `panel` has 16 rows of `x`'s length.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn multiply<F: Unpack>(
     panel: PanelRows<'_>,
     x: &Activations,
     scratch: &mut Vec<PanelGroup>,
     set: impl Fn(usize, &[f32; OUTPUTS]),
 ) {
-    // SAFETY: the caller's promises hold for all of these.
-    unsafe {
-        match x.rows() {
-            1 => direct::<F, 1>(panel, x, set),
-            2 => direct::<F, 2>(panel, x, set),
-            3 => direct::<F, 3>(panel, x, set),
-            ROWS_DIRECT => direct::<F, ROWS_DIRECT>(panel, x, set),
-            rows => {
-                put_down::<F>(panel, x.groups(), scratch);
-                let mut row = 0;
-                while row < rows {
-                    row += match rows - row {
-                        12.. => tile::<F, 12>(scratch, x, row, &set),
-                        8.. => tile::<F, 8>(scratch, x, row, &set),
-                        4.. => tile::<F, 4>(scratch, x, row, &set),
-                        2.. => tile::<F, 2>(scratch, x, row, &set),
-                        _ => tile::<F, 1>(scratch, x, row, &set),
-                    }
-                }
+    if x.rows() > ANY_ROWS_MAX {
+        // SAFETY: the caller's promises.
+        unsafe { put_down::<F>(panel, x.groups(), scratch) };
+    }
+    let weights =
+        if x.rows() > ANY_ROWS_MAX { Weights::Down(scratch) } else { Weights::Rows(panel) };
+    for tile in x.tiles() {
+        // SAFETY: the caller's promises.
+        unsafe {
+            match tile.rows {
+                1 => weights.multiply::<F, 1>(tile, &set),
+                2 => weights.multiply::<F, 2>(tile, &set),
+                3 => weights.multiply::<F, 3>(tile, &set),
+                4 => weights.multiply::<F, 4>(tile, &set),
+                5 => weights.multiply::<F, 5>(tile, &set),
+                6 => weights.multiply::<F, 6>(tile, &set),
+                7 => weights.multiply::<F, 7>(tile, &set),
+                ANY_ROWS_MAX => weights.multiply::<F, ANY_ROWS_MAX>(tile, &set),
+                TILE_ROWS_MAX => weights.multiply::<F, TILE_ROWS_MAX>(tile, &set),
+                rows => unreachable!("no tile has {rows} rows"),
             }
         }
     }
 }
 
-/// # Safety
-/// As `multiply`; x has `ROWS` rows.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn direct<F: Unpack, const ROWS: usize>(
-    panel: PanelRows<'_>,
-    x: &Activations,
-    set: impl Fn(usize, &[f32; OUTPUTS]),
-) {
-    let mut sums = [_mm512_setzero_ps(); ROWS];
-    let mut groups = [Registers::zero(); UNIT_GROUPS_MAX];
-    for block in 0..x.groups() / F::GROUPS {
-        // SAFETY: the caller's promises; the blocks and groups are those of a row.
-        unsafe {
-            F::unpack(panel, block, &mut groups);
-            for (index, group) in groups[..F::GROUPS].iter().enumerate() {
-                accumulate::<F, ROWS>(&mut sums, group, x, 0, block * F::GROUPS + index);
+/// A panel's weights.
+#[derive(Clone, Copy)]
+enum Weights<'a> {
+    /// As they are stored.
+    Rows(PanelRows<'a>),
+    /// Unpacked.
+    Down(&'a [PanelGroup]),
+}
+
+impl Weights<'_> {
+    /// # Safety
+    /// As `multiply`; `x` is one of its tiles and has `ROWS` rows.
+    unsafe fn multiply<F: Unpack, const ROWS: usize>(
+        self,
+        x: ActivationTile<'_>,
+        set: &impl Fn(usize, &[f32; OUTPUTS]),
+    ) {
+        // SAFETY: the caller's promises.
+        let sums = unsafe {
+            match self {
+                Self::Rows(panel) => from_rows::<F, ROWS>(panel, x),
+                Self::Down(panel) => from_panel::<F, ROWS>(panel, x),
             }
+        };
+        for (row, sums) in sums.iter().enumerate() {
+            set(x.first_row + row, sums);
         }
     }
-    give(&sums, 0, &set);
+}
+
+/// # Safety
+/// As `Weights::multiply`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn from_rows<F: Unpack, const ROWS: usize>(
+    panel: PanelRows<'_>,
+    x: ActivationTile<'_>,
+) -> [[f32; OUTPUTS]; ROWS] {
+    let per_block = F::FORMAT.block_elements() / GROUP;
+    let blocks = panel.row_bytes / F::FORMAT.block_bytes();
+    // SAFETY: the caller's promises; the blocks and groups are those of a row.
+    unsafe {
+        let mut sums = [_mm512_setzero_ps(); ROWS];
+        let mut groups = [Registers::zero(); BLOCK_GROUPS_MAX];
+        for block in 0..blocks {
+            prefetch_next::<F>(panel, block);
+            F::unpack(panel, block, &mut groups);
+            for (index, group) in groups[..per_block].iter().enumerate() {
+                accumulate::<F, ROWS>(&mut sums, group, x.group(block * per_block + index));
+            }
+        }
+        floats(&sums)
+    }
+}
+
+/// # Safety
+/// As `Weights::multiply`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+unsafe fn from_panel<F: Unpack, const ROWS: usize>(
+    panel: &[PanelGroup],
+    x: ActivationTile<'_>,
+) -> [[f32; OUTPUTS]; ROWS] {
+    // SAFETY: arrays of a register's size each; the rest by the caller's promises.
+    unsafe {
+        let mut sums = [_mm512_setzero_ps(); ROWS];
+        for (index, group) in panel.iter().enumerate() {
+            let mut registers = Registers::zero();
+            for (to, codes) in registers.codes.iter_mut().zip(&group.codes) {
+                *to = _mm512_load_si512(codes.as_ptr().cast());
+            }
+            for (to, scales) in registers.scales.iter_mut().zip(&group.scales) {
+                *to = _mm512_load_ps(scales.as_ptr());
+            }
+            registers.minima = _mm512_load_ps(group.minima.as_ptr());
+            accumulate::<F, ROWS>(&mut sums, &registers, x.group(index));
+        }
+        floats(&sums)
+    }
 }
 
 /// Unpacks a whole panel.
@@ -98,117 +155,120 @@ unsafe fn direct<F: Unpack, const ROWS: usize>(
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn put_down<F: Unpack>(panel: PanelRows<'_>, groups: usize, scratch: &mut Vec<PanelGroup>) {
     scratch.resize(groups, PanelGroup::ZERO);
-    let mut unpacked = [Registers::zero(); UNIT_GROUPS_MAX];
-    for (block, to) in scratch.chunks_exact_mut(F::GROUPS).enumerate() {
-        // SAFETY: the caller's promises; the block is one of a row's.
-        unsafe { F::unpack(panel, block, &mut unpacked) };
-        for (to, from) in to.iter_mut().zip(&unpacked) {
-            // SAFETY: as many bytes as a register has.
-            unsafe {
+    let per_block = F::FORMAT.block_elements() / GROUP;
+    // SAFETY: the caller's promises; the blocks are those of a row, and stores are of as many bytes as
+    // a register has.
+    unsafe {
+        let mut unpacked = [Registers::zero(); BLOCK_GROUPS_MAX];
+        for (block, to) in scratch.chunks_exact_mut(per_block).enumerate() {
+            prefetch_next::<F>(panel, block);
+            F::unpack(panel, block, &mut unpacked);
+            for (to, from) in to.iter_mut().zip(&unpacked) {
                 for (to, from) in to.codes.iter_mut().zip(from.codes) {
-                    _mm512_storeu_si512(to.as_mut_ptr().cast(), from);
+                    _mm512_store_si512(to.as_mut_ptr().cast(), from);
                 }
                 for (to, from) in to.scales.iter_mut().zip(from.scales) {
-                    _mm512_storeu_ps(to.as_mut_ptr(), from);
+                    _mm512_store_ps(to.as_mut_ptr(), from);
                 }
-                _mm512_storeu_ps(to.minima.as_mut_ptr(), from.minima);
+                _mm512_store_ps(to.minima.as_mut_ptr(), from.minima);
             }
         }
     }
 }
 
-/// `ROWS` rows from `row` on with a whole panel. Returns `ROWS`.
-///
-/// # Safety
-/// As `multiply`; x has these rows, and `panel` all groups.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn tile<F: Unpack, const ROWS: usize>(
-    panel: &[PanelGroup],
-    x: &Activations,
-    row: usize,
-    set: &impl Fn(usize, &[f32; OUTPUTS]),
-) -> usize {
-    let mut sums = [_mm512_setzero_ps(); ROWS];
-    for (index, group) in panel.iter().enumerate() {
-        // SAFETY: arrays of a register's size each; the rest by the caller's promises.
-        unsafe {
-            let codes = std::array::from_fn(|four| load(&group.codes[four]));
-            let scales = group.scales.map(|scales| _mm512_loadu_ps(scales.as_ptr()));
-            let minima = _mm512_loadu_ps(group.minima.as_ptr());
-            let group = Registers { codes, scales, minima };
-            accumulate::<F, ROWS>(&mut sums, &group, x, row, index);
-        }
+/// Rows of panels are too short for the CPU to see them coming: the next panels lie behind this one.
+#[inline(always)]
+fn prefetch_next<F: Unpack>(panel: PanelRows<'_>, block: usize) {
+    let bytes = OUTPUTS * F::FORMAT.block_bytes();
+    let ahead = match panel.bytes.len() < PREFETCH_BYTES_MAX / 2 {
+        true => 2 * panel.bytes.len(),
+        false => panel.bytes.len(),
+    };
+    if ahead > PREFETCH_BYTES_MAX {
+        return;
     }
-    give(&sums, row, set);
-    ROWS
+    let next = panel.bytes.as_ptr().wrapping_add(ahead + block * bytes);
+    for line in (0..bytes).step_by(64) {
+        // SAFETY: a hint, which touches nothing wherever it points.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(line).cast()) };
+    }
 }
 
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn load(codes: &[u8; 64]) -> __m512i {
-    // SAFETY: 64 bytes.
-    unsafe { _mm512_loadu_si512(codes.as_ptr().cast()) }
-}
+/// Longer rows are seen.
+const PREFETCH_BYTES_MAX: usize = 256 << 10;
 
-/// Adds the products of one group of `ROWS` rows from `first` on.
+/// Adds the products of one group; `x` is `[FIELDS, ROWS]`.
 ///
 /// # Safety
-/// The CPU has the features; x has these rows and this group.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+/// The CPU has AVX-512 F and VNNI; `x` has all fields of a group of `ROWS` rows.
+#[inline(always)]
 unsafe fn accumulate<F: Unpack, const ROWS: usize>(
     sums: &mut [__m512; ROWS],
     panel: &Registers,
-    x: &Activations,
-    first: usize,
-    group: usize,
+    x: &[i32],
 ) {
-    let of = |row: usize| {
-        // SAFETY: x has this row and group.
-        unsafe { x.groups_of(first + row).get_unchecked(group) }
-    };
-    let codes = |row: usize| {
-        // SAFETY: as above, 32 codes each.
-        unsafe { x.codes(first + row).as_ptr().add(group * GROUP).cast::<i32>() }
-    };
-    let add = |sums: &mut [__m512; ROWS], totals: [__m512i; ROWS], scales: __m512| {
-        for row in 0..ROWS {
-            let scales = _mm512_mul_ps(scales, _mm512_set1_ps(of(row).scale));
-            sums[row] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(totals[row]), scales, sums[row]);
+    let x = x.as_ptr();
+    // SAFETY: the caller's promises.
+    unsafe {
+        if F::FORMAT.has_halves() {
+            for half in 0..2 {
+                let offset = ActivationTile::half_offset(ROWS, half);
+                let fours = half * GROUP / 8..(half + 1) * GROUP / 8;
+                add::<ROWS>(sums, &panel.codes, panel.scales[half], (x, offset, fours));
+            }
+        } else {
+            let offset = ActivationTile::offset(ROWS);
+            add::<ROWS>(sums, &panel.codes, panel.scales[0], (x, offset, 0..GROUP / 4));
         }
-    };
-    let start = |row: usize| if F::HAS_HALVES { of(row).offsets[0] } else { of(row).offset };
-    let mut totals: [__m512i; ROWS] = std::array::from_fn(|row| _mm512_set1_epi32(start(row)));
-    for four in 0..GROUP / 4 {
-        if F::HAS_HALVES && four == GROUP / 8 {
-            add(sums, totals, panel.scales[0]);
-            totals = std::array::from_fn(|row| _mm512_set1_epi32(of(row).offsets[1]));
-        }
-        for row in 0..ROWS {
-            // SAFETY: 8 dwords of codes.
-            let x = unsafe { codes(row).add(four).read_unaligned() };
-            totals[row] = _mm512_dpbusd_epi32(totals[row], panel.codes[four], _mm512_set1_epi32(x));
-        }
-    }
-    add(sums, totals, panel.scales[usize::from(F::HAS_HALVES)]);
-    if F::HAS_MINIMA {
-        for row in 0..ROWS {
-            sums[row] = _mm512_fnmadd_ps(panel.minima, _mm512_set1_ps(of(row).sum), sums[row]);
+        if F::FORMAT.has_minima() {
+            for row in 0..ROWS {
+                let sum = _mm512_set1_ps(*x.add(ActivationTile::sum(ROWS) + row).cast::<f32>());
+                sums[row] = _mm512_fnmadd_ps(panel.minima, sum, sums[row]);
+            }
         }
     }
 }
 
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn give<const ROWS: usize>(
-    sums: &[__m512; ROWS],
-    first: usize,
-    set: &impl Fn(usize, &[f32; OUTPUTS]),
+/// Adds the products of some fours of a group, which have one scale; `x` is its fields, where its
+/// offsets are, and which fours.
+///
+/// # Safety
+/// As `accumulate`.
+#[inline(always)]
+unsafe fn add<const ROWS: usize>(
+    sums: &mut [__m512; ROWS],
+    codes: &[__m512i; GROUP / 4],
+    scales: __m512,
+    (x, offset, fours): (*const i32, usize, Range<usize>),
 ) {
-    for (row, sums) in sums.iter().enumerate() {
-        let mut out = [0.0; OUTPUTS];
-        // SAFETY: 16 floats.
-        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), *sums) };
-        set(first + row, &out);
+    // SAFETY: the caller's promises.
+    unsafe {
+        let mut totals = [_mm512_setzero_si512(); ROWS];
+        for row in 0..ROWS {
+            totals[row] = _mm512_set1_epi32(*x.add(offset + row));
+        }
+        for four in fours {
+            for row in 0..ROWS {
+                let x = _mm512_set1_epi32(*x.add(ActivationTile::four(ROWS, four) + row));
+                totals[row] = _mm512_dpbusd_epi32(totals[row], codes[four], x);
+            }
+        }
+        for row in 0..ROWS {
+            let scale = _mm512_set1_ps(*x.add(ActivationTile::scale(ROWS) + row).cast::<f32>());
+            let scales = _mm512_mul_ps(scales, scale);
+            sums[row] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(totals[row]), scales, sums[row]);
+        }
     }
+}
+
+/// # Safety
+/// The CPU has AVX-512 F.
+#[inline(always)]
+unsafe fn floats<const ROWS: usize>(registers: &[__m512; ROWS]) -> [[f32; OUTPUTS]; ROWS] {
+    let mut floats = [[0.0; OUTPUTS]; ROWS];
+    for (floats, register) in floats.iter_mut().zip(registers) {
+        // SAFETY: the caller's promise; 16 floats.
+        unsafe { _mm512_storeu_ps(floats.as_mut_ptr(), *register) };
+    }
+    floats
 }

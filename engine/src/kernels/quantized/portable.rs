@@ -5,35 +5,37 @@
 
 use multiversion::multiversion;
 
-use super::activations::{ActivationGroup, Activations};
+use super::activations::ActivationTile;
 use super::panel::PanelGroup;
-use super::{GROUP, OUTPUTS, QuantFormat};
+use super::{OUTPUTS, QuantFormat};
 
-/// Products of one row of activations with a panel's outputs.
+/// Products of one row of a tile with a panel's outputs.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw+avx512dq", "x86_64+avx2+fma"))]
-pub fn row(
+pub fn row<'a>(
     format: QuantFormat,
     panel: &[PanelGroup],
-    x: &Activations,
+    x: ActivationTile<'a>,
     row: usize,
 ) -> [f32; OUTPUTS] {
     let mut sums = [0.0; OUTPUTS];
-    let groups = x.codes(row).as_chunks::<GROUP>().0.iter().zip(x.groups_of(row));
-    for (group, (codes, of)) in panel.iter().zip(groups) {
-        match format.has_halves() {
-            true => {
-                for half in 0..2 {
-                    let totals = integers(group, codes, half * 4..half * 4 + 4, of.offsets[half]);
-                    add(&mut sums, &totals, &group.scales[half], of.scale);
-                }
-            }
-            false => {
-                let totals = integers(group, codes, 0..8, of.offset);
-                add(&mut sums, &totals, &group.scales[0], of.scale);
-            }
+    for (index, group) in panel.iter().enumerate() {
+        let fields = x.group(index);
+        let field = |at: usize| fields[at + row];
+        let codes = |four: usize| field(ActivationTile::four(x.rows, four)).to_le_bytes();
+        let scale = f32::from_bits(field(ActivationTile::scale(x.rows)) as u32);
+        let mut add = |fours, offset: usize, scales| {
+            let totals = integers(group, codes, fours, field(offset));
+            add(&mut sums, &totals, scales, scale);
+        };
+        if format.has_halves() {
+            add(0..4, ActivationTile::half_offset(x.rows, 0), &group.scales[0]);
+            add(4..8, ActivationTile::half_offset(x.rows, 1), &group.scales[1]);
+        } else {
+            add(0..8, ActivationTile::offset(x.rows), &group.scales[0]);
         }
         if format.has_minima() {
-            subtract_minima(&mut sums, group, of);
+            let sum = f32::from_bits(field(ActivationTile::sum(x.rows)) as u32);
+            subtract_minima(&mut sums, group, sum);
         }
     }
     sums
@@ -43,13 +45,13 @@ pub fn row(
 #[inline(always)]
 fn integers(
     group: &PanelGroup,
-    x: &[i8; GROUP],
+    x: impl Fn(usize) -> [u8; 4],
     fours: std::ops::Range<usize>,
     offset: i32,
 ) -> [i32; OUTPUTS] {
     let mut totals = [offset; OUTPUTS];
     for four in fours {
-        let x: [i32; 4] = std::array::from_fn(|element| i32::from(x[4 * four + element]));
+        let x = x(four).map(|code| i32::from(code as i8));
         for (total, codes) in totals.iter_mut().zip(group.codes[four].as_chunks::<4>().0) {
             for element in 0..4 {
                 *total += i32::from(codes[element]) * x[element];
@@ -67,8 +69,8 @@ fn add(sums: &mut [f32; OUTPUTS], totals: &[i32; OUTPUTS], scales: &[f32; OUTPUT
 }
 
 #[inline(always)]
-fn subtract_minima(sums: &mut [f32; OUTPUTS], group: &PanelGroup, of: &ActivationGroup) {
+fn subtract_minima(sums: &mut [f32; OUTPUTS], group: &PanelGroup, sum: f32) {
     for output in 0..OUTPUTS {
-        sums[output] = (-group.minima[output]).mul_add(of.sum, sums[output]);
+        sums[output] = (-group.minima[output]).mul_add(sum, sums[output]);
     }
 }

@@ -79,8 +79,10 @@ fn multiply_panel(
         _ => {
             scratch.resize(x.groups(), PanelGroup::ZERO);
             panel.unpack(scratch);
-            for row in 0..x.rows() {
-                set(row, &portable::row(panel.format, scratch, x, row));
+            for tile in x.tiles() {
+                for row in 0..tile.rows {
+                    set(tile.first_row + row, &portable::row(panel.format, scratch, tile, row));
+                }
             }
         }
     }
