@@ -1,18 +1,36 @@
 //! Stored numbers: f32, bf16 and f16, each widened to f32 for arithmetic.
 
+use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use multiversion::multiversion;
-use rayon::prelude::*;
+
+use super::Compute;
+
+use super::math::LANES;
+use super::simd::Simd;
 
 /// A number as weights and KV blocks store it.
 pub trait Element: Copy + Send + Sync + 'static {
+    /// Whether it is an f32, which needs no widening.
+    const IS_F32: bool;
     /// Exact widening.
     fn widen(self) -> f32;
     /// Rounds to nearest, ties to even.
     fn narrow(value: f32) -> Self;
+    /// Rounds each of `from` into `to`.
+    #[inline(always)]
+    fn narrow_all(from: &[f32], to: &mut [Self]) {
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = Self::narrow(*from);
+        }
+    }
+    /// Widens as many as an instruction set takes at once.
+    fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::Lanes;
 }
 
 impl Element for f32 {
+    const IS_F32: bool = true;
+
     #[inline(always)]
     fn widen(self) -> f32 {
         self
@@ -21,9 +39,15 @@ impl Element for f32 {
     fn narrow(value: f32) -> Self {
         value
     }
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::Lanes {
+        simd.load(from)
+    }
 }
 
 impl Element for bf16 {
+    const IS_F32: bool = false;
+
     #[inline(always)]
     fn widen(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)
@@ -32,9 +56,15 @@ impl Element for bf16 {
     fn narrow(value: f32) -> Self {
         bf16_from_f32(value)
     }
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::Lanes {
+        simd.load_bf16(from)
+    }
 }
 
 impl Element for f16 {
+    const IS_F32: bool = false;
+
     // Branch-free, so that loops over it vectorise: shift exponent and mantissa into place, then
     // scale by 2^112 to correct the exponent's bias, subnormals included.
     #[inline(always)]
@@ -51,6 +81,14 @@ impl Element for f16 {
     fn narrow(value: f32) -> Self {
         f16::from_f32(value)
     }
+    #[inline(always)]
+    fn narrow_all(from: &[f32], to: &mut [Self]) {
+        to.convert_from_f32_slice(from);
+    }
+    #[inline(always)]
+    fn load<S: Simd>(simd: S, from: &[Self; LANES]) -> S::Lanes {
+        simd.load_f16(from)
+    }
 }
 
 /// Rounds to nearest, ties to even, without branches; NaN stays NaN.
@@ -62,18 +100,12 @@ pub fn bf16_from_f32(value: f32) -> bf16 {
     bf16::from_bits(if value.is_nan() { quiet_nan } else { rounded } as u16)
 }
 
-/// Rounds each number, on the calling pool's threads where they are many.
-pub fn to_bf16(values: &[f32]) -> Vec<bf16> {
+/// Rounds each number.
+pub fn to_bf16(compute: &Compute, values: &[f32]) -> Vec<bf16> {
     /// Fewer are done sooner than another thread is woken.
-    const CHUNK: usize = 1 << 15;
+    const CHUNK: usize = 1 << 14;
     let mut rounded = vec![bf16::ZERO; values.len()];
-    match values.len() <= CHUNK {
-        true => narrow_all(values, &mut rounded),
-        false => values
-            .par_chunks(CHUNK)
-            .zip(rounded.par_chunks_mut(CHUNK))
-            .for_each(|(values, rounded)| narrow_all(values, rounded)),
-    }
+    compute.split_chunks((values, CHUNK), (&mut rounded, CHUNK), narrow_all);
     rounded
 }
 

@@ -9,8 +9,8 @@ use super::linear::project;
 use super::weights::{WeightMatrix, Weights};
 use crate::LoadError;
 use crate::kernels::{
-    AttentionShape, Compute, Element, QueryRow, RopeTable, WeightData, add_assign, attend,
-    rms_norm, rotate, silu_multiply,
+    AttentionShape, Compute, Element, HeadShape, KvPlanes, QuerySpan, RmsNorm, RopeTable,
+    WeightData, attend, silu_multiply, split_rows,
 };
 
 /// Consecutive tokens of one sequence to compute in this step.
@@ -43,12 +43,6 @@ enum KvElement {
     F32,
     Bf16,
     F16,
-}
-
-/// One token of the batch: its position, and its sequence's blocks.
-struct Row<'a> {
-    position: usize,
-    blocks: &'a [u32],
 }
 
 impl Decoder {
@@ -117,152 +111,196 @@ impl Decoder {
         layout: &KvLayout,
         memory: &HostMemory,
     ) -> Vec<f32> {
-        let rows: Vec<Row<'_>> = spans.iter().flat_map(rows_of).collect();
-        let mut x = self.embed(spans, rows.len());
-        let angles = self.angles(&rows);
+        let mut batch = Batch::of(spans, |span| span.tokens.len());
+        let mut x = self.embed(compute, spans, batch.rows);
+        let mut angles = self.angles(compute, &batch);
+        let mut buffers = Buffers::default();
+        self.norm(&self.layers[0].attention_norm).apply(compute, &x, buffers.normed(x.len()));
         for (index, layer) in self.layers.iter().enumerate() {
-            let pass = LayerPass { decoder: self, compute, layout, memory, rows: &rows, index };
-            pass.attention::<E>(layer, &angles, &mut x);
-            pass.feed_forward(layer, &mut x);
+            let kv = KvPlanes { layout, memory, layer: index };
+            let pass = LayerPass { decoder: self, layer, compute, kv };
+            pass.store::<E>(&batch, &angles, &mut buffers);
+            let next_norm = match self.layers.get(index + 1) {
+                Some(next) => &next.attention_norm,
+                None => {
+                    // From here on, nobody needs other rows than those whose logits are wanted.
+                    let wanted = Batch::of(spans, |span| span.logits);
+                    if wanted.rows == 0 {
+                        return Vec::new();
+                    }
+                    for rows in [&mut x, &mut buffers.normed, &mut angles] {
+                        batch.keep(&wanted, rows);
+                    }
+                    batch = wanted;
+                    &self.final_norm
+                }
+            };
+            pass.attention::<E>(&batch, &angles, &mut x, &mut buffers);
+            pass.feed_forward(next_norm, &mut x, &mut buffers);
         }
-        self.logits(compute, spans, &x)
+        let mut logits = Vec::new();
+        let output = self.output.as_ref().unwrap_or(&self.embedding);
+        project(compute, &buffers.normed, output, &mut logits);
+        logits
     }
 
-    fn embed(&self, spans: &[Span<'_>], rows: usize) -> Vec<f32> {
+    fn embed(&self, compute: &Compute, spans: &[Span<'_>], rows: usize) -> Vec<f32> {
         let hidden = self.config.hidden_size;
+        let tokens: Vec<u32> = spans.iter().flat_map(|span| span.tokens).copied().collect();
         let mut x = vec![0.0; rows * hidden];
         let embedding = self.embedding.matrix();
-        let tokens = spans.iter().flat_map(|span| span.tokens);
-        for (row, token) in x.chunks_exact_mut(hidden).zip(tokens) {
-            embedding.copy_row(*token as usize, row);
-        }
+        split_rows(compute, [(&mut x, hidden)], rows * hidden, |first, [x]| {
+            for (row, token) in x.chunks_exact_mut(hidden).zip(&tokens[first..]) {
+                embedding.copy_row(*token as usize, row);
+            }
+        });
         x
     }
 
     /// Cosines and sines of each row's position: `[rows, 2, head_dim / 2]`.
-    fn angles(&self, rows: &[Row<'_>]) -> Vec<f32> {
+    fn angles(&self, compute: &Compute, batch: &Batch<'_>) -> Vec<f32> {
+        /// What a sine costs in multiply-adds.
+        const SINE_COST: usize = 256;
         let head_dim = self.config.head_dim;
-        let mut angles = vec![0.0; rows.len() * head_dim];
-        for (angles, row) in angles.chunks_exact_mut(head_dim).zip(rows) {
-            let (cos, sin) = angles.split_at_mut(head_dim / 2);
-            self.rope.at(row.position, cos, sin);
-        }
+        let positions: Vec<usize> = batch.positions().collect();
+        let mut angles = vec![0.0; batch.rows * head_dim];
+        let cost = SINE_COST * angles.len();
+        split_rows(compute, [(&mut angles, head_dim)], cost, |first, [angles]| {
+            for (angles, position) in angles.chunks_exact_mut(head_dim).zip(&positions[first..]) {
+                let (cos, sin) = angles.split_at_mut(head_dim / 2);
+                self.rope.at(*position, cos, sin);
+            }
+        });
         angles
     }
 
-    fn logits(&self, compute: &Compute, spans: &[Span<'_>], x: &[f32]) -> Vec<f32> {
-        let hidden = self.config.hidden_size;
-        let mut wanted = Vec::new();
-        let mut end = 0;
-        for span in spans {
-            end += span.tokens.len();
-            wanted.extend_from_slice(&x[(end - span.logits) * hidden..end * hidden]);
-        }
-        rms_norm(&mut wanted, &self.final_norm, self.config.rms_norm_epsilon);
-        let output = self.output.as_ref().unwrap_or(&self.embedding);
-        project(compute, &wanted, output)
+    fn norm<'a>(&self, weight: &'a [f32]) -> RmsNorm<'a> {
+        RmsNorm { weight, epsilon: self.config.rms_norm_epsilon }
     }
 }
 
-fn rows_of<'a>(span: &Span<'a>) -> impl Iterator<Item = Row<'a>> + use<'a> {
-    let (start, blocks) = (span.start, span.blocks);
-    (0..span.tokens.len()).map(move |offset| Row { position: start + offset, blocks })
+/// Rows that are computed together.
+struct Batch<'a> {
+    spans: Vec<QuerySpan<'a>>,
+    rows: usize,
 }
 
-/// What one layer's computation needs to know of the batch.
+impl<'a> Batch<'a> {
+    /// The last `rows_of` rows of each span.
+    fn of(spans: &[Span<'a>], rows_of: impl Fn(&Span<'a>) -> usize) -> Self {
+        let last_rows = |span: &Span<'a>| {
+            let rows = rows_of(span);
+            QuerySpan { blocks: span.blocks, start: span.start + span.tokens.len() - rows, rows }
+        };
+        let spans: Vec<_> = spans.iter().map(last_rows).collect();
+        Self { rows: spans.iter().map(|span| span.rows).sum(), spans }
+    }
+
+    fn positions(&self) -> impl Iterator<Item = usize> {
+        self.spans.iter().flat_map(|span| span.start..span.start + span.rows)
+    }
+
+    /// Of `x` (`[rows, any]`) keeps the rows that are also `part`'s: the last of each span.
+    fn keep(&self, part: &Self, x: &mut Vec<f32>) {
+        let row_len = x.len() / self.rows;
+        let (mut end, mut kept) = (0, 0);
+        for (span, part) in self.spans.iter().zip(&part.spans) {
+            end += span.rows;
+            x.copy_within((end - part.rows) * row_len..end * row_len, kept * row_len);
+            kept += part.rows;
+        }
+        x.truncate(kept * row_len);
+    }
+}
+
+/// What layers compute in between: each has the size of a step's rows, and is used again by the next
+/// layer.
+#[derive(Default)]
+struct Buffers {
+    /// `[rows, hidden_size]`
+    normed: Vec<f32>,
+    /// `[rows, heads, head_dim]`
+    queries: Vec<f32>,
+    /// `[rows, kv_heads, head_dim]`
+    keys: Vec<f32>,
+    /// `[rows, kv_heads, head_dim]`
+    values: Vec<f32>,
+    /// `[rows, heads, head_dim]`
+    attended: Vec<f32>,
+    /// `[rows, hidden_size]`
+    projected: Vec<f32>,
+    /// `[rows, intermediate_size]`
+    gate: Vec<f32>,
+    /// `[rows, intermediate_size]`
+    up: Vec<f32>,
+}
+
+impl Buffers {
+    fn normed(&mut self, len: usize) -> &mut [f32] {
+        self.normed.resize(len, 0.0);
+        &mut self.normed
+    }
+}
+
+/// What one layer's computation needs to know.
 struct LayerPass<'a> {
     decoder: &'a Decoder,
+    layer: &'a Layer,
     compute: &'a Compute,
-    layout: &'a KvLayout,
-    memory: &'a HostMemory,
-    rows: &'a [Row<'a>],
-    index: usize,
+    kv: KvPlanes<'a>,
 }
 
 impl LayerPass<'_> {
-    fn attention<E: Element>(&self, layer: &Layer, angles: &[f32], x: &mut [f32]) {
-        let (config, compute) = (&self.decoder.config, self.compute);
-        let mut normed = x.to_vec();
-        rms_norm(&mut normed, &layer.attention_norm, config.rms_norm_epsilon);
-        let mut queries = layer.query.apply(compute, &normed);
-        let mut keys = layer.key.apply(compute, &normed);
-        let values = layer.value.apply(compute, &normed);
-        if let (Some(query_norm), Some(key_norm)) = (&layer.query_norm, &layer.key_norm) {
-            rms_norm(&mut queries, query_norm, config.rms_norm_epsilon);
-            rms_norm(&mut keys, key_norm, config.rms_norm_epsilon);
-        }
-        self.rotate_rows(&mut queries, angles);
-        self.rotate_rows(&mut keys, angles);
-        let KvLayout { block_size, head_dim, .. } = *self.layout;
-        // Keys lie transposed (see `kernels::attend`): element d of a slot at d * block_size + slot.
-        self.store::<E>(self.layout.keys_offset(self.index), &keys, |slot, d| {
-            d * block_size + slot
-        });
-        self.store::<E>(self.layout.values_offset(self.index), &values, |slot, d| {
-            slot * head_dim + d
-        });
-
-        let query_rows: Vec<QueryRow<'_>> = self.rows.iter().map(Row::query).collect();
-        let shape = AttentionShape {
-            layout: self.layout,
-            layer: self.index,
-            heads: config.heads,
-            window: layer.window,
-        };
-        let mut attended = vec![0.0; queries.len()];
-        attend::<E>(compute, &shape, self.memory, &query_rows, &queries, &mut attended);
-        add_assign(x, &layer.attention_output.apply(compute, &attended));
+    /// Stores keys and values of all rows.
+    fn store<E: Element>(&self, batch: &Batch<'_>, angles: &[f32], buffers: &mut Buffers) {
+        let Buffers { normed, keys, values, .. } = buffers;
+        self.layer.key.apply(self.compute, normed, keys);
+        self.layer.value.apply(self.compute, normed, values);
+        let shape = self.head_shape(angles, self.layer.key_norm.as_deref());
+        self.kv.store::<E>(self.compute, &batch.spans, &shape, keys, values);
     }
 
-    fn feed_forward(&self, layer: &Layer, x: &mut [f32]) {
-        let mut normed = x.to_vec();
-        rms_norm(&mut normed, &layer.mlp_norm, self.decoder.config.rms_norm_epsilon);
-        let mut gate = layer.gate.apply(self.compute, &normed);
-        silu_multiply(&mut gate, &layer.up.apply(self.compute, &normed));
-        add_assign(x, &layer.down.apply(self.compute, &gate));
-    }
-
-    fn rotate_rows(&self, heads: &mut [f32], angles: &[f32]) {
-        let head_dim = self.layout.head_dim;
-        let row_len = heads.len() / self.rows.len();
-        for (heads, angles) in heads.chunks_exact_mut(row_len).zip(angles.chunks_exact(head_dim)) {
-            let (cos, sin) = angles.split_at(head_dim / 2);
-            rotate(heads, cos, sin, self.decoder.rope.pairing);
-        }
-    }
-
-    /// Stores keys or values (`[rows, kv_heads, head_dim]`) in each token's block; `place` says
-    /// where element d of a slot lies in a head's plane.
-    fn store<E: Element>(
+    /// Adds what rows attend to, and leaves them normalised for `feed_forward`.
+    fn attention<E: Element>(
         &self,
-        planes_at: usize,
-        rows: &[f32],
-        place: impl Fn(usize, usize) -> usize,
+        batch: &Batch<'_>,
+        angles: &[f32],
+        x: &mut [f32],
+        buffers: &mut Buffers,
     ) {
-        let KvLayout { block_size, kv_heads, head_dim, .. } = *self.layout;
-        let elements = block_size * head_dim;
-        let bytes = elements * size_of::<E>();
-        for (row, heads) in self.rows.iter().zip(rows.chunks_exact(kv_heads * head_dim)) {
-            let block = row.blocks[row.position / block_size];
-            let slot = row.position % block_size;
-            for (head, from) in heads.chunks_exact(head_dim).enumerate() {
-                // SAFETY: the engine's thread is the only one that computes on this pool, and a
-                // block that is not full belongs to this row's sequence alone.
-                let plane = unsafe { self.memory.write(block, planes_at + head * bytes, bytes) };
-                // SAFETY: as many elements of E, aligned as in `attention::head_plane`.
-                let plane = unsafe {
-                    std::slice::from_raw_parts_mut(plane.as_mut_ptr().cast::<E>(), elements)
-                };
-                for (d, value) in from.iter().enumerate() {
-                    plane[place(slot, d)] = E::narrow(*value);
-                }
-            }
-        }
+        let Self { decoder, layer, compute, kv, .. } = *self;
+        let Buffers { normed, queries, attended, projected, .. } = buffers;
+        let heads = decoder.config.heads;
+        layer.query.apply(compute, normed, queries);
+        let shape = self.head_shape(angles, layer.query_norm.as_deref());
+        shape.prepare(compute, queries, heads * shape.head_dim);
+        let KvPlanes { layout, memory, layer: index } = kv;
+        let shape = AttentionShape { layout, layer: index, heads, window: layer.window };
+        attended.resize(queries.len(), 0.0);
+        attend::<E>(compute, &shape, memory, &batch.spans, queries, attended);
+        layer.attention_output.apply(compute, attended, projected);
+        decoder.norm(&layer.mlp_norm).add_and_apply(compute, x, projected, normed);
     }
-}
 
-impl<'a> Row<'a> {
-    fn query(&self) -> QueryRow<'a> {
-        QueryRow { blocks: self.blocks, context_tokens: self.position + 1 }
+    /// Adds the feed-forward layer, and leaves rows normalised for what comes next.
+    fn feed_forward(&self, next_norm: &[f32], x: &mut [f32], buffers: &mut Buffers) {
+        let Self { decoder, layer, compute, .. } = *self;
+        let Buffers { normed, projected, gate, up, .. } = buffers;
+        layer.gate.apply(compute, normed, gate);
+        layer.up.apply(compute, normed, up);
+        silu_multiply(compute, gate, up, decoder.config.intermediate_size);
+        layer.down.apply(compute, gate, projected);
+        decoder.norm(next_norm).add_and_apply(compute, x, projected, normed);
+    }
+
+    /// `angles` is `[rows, head_dim]`.
+    fn head_shape<'a>(&self, angles: &'a [f32], norm: Option<&'a [f32]>) -> HeadShape<'a> {
+        let norm = norm.map(|weight| self.decoder.norm(weight));
+        HeadShape {
+            angles,
+            head_dim: self.decoder.config.head_dim,
+            pairing: self.decoder.rope.pairing,
+            norm,
+        }
     }
 }

@@ -28,20 +28,19 @@ impl Linear {
         &self.weight
     }
 
-    /// `[rows, inputs]` to `[rows, outputs]`. A bias is added to the finished sum of a product.
-    pub fn apply(&self, compute: &Compute, x: &[f32]) -> Vec<f32> {
-        let mut y = project(compute, x, &self.weight);
+    /// `[rows, inputs]` to `[rows, outputs]`, which `y` becomes. A bias is added to the finished sum of
+    /// a product.
+    pub fn apply(&self, compute: &Compute, x: &[f32], y: &mut Vec<f32>) {
+        project(compute, x, &self.weight, y);
         if let Some(bias) = &self.bias {
             y.chunks_exact_mut(bias.len()).for_each(|row| add_assign(row, bias));
         }
-        y
     }
 }
 
-/// `[rows, inputs]` to `[rows, outputs]`, without a bias.
-pub fn project(compute: &Compute, x: &[f32], weight: &WeightMatrix) -> Vec<f32> {
+/// `[rows, inputs]` to `[rows, outputs]`, which `y` becomes, without a bias.
+pub fn project(compute: &Compute, x: &[f32], weight: &WeightMatrix, y: &mut Vec<f32>) {
     let matrix = weight.matrix();
-    let mut y = vec![0.0; x.len() / matrix.inputs * matrix.outputs];
-    matmul(compute, x, &matrix, &mut y);
-    y
+    y.resize(x.len() / matrix.inputs * matrix.outputs, 0.0);
+    matmul(compute, x, &matrix, y);
 }
