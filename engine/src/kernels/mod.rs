@@ -20,7 +20,7 @@ mod portable;
 mod quantized;
 mod rope;
 mod rows;
-mod simd;
+pub mod simd;
 mod tile;
 
 pub use activation::{RmsNorm, add_assign, silu_multiply};
