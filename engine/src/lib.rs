@@ -17,6 +17,6 @@ pub use engine::{Engine, EngineConfig, Load, RefusedSequence, SequenceOutput, St
 pub use kernels::{Compute, Defect, KernelPath, QuantFormat};
 pub use kv::{BlockCounts, KvEvent, Reserved};
 pub use load_error::LoadError;
-pub use model::{Model, ModelConfig, parse_json, read_optional};
+pub use model::{Int8Cache, Model, ModelConfig, parse_json, read_optional};
 pub use runner::{CpuRunner, Facts, MockRunner, MockTimes, MockVocabulary, Runner};
 pub use schedule::{Guesses, SequenceId, SequenceRequest};

@@ -37,6 +37,15 @@ pub enum LoadError {
         /// What could be used instead.
         supported: &'static str,
     },
+    /// Weights in 8 bits cannot be kept.
+    #[error("cannot write {path}: {source}; name a directory with room for it (--cache-dir)",
+        path = .path.display())]
+    Unwritable {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
     /// A GGUF file that cannot be used.
     #[error(transparent)]
     Gguf(#[from] GgufError),

@@ -30,10 +30,6 @@ impl HostMemory {
         let bytes = blocks.checked_mul(block_bytes).filter(|bytes| *bytes > 0);
         let bytes = bytes.ok_or_else(|| io::Error::other("the KV pool's size overflows"))?;
         let mut mapping = MmapOptions::new().len(bytes).no_reserve_swap().map_anon()?;
-        // Attention reads a few kilobytes here and there: with large pages, most of the way there is
-        // known. A system that has none does as well without.
-        #[cfg(target_os = "linux")]
-        let _ = mapping.advise(memmap2::Advice::HugePage);
         Ok(Self { base: mapping.as_mut_ptr(), block_bytes, blocks, _mapping: mapping })
     }
 

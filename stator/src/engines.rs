@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{
-    Compute, CpuRunner, EngineConfig, KernelPath, LoadError, MockRunner, MockTimes, MockVocabulary,
-    Model, Runner,
+    Compute, CpuRunner, EngineConfig, Int8Cache, KernelPath, LoadError, MockRunner, MockTimes,
+    MockVocabulary, Model, Runner,
 };
 
+use indicatif::{ProgressBar, ProgressStyle};
 use protocol::v1::ModelCard;
 use worker::load_card;
 
-use crate::cli::{EngineArgs, EngineKind};
+use crate::cli::{EngineArgs, EngineKind, Quantization};
 use crate::error::CommandError;
 use crate::model_directory::ModelDirectory;
 
@@ -53,6 +54,9 @@ pub fn check(arguments: &EngineArgs) -> Result<(), String> {
     if arguments.engine == EngineKind::Cpu && times.iter().any(|time| time.is_some()) {
         return Err("the --mock-… times are for --engine mock; add it, or leave them out".into());
     }
+    if arguments.engine == EngineKind::Mock && arguments.quantization.is_some() {
+        return Err("a mock has no weights; leave --quantization out".into());
+    }
     Ok(())
 }
 
@@ -83,11 +87,34 @@ impl Engines {
 
     fn load_cpu(path: &Path, arguments: &EngineArgs) -> Result<Self, CommandError> {
         let kernel_path = KernelPath::detect();
-        let model = Arc::new(Model::load(path, kernel_path)?);
+        let model = Arc::new(match arguments.quantization {
+            None => Model::load(path, kernel_path)?,
+            Some(Quantization::Int8) => Self::load_in_int8(path, kernel_path, arguments)?,
+        });
         let available = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = arguments.threads.map_or_else(available, |threads| threads as usize);
         let compute = Compute::new(threads, kernel_path).map_err(io::Error::other)?;
         Ok(Self::Cpu { model, compute: Arc::new(compute) })
+    }
+
+    /// Shows on a terminal how far the weights are, where they have yet to be made.
+    fn load_in_int8(
+        path: &Path,
+        kernel_path: KernelPath,
+        arguments: &EngineArgs,
+    ) -> Result<Model, LoadError> {
+        let style =
+            ProgressStyle::with_template("8-bit weights [{bar:24}] {bytes} of {total_bytes}")
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
+        let bar = ProgressBar::no_length().with_style(style);
+        let progress = |written, total| {
+            bar.set_length(total);
+            bar.set_position(written);
+        };
+        let cache = Int8Cache { directory: arguments.cache_dir.clone(), progress: &progress };
+        let loaded = Model::load_in_int8(path, kernel_path, &cache);
+        bar.finish_and_clear();
+        loaded
     }
 
     fn load_mock(path: &Path, arguments: &EngineArgs) -> Result<Self, LoadError> {

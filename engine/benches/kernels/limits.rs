@@ -50,7 +50,7 @@ impl Limits {
         criterion: &mut Criterion,
         name: &str,
         cost: Cost,
-        mut kernel: impl FnMut(&Compute) + Send,
+        mut kernel: impl FnMut(&Compute),
     ) {
         for pool in &self.pools {
             let mut best = Duration::MAX;
@@ -69,29 +69,23 @@ impl Limits {
     }
 }
 
-/// So many times on the pool's threads: how long all took, and the fastest.
-fn timed(
-    compute: &Compute,
-    times: u64,
-    mut kernel: impl FnMut(&Compute) + Send,
-) -> (Duration, Duration) {
-    compute.run(|| {
-        let (mut all, mut least) = (Duration::ZERO, Duration::MAX);
-        for _ in 0..times {
-            let began = Instant::now();
-            kernel(compute);
-            let took = began.elapsed();
-            (all, least) = (all + took, least.min(took));
-        }
-        (all, least)
-    })
+/// So many times: how long all took, and the fastest.
+fn timed(compute: &Compute, times: u64, mut kernel: impl FnMut(&Compute)) -> (Duration, Duration) {
+    let (mut all, mut least) = (Duration::ZERO, Duration::MAX);
+    for _ in 0..times {
+        let began = Instant::now();
+        kernel(compute);
+        let took = began.elapsed();
+        (all, least) = (all + took, least.min(took));
+    }
+    (all, least)
 }
 
 impl Pool {
     fn measure(threads: usize, memory: &[u64]) -> Self {
         let compute = Compute::new(threads, KernelPath::detect()).expect("threads start");
         let seconds = |work: &(dyn Fn(usize) + Sync)| {
-            let on_all = |compute: &Compute| compute.split_dynamic(0..threads, work);
+            let on_all = |compute: &Compute| compute.split_dynamic(threads, work);
             timed(&compute, 5, on_all).1.as_secs_f64()
         };
         let share = memory.len() / threads;

@@ -135,7 +135,7 @@ mod tests {
     ) {
         let (x, y) = (numbers(ROWS * row_len, 1), numbers(ROWS * row_len, 2));
         let computes = [1, 2].map(|threads| Compute::new(threads, KernelPath::Portable).unwrap());
-        let all = |compute: &Compute| compute.run(|| compute_rows(compute, &x, &y));
+        let all = |compute: &Compute| compute_rows(compute, &x, &y);
         let found = all(&computes[0]);
         let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
         assert!(bits(&found) == bits(&all(&computes[1])), "{row_len}: two threads");

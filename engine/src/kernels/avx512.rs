@@ -1,14 +1,15 @@
 //! Matrix products of bf16 weights by `vdpbf16ps`: each of 16 f32 lanes takes two products per
 //! instruction, over 32 elements of the reduction at a time; then the lanes are added as a tree.
 //!
-//! Tiles keep their lanes in registers. Where the reduction is long and rows are many, it is cut so
-//! that the pieces of weights stay in the first cache, and lanes wait in memory between the cuts:
-//! the order of a sum is the same.
+//! Tiles keep their lanes in registers. Where rows are many, weights are brought beside each other in
+//! the first cache, as much of the reduction as fits, and lanes wait in memory between the cuts: the
+//! order of a sum is the same.
 
 // Row and output numbers index several arrays at once.
 #![allow(clippy::needless_range_loop)]
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use half::bf16;
 
@@ -18,10 +19,14 @@ const STEP: usize = 32;
 const TILE_ROWS: usize = 3;
 const TILE_OUTPUTS: usize = 8;
 
-/// Elements of the reduction between two cuts: 8 rows of weights take 16 KiB of the first cache.
-const CUT: usize = 1024;
-/// Rows of x, and outputs, whose elements stay in the second cache.
-const NEAR_ROWS: usize = 48;
+/// For fewer rows weights are not read often enough to be worth packing.
+const PACKED_ROWS_MIN: usize = 16;
+
+/// Elements of the reduction between two cuts at most: 8 rows of weights take 20 KiB of the first
+/// cache.
+const CUT_MAX: usize = 1280;
+/// Rows of x whose elements stay in the second cache, by their bytes, and outputs that meet them there.
+const NEAR_BYTES: usize = 448 << 10;
 const NEAR_OUTPUTS: usize = 32;
 
 /// The lanes of a row's sums.
@@ -43,24 +48,34 @@ struct Operands<'a> {
     y: &'a Output<'a>,
 }
 
+/// What many rows need beside registers.
+#[derive(Default)]
+struct Scratch {
+    /// Weights of a cut: `[steps, outputs]`.
+    packed: Vec<__m512bh>,
+    /// Of each row, between two cuts.
+    lanes: Vec<Lanes>,
+}
+
 /// # Safety
 /// The CPU has the features; the tile is within x, w and y.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 unsafe fn tile_avx512(operands: &Operands<'_>, tile: &Tile) {
     let whole = tile.outputs.start + tile.outputs.len() / TILE_OUTPUTS * TILE_OUTPUTS;
-    let mut lanes = Vec::new();
+    let near_rows = (NEAR_BYTES / (2 * tile.inputs)).max(1).next_multiple_of(TILE_ROWS);
+    let mut scratch = Scratch::default();
     // SAFETY: all pieces are within the tile.
     unsafe {
         for near in (tile.outputs.start..whole).step_by(NEAR_OUTPUTS) {
-            for first in (0..tile.rows).step_by(NEAR_ROWS) {
-                let rows = first..tile.rows.min(first + NEAR_ROWS);
+            for first in (0..tile.rows).step_by(near_rows) {
+                let rows = first..tile.rows.min(first + near_rows);
                 for output in (near..whole.min(near + NEAR_OUTPUTS)).step_by(TILE_OUTPUTS) {
-                    operands.columns::<TILE_OUTPUTS>(rows.clone(), output, &mut lanes);
+                    operands.columns::<TILE_OUTPUTS>(rows.clone(), output, &mut scratch);
                 }
             }
         }
         for output in whole..tile.outputs.end {
-            operands.columns::<1>(0..tile.rows, output, &mut lanes);
+            operands.columns::<1>(0..tile.rows, output, &mut scratch);
         }
     }
 }
@@ -73,86 +88,185 @@ impl Operands<'_> {
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     unsafe fn columns<const OUTPUTS: usize>(
         &self,
-        rows: std::ops::Range<usize>,
+        rows: Range<usize>,
         output: usize,
-        lanes: &mut Vec<Lanes>,
+        scratch: &mut Scratch,
     ) {
-        lanes.clear();
-        lanes.resize(rows.len(), [_mm512_setzero_ps(); TILE_OUTPUTS]);
-        let cut = if rows.len() <= TILE_ROWS { self.inputs } else { CUT };
-        for start in (0..self.inputs).step_by(cut) {
-            let k = start..self.inputs.min(start + cut);
-            let mut row = rows.start;
-            while row < rows.end {
-                let at = (row, output);
-                let lanes = &mut lanes[row - rows.start..];
-                // SAFETY: these rows and outputs are within x and w.
-                row += unsafe {
-                    match rows.end - row {
-                        TILE_ROWS.. => self.corner::<TILE_ROWS, OUTPUTS>(at, k.clone(), lanes),
-                        2 => self.corner::<2, OUTPUTS>(at, k.clone(), lanes),
-                        _ => self.corner::<1, OUTPUTS>(at, k.clone(), lanes),
-                    }
-                };
+        // SAFETY: these rows and outputs are within x and w.
+        unsafe {
+            if rows.len() < PACKED_ROWS_MIN {
+                let weights = Weights::Stored(self.w.as_ptr().add(output * self.inputs));
+                return self.rows::<OUTPUTS>(rows, output, 0..self.inputs, weights, scratch);
             }
-        }
-        for (row, lanes) in rows.zip(lanes) {
-            let sums = sum_registers(lanes);
-            // SAFETY: within y by the caller's promise, and this thread's alone.
-            unsafe { self.y.set_columns(row, output, &sums[..OUTPUTS]) };
+            let cuts = self.inputs.div_ceil(CUT_MAX);
+            let cut = self.inputs.div_ceil(cuts).next_multiple_of(STEP);
+            for start in (0..self.inputs).step_by(cut) {
+                let k = start..self.inputs.min(start + cut);
+                let mut packed = std::mem::take(&mut scratch.packed);
+                self.pack::<OUTPUTS>(output, k.clone(), &mut packed);
+                let weights = Weights::Packed(packed.as_ptr());
+                self.rows::<OUTPUTS>(rows.clone(), output, k, weights, scratch);
+                scratch.packed = packed;
+            }
         }
     }
 
-    /// `ROWS` x `OUTPUTS` sums go on over some of the reduction, each in a register of its own. Returns
-    /// `ROWS`.
+    /// Brings the weights of a cut beside each other.
     ///
     /// # Safety
-    /// The CPU has the features; the rows and outputs at `(row, output)` are within x and w.
+    /// As `tile_avx512`.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    unsafe fn corner<const ROWS: usize, const OUTPUTS: usize>(
+    unsafe fn pack<const OUTPUTS: usize>(
+        &self,
+        output: usize,
+        k: Range<usize>,
+        packed: &mut Vec<__m512bh>,
+    ) {
+        packed.clear();
+        // SAFETY: these outputs are within w.
+        let w = unsafe { self.w.as_ptr().add(output * self.inputs) };
+        for at in k.clone().step_by(STEP) {
+            for o in 0..OUTPUTS {
+                prefetch(w.wrapping_add(OUTPUTS * self.inputs + at * OUTPUTS + o * STEP));
+                // SAFETY: so many elements from `at` on lie within the row.
+                packed.push(unsafe { load(w.add(o * self.inputs + at), k.end - at) });
+            }
+        }
+    }
+
+    /// Some of the reduction of some rows. Where it is the last, the sums go to y.
+    ///
+    /// # Safety
+    /// As `tile_avx512`; `weights` are those of these outputs and this cut.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn rows<const OUTPUTS: usize>(
+        &self,
+        rows: Range<usize>,
+        output: usize,
+        k: Range<usize>,
+        weights: Weights,
+        scratch: &mut Scratch,
+    ) {
+        if k.start == 0 && k.end < self.inputs {
+            scratch.lanes.clear();
+            scratch.lanes.resize(rows.len(), [_mm512_setzero_ps(); TILE_OUTPUTS]);
+        }
+        let mut row = rows.start;
+        while row < rows.end {
+            let lanes = scratch.lanes.get_mut(row - rows.start..).unwrap_or_default();
+            let at = (row, output);
+            // SAFETY: the caller's promises.
+            row += unsafe {
+                match (rows.end - row, weights) {
+                    (TILE_ROWS.., Weights::Packed(w)) => {
+                        self.corner::<TILE_ROWS, OUTPUTS, true>(at, k.clone(), w.cast(), lanes)
+                    }
+                    (2, Weights::Packed(w)) => {
+                        self.corner::<2, OUTPUTS, true>(at, k.clone(), w.cast(), lanes)
+                    }
+                    (_, Weights::Packed(w)) => {
+                        self.corner::<1, OUTPUTS, true>(at, k.clone(), w.cast(), lanes)
+                    }
+                    (TILE_ROWS.., Weights::Stored(w)) => {
+                        self.corner::<TILE_ROWS, OUTPUTS, false>(at, k.clone(), w, lanes)
+                    }
+                    (2, Weights::Stored(w)) => {
+                        self.corner::<2, OUTPUTS, false>(at, k.clone(), w, lanes)
+                    }
+                    (_, Weights::Stored(w)) => {
+                        self.corner::<1, OUTPUTS, false>(at, k.clone(), w, lanes)
+                    }
+                }
+            };
+        }
+    }
+
+    /// `ROWS` x `OUTPUTS` sums over some of the reduction, each in a register of its own: they begin
+    /// with, and go to, `lanes`, but at the reduction's end to y. Returns `ROWS`.
+    ///
+    /// # Safety
+    /// The CPU has the features; the rows and outputs at `(row, output)` are within x, w and y. `w`
+    /// are the weights, `[steps, outputs]` where they are packed, else rows of `inputs` elements.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn corner<const ROWS: usize, const OUTPUTS: usize, const IS_PACKED: bool>(
         &self,
         (row, output): (usize, usize),
-        k: std::ops::Range<usize>,
+        k: Range<usize>,
+        w: *const bf16,
         lanes: &mut [Lanes],
     ) -> usize {
-        let Self { inputs, .. } = *self;
-        // SAFETY: within x and w.
-        let (x, w) =
-            unsafe { (self.x.as_ptr().add(row * inputs), self.w.as_ptr().add(output * inputs)) };
-        let mut sums: [[__m512; OUTPUTS]; ROWS] =
-            std::array::from_fn(|r| std::array::from_fn(|o| lanes[r][o]));
-        let whole = k.start + k.len() / STEP * STEP;
-        for k in (k.start..whole).step_by(STEP) {
-            // SAFETY: 32 elements from k on lie within each row.
-            let load = |base: *const bf16, row: usize| unsafe {
-                as_bf16(_mm512_loadu_si512(base.add(row * inputs + k).cast()))
-            };
-            let x: [__m512bh; ROWS] = std::array::from_fn(|r| load(x, r));
+        let inputs = self.inputs;
+        let mut sums = [[_mm512_setzero_ps(); OUTPUTS]; ROWS];
+        if k.start > 0 {
+            for r in 0..ROWS {
+                sums[r].copy_from_slice(&lanes[r][..OUTPUTS]);
+            }
+        }
+        let mut step = |at: usize, left: usize| {
             for o in 0..OUTPUTS {
-                prefetch(w.wrapping_add(2 * OUTPUTS * inputs + k * OUTPUTS + o * STEP));
-                let w = load(w, o);
-                for r in 0..ROWS {
-                    sums[r][o] = _mm512_dpbf16_ps(sums[r][o], x[r], w);
+                // SAFETY: `left` elements from `at` on lie within each row, and packed steps are whole.
+                unsafe {
+                    let w = if IS_PACKED {
+                        load(w.add((at - k.start) * OUTPUTS + o * STEP), STEP)
+                    } else {
+                        prefetch(w.wrapping_add(2 * OUTPUTS * inputs + at * OUTPUTS + o * STEP));
+                        load(w.add(o * inputs + at), left)
+                    };
+                    for r in 0..ROWS {
+                        let x = load(self.x.as_ptr().add((row + r) * inputs + at), left);
+                        sums[r][o] = _mm512_dpbf16_ps(sums[r][o], x, w);
+                    }
                 }
             }
+        };
+        let whole = k.start + k.len() / STEP * STEP;
+        for at in (k.start..whole).step_by(STEP) {
+            step(at, STEP);
         }
         if whole < k.end {
-            let mask = (1u32 << (k.end - whole)) - 1;
-            // SAFETY: the mask keeps the load within the row.
-            let load = |base: *const bf16, row: usize| unsafe {
-                as_bf16(_mm512_maskz_loadu_epi16(mask, base.add(row * inputs + whole).cast()))
-            };
-            for r in 0..ROWS {
-                for o in 0..OUTPUTS {
-                    sums[r][o] = _mm512_dpbf16_ps(sums[r][o], load(x, r), load(w, o));
-                }
-            }
+            step(whole, k.end - whole);
         }
         for r in 0..ROWS {
-            lanes[r][..OUTPUTS].copy_from_slice(&sums[r]);
+            if k.end == inputs {
+                let mut lanes = [_mm512_setzero_ps(); TILE_OUTPUTS];
+                lanes[..OUTPUTS].copy_from_slice(&sums[r]);
+                let sums = sum_registers(&lanes);
+                // SAFETY: within y by the caller's promise, and this thread's alone.
+                unsafe { self.y.set_columns(row + r, output, &sums[..OUTPUTS]) };
+            } else {
+                lanes[r][..OUTPUTS].copy_from_slice(&sums[r]);
+            }
         }
         ROWS
+    }
+}
+
+/// Where weights are.
+#[derive(Clone, Copy)]
+enum Weights {
+    /// As the model has them.
+    Stored(*const bf16),
+    /// See `Scratch::packed`.
+    Packed(*const __m512bh),
+}
+
+/// Loads 32 elements, or `left` if that is less; the rest are zero.
+///
+/// # Safety
+/// The CPU has AVX-512 BF16 and BW; so many elements may be read at `from`.
+#[inline(always)]
+unsafe fn load(from: *const bf16, left: usize) -> __m512bh {
+    // SAFETY: within the caller's promise; the mask keeps the load within `left`. Both types are 512
+    // bits without invalid patterns.
+    unsafe {
+        let bits = match left < STEP {
+            false => _mm512_loadu_si512(from.cast()),
+            true => _mm512_maskz_loadu_epi16((1u32 << left) - 1, from.cast()),
+        };
+        std::mem::transmute::<__m512i, __m512bh>(bits)
     }
 }
 
@@ -161,13 +275,6 @@ impl Operands<'_> {
 fn prefetch(weights: *const bf16) {
     // SAFETY: a hint, which touches nothing wherever it points.
     unsafe { _mm_prefetch::<_MM_HINT_T1>(weights.cast()) };
-}
-
-#[inline]
-#[target_feature(enable = "avx512f,avx512bf16")]
-fn as_bf16(bits: __m512i) -> __m512bh {
-    // SAFETY: both are 512 bits without invalid patterns.
-    unsafe { std::mem::transmute::<__m512i, __m512bh>(bits) }
 }
 
 /// The sum of each register's lanes, as `math::sum_lanes` adds them.

@@ -1,10 +1,11 @@
 //! The threads that compute, and whose turn it is.
 
-use std::fmt;
 use std::ops::Range;
+use std::{fmt, io};
 
-use parking_lot::{FairMutex, FairMutexGuard};
+use parking_lot::{FairMutex, FairMutexGuard, Mutex};
 
+use super::threads::Threads;
 use super::{Defect, QuantizedPath};
 
 /// Which kernels compute matrix products of bf16 weights. Results differ between paths (one
@@ -50,7 +51,7 @@ impl KernelPath {
 /// A pool of threads that engines of one process share. Steps take turns: on few cores,
 /// overlapping steps would only make each slower and its duration noise.
 pub struct Compute {
-    threads: rayon::ThreadPool,
+    threads: Threads,
     turn: FairMutex<()>,
     path: KernelPath,
     quantized: QuantizedPath,
@@ -58,31 +59,30 @@ pub struct Compute {
 }
 
 /// Work below this many multiply-adds stays on one thread: waking another costs as much.
-pub const PARALLEL_WORK_MIN: usize = 1 << 19;
+pub const PARALLEL_WORK_MIN: usize = 1 << 16;
+
+/// Work is cut into no smaller pieces than this, and into no more: a thread that is late, or is not
+/// let run, then has little that others wait for.
+const PIECE_WORK_MIN: usize = 1 << 19;
+const PIECES_PER_THREAD: usize = 4;
 
 impl Compute {
-    /// Starts `threads` threads. `path` must be available. Errors: the system refuses threads.
-    pub fn new(threads: usize, path: KernelPath) -> Result<Self, rayon::ThreadPoolBuildError> {
+    /// Starts `threads` threads, one of which is whoever computes. `path` must be available. Errors:
+    /// the system refuses threads.
+    pub fn new(threads: usize, path: KernelPath) -> io::Result<Self> {
         assert!(path.is_available(), "this CPU has no {path} kernels");
-        let threads = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|index| format!("compute-{index}"))
-            .build()?;
         let quantized = match path == KernelPath::detect() {
             true => QuantizedPath::detect(),
             // Where plain kernels are asked for, all are plain.
             false => QuantizedPath::Portable,
         };
+        let threads = Threads::new(threads)?;
         Ok(Self { threads, turn: FairMutex::new(()), path, quantized, defect: None })
     }
 
     /// Computes wrongly: for tests of the tests, which must fail with it.
     #[doc(hidden)]
-    pub fn with_defect(
-        threads: usize,
-        path: KernelPath,
-        defect: Defect,
-    ) -> Result<Self, rayon::ThreadPoolBuildError> {
+    pub fn with_defect(threads: usize, path: KernelPath, defect: Defect) -> io::Result<Self> {
         Ok(Self { defect: Some(defect), ..Self::new(threads, path)? })
     }
 
@@ -106,13 +106,8 @@ impl Compute {
         self.turn.lock()
     }
 
-    /// Runs `work` on the pool's threads, from where `split` may use them all.
-    pub fn run<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
-        self.threads.install(work)
-    }
-
-    /// Splits `0..items` into one range per thread when `multiply_adds` is worth it. Boundaries
-    /// are multiples of `align`. How it splits must not change any result.
+    /// Splits `0..items` into ranges when `multiply_adds` is worth it. Boundaries are multiples of
+    /// `align`. How it splits must not change any result.
     pub fn split(
         &self,
         items: usize,
@@ -120,29 +115,35 @@ impl Compute {
         multiply_adds: usize,
         work: impl Fn(Range<usize>) + Sync,
     ) {
-        let threads = self.threads.current_num_threads();
+        let threads = self.threads.count();
         if threads == 1 || multiply_adds < PARALLEL_WORK_MIN || items <= align {
             return work(0..items);
         }
-        let share = items.div_ceil(threads).next_multiple_of(align);
-        rayon::scope(|scope| {
-            for start in (0..items).step_by(share) {
-                let work = &work;
-                scope.spawn(move |_| work(start..items.min(start + share)));
-            }
+        let pieces = threads * (multiply_adds / PIECE_WORK_MIN).clamp(1, PIECES_PER_THREAD);
+        let share = items.div_ceil(pieces).next_multiple_of(align);
+        self.threads.run(items.div_ceil(share), &|piece| {
+            work(piece * share..items.min((piece + 1) * share));
         });
     }
 
-    /// Runs `work` for each start on whichever thread is free.
-    pub fn split_dynamic(
+    /// Runs `work` for each of `0..parts` on whichever thread is free.
+    pub fn split_dynamic(&self, parts: usize, work: impl Fn(usize) + Sync) {
+        self.threads.run(parts, &work);
+    }
+
+    /// Splits `from` and `to` into chunks, as many of each, and runs `work` for each pair.
+    pub fn split_chunks<T: Sync, U: Send>(
         &self,
-        starts: impl Iterator<Item = usize> + Send,
-        work: impl Fn(usize) + Sync,
+        (from, from_chunk): (&[T], usize),
+        (to, to_chunk): (&mut [U], usize),
+        work: impl Fn(&[T], &mut [U]) + Sync,
     ) {
-        rayon::scope(|scope| {
-            for start in starts {
-                let work = &work;
-                scope.spawn(move |_| work(start));
+        let pairs = from.chunks(from_chunk).zip(to.chunks_mut(to_chunk));
+        // Each is taken by one thread, which the lock says to the compiler.
+        let pairs: Vec<_> = pairs.map(|pair| Mutex::new(Some(pair))).collect();
+        self.split_dynamic(pairs.len(), |index| {
+            if let Some((from, to)) = pairs[index].lock().take() {
+                work(from, to);
             }
         });
     }

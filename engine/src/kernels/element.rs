@@ -3,7 +3,8 @@
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use multiversion::multiversion;
-use rayon::prelude::*;
+
+use super::Compute;
 
 use super::math::LANES;
 use super::simd::Simd;
@@ -99,18 +100,12 @@ pub fn bf16_from_f32(value: f32) -> bf16 {
     bf16::from_bits(if value.is_nan() { quiet_nan } else { rounded } as u16)
 }
 
-/// Rounds each number, on the calling pool's threads where they are many.
-pub fn to_bf16(values: &[f32]) -> Vec<bf16> {
+/// Rounds each number.
+pub fn to_bf16(compute: &Compute, values: &[f32]) -> Vec<bf16> {
     /// Fewer are done sooner than another thread is woken.
-    const CHUNK: usize = 1 << 15;
+    const CHUNK: usize = 1 << 14;
     let mut rounded = vec![bf16::ZERO; values.len()];
-    match values.len() <= CHUNK {
-        true => narrow_all(values, &mut rounded),
-        false => values
-            .par_chunks(CHUNK)
-            .zip(rounded.par_chunks_mut(CHUNK))
-            .for_each(|(values, rounded)| narrow_all(values, rounded)),
-    }
+    compute.split_chunks((values, CHUNK), (&mut rounded, CHUNK), narrow_all);
     rounded
 }
 

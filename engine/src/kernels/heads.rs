@@ -195,7 +195,7 @@ mod tests {
         }
 
         let planes = KvPlanes { layout: &layout, memory: &memory, layer: 1 };
-        compute.run(|| planes.store::<E>(&compute, &spans, &shape, &mut keys, &values));
+        planes.store::<E>(&compute, &spans, &shape, &mut keys, &values);
 
         let positions = spans.iter().flat_map(|span| {
             (span.start..span.start + span.rows).map(|position| (span.blocks, position))

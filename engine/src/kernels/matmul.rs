@@ -76,7 +76,7 @@ pub(super) fn multiply(compute: &Compute, x: &[f32], weight: &Matrix<'_>, y: &mu
     match weight.data {
         #[cfg(target_arch = "x86_64")]
         WeightData::Bf16(data) if compute.path() == KernelPath::Avx512Bf16 => {
-            let x = to_bf16(x);
+            let x = to_bf16(compute, x);
             tiles(compute, rows, weight, y, |tile, out| super::avx512::tile(&x, data, tile, out));
         }
         WeightData::F32(data) => {
@@ -136,7 +136,7 @@ mod tests {
         let widened: Vec<f32> = stored.iter().map(|v| v.widen()).collect();
         let weight = Matrix { data: WeightData::Bf16(&stored), outputs, inputs };
         let mut y = vec![0.0; rows * outputs];
-        compute.run(|| matmul(&compute, &x, &weight, &mut y));
+        matmul(&compute, &x, &weight, &mut y);
         for row in 0..rows {
             let mut alone = vec![0.0; outputs];
             let x_row = &x[row * inputs..(row + 1) * inputs];

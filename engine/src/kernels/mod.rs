@@ -21,6 +21,7 @@ mod quantized;
 mod rope;
 mod rows;
 pub mod simd;
+mod threads;
 mod tile;
 
 pub use activation::{RmsNorm, add_assign, silu_multiply};
@@ -31,7 +32,7 @@ pub use element::Element;
 pub use heads::{HeadShape, KvPlanes};
 pub use math::exp;
 pub use matmul::{Matrix, WeightData, matmul};
-pub use quantized::{QuantFormat, QuantizedPath};
+pub use quantized::{QuantFormat, QuantizedPath, quantize_q8_0};
 pub use rope::{RopePairing, RopeScaling, RopeTable};
 pub use rows::split_rows;
 

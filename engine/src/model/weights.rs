@@ -104,6 +104,25 @@ impl Weights {
         self.tensors.insert(name, tensor);
     }
 
+    /// Matrices of floating-point numbers whose rows are multiples of `row_multiple`, in order of their
+    /// names.
+    pub fn wide_matrices(&self, row_multiple: usize) -> Vec<(String, WeightMatrix)> {
+        // What is not aligned is refused where it is asked for.
+        let is_usable = |tensor: &StoredTensor| match tensor.kind.alignment() {
+            Some(bytes) => bytes > 1 && tensor.bytes.start.is_multiple_of(bytes),
+            None => false,
+        };
+        let matrix = |(name, tensor): (&String, &StoredTensor)| match tensor.shape[..] {
+            [outputs, inputs] if is_usable(tensor) && inputs.is_multiple_of(row_multiple) => {
+                Some((name.clone(), WeightMatrix { tensor: tensor.clone(), outputs, inputs }))
+            }
+            _ => None,
+        };
+        let mut matrices: Vec<_> = self.tensors.iter().filter_map(matrix).collect();
+        matrices.sort_by(|(one, _), (other, _)| one.cmp(other));
+        matrices
+    }
+
     /// A matrix of exactly this shape.
     pub fn matrix(
         &self,
@@ -158,6 +177,11 @@ impl StoredType {
 }
 
 impl WeightMatrix {
+    /// Outputs and inputs.
+    pub fn shape(&self) -> [usize; 2] {
+        [self.outputs, self.inputs]
+    }
+
     /// The matrix, borrowed from its mapped file.
     pub fn matrix(&self) -> Matrix<'_> {
         let data = match &self.tensor.kind {

@@ -45,8 +45,7 @@ impl Runner for CpuRunner {
         let Self { model, compute, .. } = self;
         let _turn = compute.take_turn();
         let began = Instant::now();
-        let mut logits =
-            compute.run(|| model.decoder.forward(compute, &to_compute, layout, memory));
+        let mut logits = model.decoder.forward(compute, &to_compute, layout, memory);
         let mut rest = logits.as_mut_slice();
         let mut conclude = |span: &mut Span<'_>| {
             let rows = rest.split_off_mut(..span.logits() * self.facts.vocabulary_size);

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use engine::{
-    Compute, CpuRunner, Defect, Engine, KernelPath, Model, ModelConfig, SequenceOutput,
+    Compute, CpuRunner, Defect, Engine, Int8Cache, KernelPath, Model, ModelConfig, SequenceOutput,
     SequenceRequest,
 };
 use grammar::{Compiler, Grammar};
@@ -48,13 +48,21 @@ impl Answer {
 }
 
 impl Bench {
+    /// Of a fixture, or of one "in int8".
     pub fn new(fixture: &str, path: KernelPath, defect: Option<Defect>) -> Self {
         let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
         let compute = |threads| match defect {
             None => Compute::new(threads, path),
             Some(defect) => Compute::with_defect(threads, path, defect),
         };
-        let model = Arc::new(Model::load(&fixtures.join(fixture), path).unwrap());
+        let model = Arc::new(match fixture.strip_suffix(" in int8") {
+            None => Model::load(&fixtures.join(fixture), path).unwrap(),
+            Some(fixture) => {
+                let directory = Some(env!("CARGO_TARGET_TMPDIR").into());
+                let cache = Int8Cache { directory, progress: &|_, _| {} };
+                Model::load_in_int8(&fixtures.join(fixture), path, &cache).unwrap()
+            }
+        });
         Self {
             grammars: grammars(&model.config),
             model,

@@ -28,11 +28,17 @@ const SCENARIOS: u64 = 100;
 /// How many scenarios may pass before a defect is found.
 const SCENARIOS_WITH_DEFECT: u64 = 30;
 
-/// A window in every layer, biases, f16, f32 and bf16 beside each other.
-const FIXTURES: [&str; 5] =
-    ["qwen3-tied", "qwen2-bias", "mistral-window", "llama2", "qwen3-biased-windows"];
-/// Paths differ for bf16 alone.
-const BF16: [&str; 2] = ["qwen2-bias", "qwen3-biased-windows"];
+/// A window in every layer, biases, f16, f32, bf16 and 8 bits beside each other.
+const FIXTURES: [&str; 6] = [
+    "qwen3-tied",
+    "qwen2-bias",
+    "mistral-window",
+    "llama2",
+    "qwen3-biased-windows",
+    "qwen2-bias in int8",
+];
+/// Paths have kernels of their own for bf16 and for quantised weights.
+const WITH_PATHS: [&str; 3] = ["qwen2-bias", "qwen3-biased-windows", "qwen2-bias in int8"];
 
 #[test]
 fn every_request_is_as_if_alone() {
@@ -89,7 +95,7 @@ fn run(
     defect: Option<Defect>,
     coverage: &mut Coverage,
 ) -> Result<(), Mismatch> {
-    let fixtures = if path == KernelPath::Portable { &FIXTURES[..] } else { &BF16[..] };
+    let fixtures = if path == KernelPath::Portable { &FIXTURES[..] } else { &WITH_PATHS[..] };
     let bench = Bench::new(fixtures[seed as usize % fixtures.len()], path, defect);
     run_scenario(&bench, &Scenario::new(seed, bench.vocabulary_size(), &bench.grammars), coverage)
 }

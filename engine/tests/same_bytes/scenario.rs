@@ -203,7 +203,8 @@ impl Generator<'_> {
     }
 
     fn stopping(&mut self) -> Stopping {
-        let max_tokens = self.rng.random_range(1..=OUTPUT_TOKENS_MAX);
+        let all = self.rng.random_range(1..=OUTPUT_TOKENS_MAX);
+        let max_tokens = if self.rng.random_bool(0.05) { 1 } else { all };
         let stop_tokens = self.sometimes(|rng| rng.random_range(1..12)).unwrap_or(0);
         Stopping {
             max_tokens,

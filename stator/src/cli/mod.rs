@@ -3,6 +3,7 @@
 mod cluster;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -189,6 +190,15 @@ pub struct EngineArgs {
         value_parser = clap::value_parser!(u32).range(2..=16_777_216))]
     pub kv_blocks: Option<u32>,
 
+    /// Weights in fewer bits than the model's own: half the memory and nearly twice the speed of bf16,
+    /// for answers that differ a little. They are made when first asked for, and kept in a file
+    #[arg(long, env = "STATOR_QUANTIZATION", value_enum)]
+    pub quantization: Option<Quantization>,
+
+    /// Directory of that file; beside the model if absent
+    #[arg(long, env = "STATOR_CACHE_DIR", value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+
     /// Threads that compute; one per CPU if absent
     #[arg(long, env = "STATOR_THREADS", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub threads: Option<u32>,
@@ -201,6 +211,13 @@ pub enum EngineKind {
     Cpu,
     /// Nothing: see `--mock-step-us` and its like.
     Mock,
+}
+
+/// How weights are stored in place of the model's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Quantization {
+    /// 8 bits, and a scale for each 32.
+    Int8,
 }
 
 /// A duration that a mock may be told: up to a minute.

@@ -281,12 +281,12 @@ fn add_columns<S: Simd, X: Element, const N: usize, const WIDTH: usize>(
         for position in positions.start.max(slab_start)..end {
             let row = (position - slab_start) * head_dim + d;
             let mut from_lanes = [simd.splat(0.0); WIDTH];
-            for i in 0..WIDTH {
+            for (i, lanes) in from_lanes.iter_mut().enumerate() {
                 if !X::IS_F32 && i % 2 == 0 {
                     simd.prefetch(slabs[slab].ahead.values.wrapping_add(row + i * LANES));
                 }
                 // SAFETY: asserted above; d + 16 * WIDTH is at most head_dim.
-                from_lanes[i] = X::load(simd, unsafe { lanes_at(from, row + i * LANES) });
+                *lanes = X::load(simd, unsafe { lanes_at(from, row + i * LANES) });
             }
             for n in 0..N {
                 let weight = simd.splat(weights[n][position]);

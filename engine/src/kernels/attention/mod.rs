@@ -85,11 +85,8 @@ pub fn attend<E: Element>(
     } else if 2 * units.len() <= PIECES {
         pass.attend_parts(&units, &out);
     } else {
-        let piece = units.len().div_ceil(PIECES);
-        let attend_piece = |start: usize| {
-            pass.attend_units(&units[start..units.len().min(start + piece)], &out);
-        };
-        compute.split_dynamic((0..units.len()).step_by(piece), attend_piece);
+        let pieces: Vec<_> = units.chunks(units.len().div_ceil(PIECES)).collect();
+        compute.split_dynamic(pieces.len(), |piece| pass.attend_units(pieces[piece], &out));
     }
 }
 
@@ -149,9 +146,9 @@ impl<'a, E: Element> Pass<'a, E> {
         let jobs = units.iter().flat_map(|unit| parts_of(&unit.tile).map(move |part| (unit, part)));
         let jobs: Vec<_> = jobs.collect();
         let results: Vec<OnceLock<Partial>> = jobs.iter().map(|_| OnceLock::new()).collect();
-        self.compute.split_dynamic(0..jobs.len(), |job| {
+        self.compute.split_dynamic(jobs.len(), |job| {
             let (unit, part) = &jobs[job];
-            let result = self.attend_part(&unit.tile, part.clone(), &mut Scratch::default());
+            let result = self.attend_part(&unit.tile, *part, &mut Scratch::default());
             // Each job has a place of its own.
             let _ = results[job].set(result);
         });

@@ -1,9 +1,9 @@
 //! Activations in 8 bits, in the order in which kernels read them.
 
 use multiversion::multiversion;
-use rayon::prelude::*;
 
 use super::{GROUP, QuantFormat};
+use crate::kernels::Compute;
 
 /// Rows that kernels compute together, where there are as many.
 pub const TILE_ROWS_MAX: usize = 12;
@@ -52,12 +52,12 @@ struct Group {
 
 impl Activations {
     /// Rounds `x` (`[rows, inputs]`) for products with weights of this format. `inputs` is a multiple
-    /// of 32. Runs on the calling pool's threads.
-    pub fn quantize(x: &[f32], inputs: usize, format: QuantFormat) -> Self {
+    /// of 32.
+    pub fn quantize(compute: &Compute, x: &[f32], inputs: usize, format: QuantFormat) -> Self {
         let (groups, rows) = (inputs / GROUP, x.len() / inputs);
         let mut fields = vec![0; rows * groups * FIELDS];
         let twelve = TILE_ROWS_MAX * groups * FIELDS;
-        let round = |(x, fields): (&[f32], &mut [i32])| {
+        let round = |x: &[f32], fields: &mut [i32]| {
             let mut first = 0;
             for count in tiles_of(x.len() / inputs) {
                 let x = &x[first * inputs..][..count * inputs];
@@ -66,10 +66,11 @@ impl Activations {
                 first += count;
             }
         };
-        let pieces = x.par_chunks(TILE_ROWS_MAX * inputs).zip(fields.par_chunks_mut(twelve));
         match rows < PARALLEL_ROWS_MIN {
-            true => round((x, &mut fields)),
-            false => pieces.for_each(round),
+            true => round(x, &mut fields),
+            false => {
+                compute.split_chunks((x, TILE_ROWS_MAX * inputs), (&mut fields, twelve), round);
+            }
         }
         Self { groups, rows, fields }
     }

@@ -12,11 +12,13 @@ mod format;
 mod panel;
 mod portable;
 mod product;
+mod quantize;
 #[cfg(target_arch = "x86_64")]
 mod unpack;
 
 pub use format::QuantFormat;
 pub use product::{QuantizedPath, multiply_quantized};
+pub use quantize::quantize_q8_0;
 
 /// Elements of the reduction whose products are summed in integers.
 const GROUP: usize = 32;

@@ -40,7 +40,7 @@ pub fn multiply_quantized(
 ) {
     let row_bytes = format.row_bytes(inputs);
     assert_eq!(bytes.len(), outputs * row_bytes, "whole rows of {format}");
-    let x = Activations::quantize(x, inputs, format);
+    let x = Activations::quantize(compute, x, inputs, format);
     let y = Output::new(y, outputs);
     compute.split(outputs, OUTPUTS, x.rows() * outputs * inputs, |range| {
         let mut scratch = Vec::new();

@@ -69,6 +69,10 @@ fn reference(x: &Activations, format: QuantFormat, bytes: &[u8], inputs: usize) 
     products.concat()
 }
 
+fn alone() -> Compute {
+    Compute::new(1, KernelPath::Portable).unwrap()
+}
+
 fn multiply(
     path: KernelPath,
     x: &[f32],
@@ -77,7 +81,7 @@ fn multiply(
 ) -> Vec<f32> {
     let compute = Compute::new(2, path).unwrap();
     let mut y = vec![f32::NAN; x.len() / shape[1] * shape[0]];
-    compute.run(|| multiply_quantized(&compute, x, weights, shape, &mut y));
+    multiply_quantized(&compute, x, weights, shape, &mut y);
     y
 }
 
@@ -87,7 +91,8 @@ fn check(format: QuantFormat, rows: usize, outputs: usize, inputs: usize, random
     let x: Vec<f32> = (0..rows * inputs).map(|_| random.number() * 3.0).collect();
     let shape = [outputs, inputs];
     let y = multiply(KernelPath::detect(), &x, (format, &bytes), shape);
-    let expected = reference(&Activations::quantize(&x, inputs, format), format, &bytes, inputs);
+    let expected =
+        reference(&Activations::quantize(&alone(), &x, inputs, format), format, &bytes, inputs);
     let largest = expected.iter().fold(0.0f64, |largest, value| largest.max(value.abs()));
     for (found, expected) in y.iter().zip(&expected) {
         let error = (f64::from(*found) - expected).abs();
@@ -133,7 +138,7 @@ fn activations_keep_their_largest_and_lose_little() {
     let mut x: Vec<f32> = (0..GROUP * 4).map(|_| random.number()).collect();
     x[5] = -2.5;
     x[GROUP..2 * GROUP].fill(0.0);
-    let rounded = Activations::quantize(&x, 2 * GROUP, QuantFormat::Q8_0);
+    let rounded = Activations::quantize(&alone(), &x, 2 * GROUP, QuantFormat::Q8_0);
     let rounded = elements(&rounded);
     assert_eq!((rounded.len(), rounded[0].len()), (2, 2 * GROUP));
     assert_eq!(rounded[0][5].0, -127);
@@ -148,7 +153,7 @@ fn activations_keep_their_largest_and_lose_little() {
 fn what_is_not_a_number_stays_none() {
     let mut x = [0.5; GROUP];
     x[3] = f32::NAN;
-    let rounded = Activations::quantize(&x, GROUP, QuantFormat::Q8_0);
+    let rounded = Activations::quantize(&alone(), &x, GROUP, QuantFormat::Q8_0);
     assert!(elements(&rounded)[0][0].1.is_nan());
 }
 
