@@ -145,7 +145,7 @@ def figures_of(report, used_cpu_s, process):
 def print_figures(shape, figures, agree):
     mine, its = figures["ours"], figures["llama-server"]
     print(f"{shape.name} in bf16, {AT_ONCE} requests at once, {INPUT_TOKENS} tokens in, {OUTPUT_TOKENS} out, greedy or "
-          f"the server's default; llama.cpp: {peer.version()}, -np {AT_ONCE} -t {peer.THREADS}. {len(mine)} rounds in "
+          f"the server's default; llama.cpp: {peer.version('LLAMA_SERVER')}, -np {AT_ONCE} -t {peer.THREADS}. {len(mine)} rounds in "
           f"alternating order: median (least to most); ratios are taken round by round. {agree}\n")
     print("| Figure | ours | llama-server | ratio | reach | aim |\n|---|--:|--:|--:|--:|--:|")
     for key, name in FIGURES.items():
