@@ -4,7 +4,8 @@
 //! `Engine::step` is synchronous. The engine knows no bus, no HTTP and no worker roles.
 
 mod engine;
-mod kernels;
+#[doc(hidden)] // Public for benchmarks alone.
+pub mod kernels;
 mod kv;
 mod load_error;
 mod model;

@@ -142,3 +142,88 @@ impl KvPlanes<'_> {
         unsafe { std::slice::from_raw_parts_mut(plane.as_mut_ptr().cast(), elements) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use half::{bf16, f16};
+
+    use super::*;
+    use crate::kernels::KernelPath;
+
+    const HEAD_DIM: usize = 24;
+    const KV_HEADS: usize = 3;
+    const ROW_LEN: usize = KV_HEADS * HEAD_DIM;
+
+    fn number(index: usize) -> f32 {
+        (index * 7919 % 1009) as f32 / 500.0 - 1.0
+    }
+
+    /// Stores spans of two sequences, and finds each number where the layout says that it is.
+    fn check<E: Element + PartialEq + std::fmt::Debug>(
+        threads: usize,
+        block_size: usize,
+        pairing: RopePairing,
+    ) {
+        let layout = KvLayout {
+            numerics_id: String::new(),
+            block_size,
+            layers: 2,
+            kv_heads: KV_HEADS,
+            head_dim: HEAD_DIM,
+            element_bytes: size_of::<E>(),
+        };
+        let blocks: Vec<u32> = (0..2 * layout.blocks_for(400) as u32).rev().collect();
+        let memory = HostMemory::new(blocks.len(), layout.block_bytes()).unwrap();
+        let (first, second) = blocks.split_at(blocks.len() / 2);
+        let spans = [
+            QuerySpan { blocks: first, start: 5, rows: 300 },
+            QuerySpan { blocks: second, start: 399, rows: 1 },
+        ];
+        let rows = 301;
+        let compute = Compute::new(threads, KernelPath::Portable).unwrap();
+        let angles: Vec<f32> = (0..rows * HEAD_DIM).map(|index| number(index + 3)).collect();
+        let weight: Vec<f32> = (0..HEAD_DIM).map(number).collect();
+        let norm = Some(RmsNorm { weight: &weight, epsilon: 1e-6 });
+        let shape = HeadShape { angles: &angles, head_dim: HEAD_DIM, pairing, norm };
+        let mut keys: Vec<f32> = (0..rows * ROW_LEN).map(number).collect();
+        let values: Vec<f32> = keys.iter().map(|key| key + 0.3).collect();
+        let mut expected = keys.clone();
+        for (row, heads) in expected.chunks_exact_mut(ROW_LEN).enumerate() {
+            RmsNorm { weight: &weight, epsilon: 1e-6 }.apply_to_heads(heads);
+            let (cos, sin) = angles[row * HEAD_DIM..][..HEAD_DIM].split_at(HEAD_DIM / 2);
+            rotate(heads, cos, sin, pairing);
+        }
+
+        let planes = KvPlanes { layout: &layout, memory: &memory, layer: 1 };
+        planes.store::<E>(&compute, &spans, &shape, &mut keys, &values);
+
+        let positions = spans.iter().flat_map(|span| {
+            (span.start..span.start + span.rows).map(|position| (span.blocks, position))
+        });
+        for (row, (blocks, position)) in positions.enumerate() {
+            let (block, slot) = (blocks[position / block_size], position % block_size);
+            for index in 0..ROW_LEN {
+                let (head, d) = (index / HEAD_DIM, index % HEAD_DIM);
+                let keys = planes.plane::<E>(block, layout.keys_offset(1), head);
+                let key = E::narrow(expected[row * ROW_LEN + index]);
+                assert_eq!(keys[d * block_size + slot], key, "key {index} of row {row}");
+                let stored = planes.plane::<E>(block, layout.values_offset(1), head);
+                let value = E::narrow(values[row * ROW_LEN + index]);
+                assert_eq!(stored[slot * HEAD_DIM + d], value, "value {index} of row {row}");
+            }
+        }
+    }
+
+    #[test]
+    fn keys_and_values_are_stored_where_they_belong() {
+        for threads in [1, 2] {
+            for pairing in [RopePairing::Halves, RopePairing::Neighbours] {
+                for block_size in [8, 16, 24, 64] {
+                    check::<f32>(threads, block_size, pairing);
+                    check::<bf16>(threads, block_size, pairing);
+                    check::<f16>(threads, block_size, pairing);
+                }
+            }
+        }
+    }
+}

@@ -20,7 +20,7 @@ mod portable;
 mod quantized;
 mod rope;
 mod rows;
-mod simd;
+pub mod simd;
 mod threads;
 mod tile;
 

@@ -24,6 +24,15 @@ pub struct Slab<'a, X> {
     pub stride: usize,
     /// `[16, head_dim]`.
     pub values: &'a [X],
+    /// The same 16 positions of the next chunk, or of this one where that is not read.
+    pub ahead: Ahead<X>,
+}
+
+/// What will be read soon: never read from here, only fetched.
+#[derive(Clone, Copy)]
+pub struct Ahead<X> {
+    pub keys: *const X,
+    pub values: *const X,
 }
 
 /// A chunk of positions, some of which are seen.
@@ -33,6 +42,8 @@ pub struct Chunk<'a> {
     pub start: usize,
     /// What is seen of it by anyone.
     seen: Range<usize>,
+    /// How far chunks go on.
+    end: usize,
 }
 
 /// Keys and values as f32: `[slabs, head_dim, 16]` and `[slabs, 16, head_dim]`.
@@ -47,7 +58,7 @@ impl<'a> Chunk<'a> {
     #[inline(always)]
     pub fn new(tile: &'a Tile<'a>, position: usize, end: usize) -> Self {
         let start = position / CHUNK_TOKENS * CHUNK_TOKENS;
-        Self { tile, start, seen: position..end.min(start + CHUNK_TOKENS) }
+        Self { tile, start, seen: position..end.min(start + CHUNK_TOKENS), end }
     }
 
     /// What is seen of a slab, where anything is.
@@ -61,16 +72,23 @@ impl<'a> Chunk<'a> {
     #[inline(always)]
     pub fn stored<E: Element>(&self) -> Slabs<'a, E> {
         let KvLayout { block_size, head_dim, .. } = *self.tile.shape.layout;
-        let mut slabs = [Slab { keys: &[] as &[E], stride: block_size, values: &[] }; SLABS];
+        let nothing: &[E] = &[];
+        let ahead = Ahead { keys: nothing.as_ptr(), values: nothing.as_ptr() };
+        let mut slabs = [Slab { keys: nothing, stride: block_size, values: nothing, ahead }; SLABS];
         for (index, slab) in slabs.iter_mut().enumerate() {
             if self.seen_of(index).is_empty() {
                 continue;
             }
+            let stored_at = |start: usize| {
+                let slot = start % block_size;
+                let (keys, values) = planes::<E>(self.tile, start / block_size);
+                (&keys[slot..], &values[slot * head_dim..][..LANES * head_dim])
+            };
             let start = self.start + index * LANES;
-            let slot = start % block_size;
-            let (keys, values) = planes::<E>(self.tile, start / block_size);
-            slab.keys = &keys[slot..];
-            slab.values = &values[slot * head_dim..][..LANES * head_dim];
+            (slab.keys, slab.values) = stored_at(start);
+            let ahead = if start + CHUNK_TOKENS < self.end { start + CHUNK_TOKENS } else { start };
+            let (keys, values) = stored_at(ahead);
+            slab.ahead = Ahead { keys: keys.as_ptr(), values: values.as_ptr() };
         }
         slabs
     }
@@ -102,10 +120,11 @@ impl<'a> Chunk<'a> {
                 seen.start += count;
             }
         }
-        let slab = |index| Slab {
-            keys: &into.keys[index * slab_len..][..slab_len],
-            stride: LANES,
-            values: &into.values[index * slab_len..][..slab_len],
+        let slab = |index| {
+            let keys = &into.keys[index * slab_len..][..slab_len];
+            let values = &into.values[index * slab_len..][..slab_len];
+            let ahead = Ahead { keys: keys.as_ptr(), values: values.as_ptr() };
+            Slab { keys, stride: LANES, values, ahead }
         };
         [slab(0), slab(1), slab(2), slab(3)]
     }

@@ -137,6 +137,9 @@ fn score_slabs<S: Simd, X: Element, const N: usize, const SLABS: usize>(
             let Slab { keys, stride, .. } = slabs[slab];
             // SAFETY: asserted above.
             let keys = X::load(simd, unsafe { lanes_at(keys, d * stride) });
+            if !X::IS_F32 {
+                simd.prefetch(slabs[slab].ahead.keys.wrapping_add(d * stride));
+            }
             for n in 0..N {
                 sums[slab][n] = simd.mul_add(simd.splat(query[n]), keys, sums[slab][n]);
             }
@@ -240,6 +243,9 @@ fn add_values<S: Simd, X: Element, const N: usize>(simd: S, mut work: AddValues<
         add_columns::<S, X, N, 1>(simd, &mut work, d);
         d += LANES;
     }
+    if d == head_dim {
+        return;
+    }
     let AddValues { slabs, positions, weights, values } = work;
     for (values, weights) in values.chunks_exact_mut(head_dim).zip(weights) {
         for position in positions.clone() {
@@ -276,6 +282,9 @@ fn add_columns<S: Simd, X: Element, const N: usize, const WIDTH: usize>(
             let row = (position - slab_start) * head_dim + d;
             let mut from_lanes = [simd.splat(0.0); WIDTH];
             for (i, lanes) in from_lanes.iter_mut().enumerate() {
+                if !X::IS_F32 && i % 2 == 0 {
+                    simd.prefetch(slabs[slab].ahead.values.wrapping_add(row + i * LANES));
+                }
                 // SAFETY: asserted above; d + 16 * WIDTH is at most head_dim.
                 *lanes = X::load(simd, unsafe { lanes_at(from, row + i * LANES) });
             }

@@ -106,8 +106,8 @@ fn pack_queries(tile: &Tile<'_>, group_max: usize, packed: &mut Vec<f32>) {
         let queries = packed.len() / head_dim;
         for query in 0..queries {
             let values = tile.query(index * group_max + query);
-            for (packed, value) in packed[query..].iter_mut().step_by(queries).zip(values) {
-                *packed = value * scale;
+            for (packed, value) in packed.chunks_exact_mut(queries).zip(values) {
+                packed[query] = value * scale;
             }
         }
     }

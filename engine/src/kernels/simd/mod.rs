@@ -28,6 +28,8 @@ pub trait Simd: Copy {
     fn store(self, lanes: Self::Lanes, to: &mut [f32; LANES]);
     /// `a * b + sum`, rounded once.
     fn mul_add(self, a: Self::Lanes, b: Self::Lanes, sum: Self::Lanes) -> Self::Lanes;
+    /// Says that what lies there will be read soon. Any address will do.
+    fn prefetch<X>(self, from: *const X);
     /// Calls work that is compiled for this instruction set.
     fn run<W: Work>(self, work: W);
 }
@@ -88,6 +90,8 @@ impl Simd for Plain {
         }
         sum
     }
+    #[inline(always)]
+    fn prefetch<X>(self, _: *const X) {}
     fn run<W: Work>(self, work: W) {
         work.run(self);
     }

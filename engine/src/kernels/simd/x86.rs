@@ -59,6 +59,11 @@ impl Simd for Avx512 {
         unsafe { _mm512_fmadd_ps(a, b, sum) }
     }
     #[inline(always)]
+    fn prefetch<X>(self, from: *const X) {
+        // SAFETY: it reads nothing, and does nothing where nothing is.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
+    }
+    #[inline(always)]
     fn run<W: Work>(self, work: W) {
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx2,fma,f16c")]
         fn compiled<W: Work>(simd: Avx512, work: W) {
@@ -131,6 +136,11 @@ impl Simd for Avx2 {
     fn mul_add(self, a: Self::Lanes, b: Self::Lanes, sum: Self::Lanes) -> Self::Lanes {
         // SAFETY: `self` was detected.
         unsafe { [_mm256_fmadd_ps(a[0], b[0], sum[0]), _mm256_fmadd_ps(a[1], b[1], sum[1])] }
+    }
+    #[inline(always)]
+    fn prefetch<X>(self, from: *const X) {
+        // SAFETY: it reads nothing, and does nothing where nothing is.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
     }
     #[inline(always)]
     fn run<W: Work>(self, work: W) {
