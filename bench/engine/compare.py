@@ -3,7 +3,7 @@
     make bench-engine
     target/bench-engine/bin/python bench/engine/compare.py [--rounds N] [--only TEXT]... [--small]
 
-LLAMA_BENCH, LLAMA_BATCHED_BENCH, LLAMA_SERVER and LLAMA_QUANTIZE name llama.cpp's programs. See README.md.
+LLAMA_BENCH, LLAMA_BATCHED_BENCH and LLAMA_QUANTIZE name llama.cpp's programs. See README.md.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def main():
     every = cases.SMALL_CASES if arguments.small else cases.CASES
     wanted = [case for case in every
               if not arguments.only or any(text in case.title() for text in arguments.only)]
-    for variable in peer.PROGRAMS:
+    for variable in ("LLAMA_BENCH", "LLAMA_BATCHED_BENCH", "LLAMA_QUANTIZE"):
         peer.binary(variable)
     for case in wanted:
         models.file(case.shape, case.type_name)

@@ -76,10 +76,11 @@ def print_growth(shape, engine, mine, its, bandwidth):
     kinds = [kind for kind in sorted(seconds) if kind[0] == "decode" or kind[2] % (4 * CHUNK) == 0]
     models_of = {name: fitted({k: s for k, s in seconds.items() if k[0] == name})
                  for name in ("decode", "prefill")}
-    print(f"How cost grows: {shape.name}, bf16, KV {kv_bytes:,} bytes per token, weights {weight_bytes / 1e6:,.1f} "
-          "MB. A step of so many tokens after so many others of each sequence, median of the rounds. The floor: "
-          "weights and KV read once, at the bandwidth of this run.\n")
-    print("| step | tokens | after | ours, ms | its model, ms | floor, ms | llama.cpp, ms |\n|---|--:|--:|--:|--:|--:|--:|")
+    print(f"How cost grows: {shape.name}, bf16, KV {kv_bytes:,} bytes per token, weights "
+          f"{weight_bytes / 1e6:,.1f} MB. A step of so many tokens after so many others of each "
+          "sequence, median of the rounds. The floor: weights and KV read once, at the bandwidth of this run.\n")
+    print("| step | tokens | after | ours, ms | its model, ms | floor, ms | llama.cpp, ms |")
+    print("|---|--:|--:|--:|--:|--:|--:|")
     for kind in kinds:
         name, tokens, before = kind
         sequences = tokens if name == "decode" else 1

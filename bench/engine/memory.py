@@ -140,16 +140,16 @@ def print_memory(shape, model, prompts, idle, full):
     weights, total = models.tensor_bytes(model), sum(sum(worker.values()) for worker in full)
     due = weights + WORKERS * pool_bytes
     mib = lambda count: f"{count / 2**20:,.1f}"
-    print(f"{WORKERS} decode workers on {shape.name} in bf16, pools of {POOL_BLOCKS} blocks of {BLOCK_TOKENS} tokens of "
-          f"{token_bytes:,} bytes, full ({prompts} prompts of {PROMPT_TOKENS} tokens were computed).\n")
+    print(f"{WORKERS} decode workers on {shape.name} in bf16, pools of {POOL_BLOCKS} blocks of {BLOCK_TOKENS} tokens "
+          f"of {token_bytes:,} bytes, full ({prompts} prompts of {PROMPT_TOKENS} tokens were computed).\n")
     print("| PSS, MiB | " + " | ".join(full[0]) + " | sum |\n|---|" + "--:|" * (len(full[0]) + 1))
     for when, processes in (("idle", idle), ("full", full)):
         for number, worker in enumerate(processes):
             cells = [mib(count) for count in (*worker.values(), sum(worker.values()))]
             print(f"| worker {number + 1}, {when} | " + " | ".join(cells) + " |")
     verdict = "reached" if total <= SHARE_MAX * due else "**missed**"
-    print(f"\nSum of PSS {mib(total)} MiB; weights {mib(weights)} + {WORKERS} pools of {mib(pool_bytes)} = {mib(due)} MiB: "
-          f"**{total / due:.3f}** (at most {SHARE_MAX}: {verdict}).")
+    print(f"\nSum of PSS {mib(total)} MiB; weights {mib(weights)} + {WORKERS} pools of {mib(pool_bytes)} = "
+          f"{mib(due)} MiB: **{total / due:.3f}** (at most {SHARE_MAX}: {verdict}).")
 
 
 if __name__ == "__main__":

@@ -67,9 +67,9 @@ def batches(model, sizes, context, steps):
             for ended, result in run.results}
 
 
-def version():
-    """What the programs are, for the record."""
-    shown = subprocess.run([binary("LLAMA_SERVER"), "--version"], capture_output=True, text=True)
+def version(variable="LLAMA_BATCHED_BENCH"):
+    """What a program is, for the record."""
+    shown = subprocess.run([binary(variable), "--version"], capture_output=True, text=True)
     lines = (shown.stdout + shown.stderr).splitlines()
     return ", ".join(line.strip() for line in lines if line.startswith(("version", "built with")))
 

@@ -144,15 +144,16 @@ def figures_of(report, used_cpu_s, process):
 
 def print_figures(shape, figures, agree):
     mine, its = figures["ours"], figures["llama-server"]
-    print(f"{shape.name} in bf16, {AT_ONCE} requests at once, {INPUT_TOKENS} tokens in, {OUTPUT_TOKENS} out, greedy or "
-          f"the server's default; llama.cpp: {peer.version()}, -np {AT_ONCE} -t {peer.THREADS}. {len(mine)} rounds in "
-          f"alternating order: median (least to most); ratios are taken round by round. {agree}\n")
+    print(f"{shape.name} in bf16, {AT_ONCE} requests at once, {INPUT_TOKENS} tokens in, {OUTPUT_TOKENS} out, greedy; "
+          f"llama.cpp: {peer.version('LLAMA_SERVER')}, -np {AT_ONCE} -t {peer.THREADS}. "
+          f"{len(mine)} rounds in alternating order: median (least to most); ratios are taken round by round. "
+          f"{agree}\n")
     print("| Figure | ours | llama-server | ratio | reach | aim |\n|---|--:|--:|--:|--:|--:|")
     for key, name in FIGURES.items():
-        ratios = [a[key] / b[key] if b[key] else float("nan") for a, b in zip(mine, its)]
+        ratios = [a[key] / b[key] for a, b in zip(mine, its) if b[key]]
         reach, aim = GOALS.get(key, ("", ""))
         columns = [spread([found[key] for found in side]) for side in (mine, its)]
-        print(f"| {name} | {columns[0]} | {columns[1]} | {spread(ratios)} | {reach} | {aim} |")
+        print(f"| {name} | {columns[0]} | {columns[1]} | {spread(ratios) if ratios else ''} | {reach} | {aim} |")
 
 
 def spread(values):
