@@ -28,7 +28,8 @@ pub trait Simd: Copy {
     fn store(self, lanes: Self::Lanes, to: &mut [f32; LANES]);
     /// `a * b + sum`, rounded once.
     fn mul_add(self, a: Self::Lanes, b: Self::Lanes, sum: Self::Lanes) -> Self::Lanes;
-    /// Says that what lies there will be read soon. Any address will do.
+    /// Says that what lies there will be read soon. Any address will do. It comes into the second cache:
+    /// more can be on its way there than into the first.
     fn prefetch<X>(self, from: *const X);
     /// Calls work that is compiled for this instruction set.
     fn run<W: Work>(self, work: W);

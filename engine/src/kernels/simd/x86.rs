@@ -61,7 +61,7 @@ impl Simd for Avx512 {
     #[inline(always)]
     fn prefetch<X>(self, from: *const X) {
         // SAFETY: it reads nothing, and does nothing where nothing is.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
     }
     #[inline(always)]
     fn run<W: Work>(self, work: W) {
@@ -140,7 +140,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn prefetch<X>(self, from: *const X) {
         // SAFETY: it reads nothing, and does nothing where nothing is.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
     }
     #[inline(always)]
     fn run<W: Work>(self, work: W) {
