@@ -33,30 +33,38 @@ def main():
     for case in wanted:
         models.file(case.shape, case.type_name)
     with ours.Engines(arguments.measure) as engines:
-        limits, figures = measure(engines, wanted, arguments.rounds)
-        table.print_setting(engines, arguments.rounds)
-        table.print_limits(limits)
-        table.print_cases(figures, engines, limits)
+        limits, figures = [], {case: {} for case in wanted}
+        try:
+            measure(engines, arguments.rounds, limits, figures)
+        finally:
+            # What was measured until something failed is worth seeing too.
+            print_tables(engines, limits, figures)
         if arguments.growth_rounds:
             shape = cases.LLAMA_15M if arguments.small else cases.QWEN_05B
             growth.run(engines, shape, arguments.growth_rounds)
 
 
-def measure(engines, wanted, rounds):
-    """What the machine can do, once per round, and `{case: {side: figures per round}}`. In every other
-    round the sides go in the other order."""
-    limits, figures = [], {case: {} for case in wanted}
+def measure(engines, rounds, limits, figures):
+    """Adds what the machine can do, once per round, and each case's figures, `{side: one per round}`. In
+    every other round the sides go in the other order."""
     for number in range(rounds):
-        limits.append(limits_of(engines, wanted))
-        for place, case in enumerate(wanted):
-            sides = [("ours", lambda: of_ours(engines, case)), ("llama.cpp", lambda: of_peer(case))]
-            for side, run in sides if (number + place) % 2 == 0 else reversed(sides):
+        limits.append(limits_of(engines, figures))
+        for place, (case, sides) in enumerate(figures.items()):
+            turns = [("ours", lambda: of_ours(engines, case)), ("llama.cpp", lambda: of_peer(case))]
+            for side, run in turns if (number + place) % 2 == 0 else reversed(turns):
                 result = run()
                 if result is not None:
-                    figures[case].setdefault(side, []).append(result)
+                    sides.setdefault(side, []).append(result)
                     rate = result["tokens"] / result["wall_s"]
                     say(f"round {number + 1}, {case.title()}: {side} {rate:.1f} tok/s")
-    return limits, figures
+
+
+def print_tables(engines, limits, figures):
+    figures = {case: sides for case, sides in figures.items() if "llama.cpp" in sides}
+    if limits and figures:
+        table.print_setting(engines, len(limits))
+        table.print_limits(limits)
+        table.print_cases(figures, engines, limits)
 
 
 def limits_of(engines, wanted):

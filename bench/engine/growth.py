@@ -35,11 +35,10 @@ def run(engines, shape, rounds):
 
 
 def of_ours(engine, contexts, found):
-    """Adds the seconds of a step, of each kind; of decode steps the median, which a burst of another
-    process does not move."""
+    """Adds the seconds of a step, of each kind; of decode steps the mean, as llama.cpp reports it."""
     for batch in BATCHES:
         result = engine.decode(batch, BATCH_CONTEXT, STEPS)
-        add(found, ("decode", batch, BATCH_CONTEXT), result["step_median_s"])
+        add(found, ("decode", batch, BATCH_CONTEXT), result["wall_s"] / STEPS)
     for tokens in PROMPTS:
         add(found, ("prefill", tokens, 0), engine.prefill(tokens)["wall_s"])
     # Each context begins with the one before, which is then cached: each token is computed once.
@@ -52,7 +51,7 @@ def of_ours(engine, contexts, found):
                 add(found, ("prefill", CHUNK, before), step["wall_s"])
         if context != BATCH_CONTEXT:
             result = engine.decode(1, context, STEPS, series)
-            add(found, ("decode", 1, context), result["step_median_s"])
+            add(found, ("decode", 1, context), result["wall_s"] / STEPS)
 
 
 def of_peer(model, contexts, found):

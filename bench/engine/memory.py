@@ -12,8 +12,10 @@ import contextlib
 import http.client
 import json
 import random
+import re
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "peers"))
@@ -26,9 +28,12 @@ WORKERS = 2
 POOL_BLOCKS, BLOCK_TOKENS = 512, 16
 PROMPT_TOKENS, OUTPUT_TOKENS = 480, 8
 AT_ONCE = 8
-# Of each pool: what prompts take of it, and the rest, which a worker may not hold full with prompts.
-PROMPTS = 3 * WORKERS * POOL_BLOCKS * BLOCK_TOKENS // PROMPT_TOKENS
+# A full pool has fewer free blocks than a prompt takes.
+FREE_BLOCKS_MAX = PROMPT_TOKENS // BLOCK_TOKENS
+ROUNDS_MAX = 50
+ATTEMPTS = 20
 SHARE_MAX = 1.15
+FREE_BLOCKS = re.compile(r'^stator_kv_blocks\{[^}]*"free"[^}]*\} (\d+)', re.MULTILINE)
 
 
 def main():
@@ -41,10 +46,10 @@ def main():
     model = models.directory(shape)
     Path("target").mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="memory-", dir="target") as logs, contextlib.ExitStack() as stack:
-        workers, port = start(stack, logs, arguments, model)
+        workers, admin_ports, port = start(stack, logs, arguments, model)
         idle = [smaps(worker) for worker in workers]
-        fill(port, shape)
-        print_memory(shape, model, idle, [smaps(worker) for worker in workers])
+        prompts = fill(port, admin_ports, shape)
+        print_memory(shape, model, prompts, idle, [smaps(worker) for worker in workers])
 
 
 def start(stack, logs, arguments, model):
@@ -57,32 +62,59 @@ def start(stack, logs, arguments, model):
     nats.wait_for("Server is ready")
     joined = ("--nats", f"nats://127.0.0.1:{nats_port}")
     run("router", arguments.binary, "router", *joined).wait_for("ready")
-    workers = [run(f"worker-{number}", arguments.binary, "decode-worker", *joined, "--model", model,
-                   "--kv-blocks", POOL_BLOCKS, "--block-size", BLOCK_TOKENS) for number in range(WORKERS)]
+    admin_ports = [free_port() for _ in range(WORKERS)]
+    workers = [run(f"worker-{admin}", arguments.binary, "decode-worker", *joined, "--model", model,
+                   "--admin", f"127.0.0.1:{admin}", "--kv-blocks", POOL_BLOCKS, "--block-size", BLOCK_TOKENS)
+               for admin in admin_ports]
     for worker in workers:
         worker.wait_for("ready, serving")
     gateway = run("gateway", arguments.binary, "gateway", *joined, "--listen", f"127.0.0.1:{port}")
     wait_for_model(port, gateway)
-    return workers, port
+    return workers, admin_ports, port
 
 
-def fill(port, shape):
-    """Asks until the pools hold as much as they can: each prompt is new, and stays cached."""
-    def ask(number):
-        dice = random.Random(number)
-        prompt = [dice.randrange(300, shape.vocabulary) for _ in range(PROMPT_TOKENS)]
-        body = {"model": shape.name, "prompt": prompt, "max_tokens": OUTPUT_TOKENS, "temperature": 0,
-                "ignore_eos": True}
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
-        with contextlib.closing(connection):
-            connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
-            response = connection.getresponse()
-            text = response.read()
-            if response.status != 200:
-                raise SystemExit(f"a request was answered {response.status}: {text.decode()}")
-
+def fill(port, admin_ports, shape):
+    """Asks until the pools hold as much as they can, by prompts that are new and stay cached. Returns how
+    many it took."""
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as threads:
-        list(threads.map(ask, range(PROMPTS)))
+        for number in range(ROUNDS_MAX):
+            seeds = range(AT_ONCE * number, AT_ONCE * (number + 1))
+            list(threads.map(lambda seed: ask(port, shape, seed), seeds))
+            if all(free_blocks(admin) <= FREE_BLOCKS_MAX for admin in admin_ports):
+                return seeds.stop
+    raise SystemExit(f"{seeds.stop} prompts of {PROMPT_TOKENS} tokens did not fill both workers' pools")
+
+
+def ask(port, shape, seed):
+    dice = random.Random(seed)
+    prompt = [dice.randrange(300, shape.vocabulary) for _ in range(PROMPT_TOKENS)]
+    body = {"model": shape.name, "prompt": prompt, "max_tokens": OUTPUT_TOKENS, "temperature": 0,
+            "ignore_eos": True}
+    for _ in range(ATTEMPTS):
+        status, text = fetch(port, "POST", "/v1/completions", body)
+        if status == 200:
+            return
+        # On a busy machine a worker may be late, and is passed over.
+        time.sleep(1)
+    raise SystemExit(f"a prompt was answered {status} each of {ATTEMPTS} times: {text}")
+
+
+def free_blocks(admin_port):
+    status, metrics = fetch(admin_port, "GET", "/metrics")
+    found = FREE_BLOCKS.search(metrics)
+    if status != 200 or not found:
+        raise SystemExit("a worker's metrics do not say how many blocks are free")
+    return int(found[1])
+
+
+def fetch(port, method, path, body=None):
+    """Status and text."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
+    with contextlib.closing(connection):
+        headers = {"content-type": "application/json"} if body else {}
+        connection.request(method, path, json.dumps(body) if body else None, headers)
+        response = connection.getresponse()
+        return response.status, response.read().decode()
 
 
 def smaps(worker):
@@ -101,7 +133,7 @@ def smaps(worker):
     return found
 
 
-def print_memory(shape, model, idle, full):
+def print_memory(shape, model, prompts, idle, full):
     # As engine/src/model stores it: keys and values of each layer, in the two bytes of the weights.
     token_bytes = 2 * 2 * shape.layers * shape.kv_heads * shape.head_dim
     pool_bytes = POOL_BLOCKS * BLOCK_TOKENS * token_bytes
@@ -109,7 +141,7 @@ def print_memory(shape, model, idle, full):
     due = weights + WORKERS * pool_bytes
     mib = lambda count: f"{count / 2**20:,.1f}"
     print(f"{WORKERS} decode workers on {shape.name} in bf16, pools of {POOL_BLOCKS} blocks of {BLOCK_TOKENS} tokens of "
-          f"{token_bytes:,} bytes, full ({PROMPTS} prompts of {PROMPT_TOKENS} tokens were computed).\n")
+          f"{token_bytes:,} bytes, full ({prompts} prompts of {PROMPT_TOKENS} tokens were computed).\n")
     print("| PSS, MiB | " + " | ".join(full[0]) + " | sum |\n|---|" + "--:|" * (len(full[0]) + 1))
     for when, processes in (("idle", idle), ("full", full)):
         for number, worker in enumerate(processes):

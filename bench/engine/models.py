@@ -44,14 +44,15 @@ def file(shape, type_name):
             say(path)
             gguf_file.write(making, shape, source, type_name)
         else:
-            quantize(file(shape, "BF16"), making, type_name)
+            quantized_from = file(shape, "BF16")
+            say(path)
+            quantize(quantized_from, making, type_name)
         making.rename(path)
     return path
 
 
 def quantize(source, target, type_name):
     command = [peer.binary("LLAMA_QUANTIZE"), str(source), str(target), type_name]
-    say(target)
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode != 0:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stdout}")

@@ -20,12 +20,13 @@ sys.path.append(str(Path(__file__).parents[1] / "peers"))
 import cases
 import models
 import peer
-from processes import Process, cpu_s, free_port, wait_for_model
+from processes import Process, ask, cpu_s, free_port, wait_for_model
 
 AT_ONCE = 8
 INPUT_TOKENS, OUTPUT_TOKENS = 128, 32
 # llama-server divides its context among its slots.
 SLOT_TOKENS = 512
+PROMPTS_COMPARED = 16
 # Reach and aim, of ours divided by llama-server's.
 GOALS = {"output_tokens_per_s": (1.2, 2.0), "itl_p95_ms": (0.8, 0.5)}
 FIGURES = {
@@ -48,6 +49,7 @@ def main():
     with tempfile.TemporaryDirectory(prefix="served-", dir="target") as logs, contextlib.ExitStack() as stack:
         servers = {"ours": stator(stack, logs, arguments.binary, models.directory(shape)),
                    "llama-server": llama(stack, logs, models.file(shape, "BF16"))}
+        agree = agreement([port for _, port in servers.values()])
         figures = {name: [] for name in servers}
         for number in range(-1, arguments.rounds):
             for name in sorted(servers, reverse=number % 2 == 0):
@@ -57,7 +59,7 @@ def main():
                     figures[name].append(found)
                     print(f"round {number + 1}: {name} {found['output_tokens_per_s']:.1f} tok/s, ITL p95 "
                           f"{found['itl_p95_ms']:.1f} ms", file=sys.stderr, flush=True)
-        print_figures(shape, figures)
+        print_figures(shape, figures, agree)
 
 
 def stator(stack, logs, binary, model):
@@ -80,6 +82,33 @@ def llama(stack, logs, model):
         "-c", AT_ONCE * SLOT_TOKENS, "--host", "127.0.0.1", "--port", port], logs))
     wait_for_model(port, process)
     return process, port
+
+
+def agreement(ports):
+    """Whether servers compute the same: their first tokens after some prompts. Random weights like many
+    tokens nearly as much as the best one, so that rounding may choose another; a sentence says how often."""
+    same, differences = 0, []
+    for number in range(PROMPTS_COMPARED):
+        firsts = [first_token(port, f"Which number comes after {number}?") for port in ports]
+        same += len({token for token, _ in firsts}) == 1
+        differences.append(abs(firsts[0][1] - firsts[1][1]))
+    said = (f"After {PROMPTS_COMPARED} prompts both choose the same first token {same} times; its logprobs differ by "
+            f"{max(differences):.3f} at most.")
+    if same < PROMPTS_COMPARED / 2:
+        raise SystemExit(f"the servers do not compute the same model. {said}")
+    return said
+
+
+def first_token(port, text):
+    """The token and its logprob."""
+    status, models_there = ask(port, "GET", "/v1/models")
+    body = {"model": models_there["data"][0]["id"], "messages": [{"role": "user", "content": text}],
+            "max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": 1}
+    status, answer = ask(port, "POST", "/v1/chat/completions", body)
+    if status != 200:
+        raise SystemExit(f"the server on port {port} answered {status}")
+    token = answer["choices"][0]["logprobs"]["content"][0]
+    return token["token"], token["logprob"]
 
 
 def load(binary, process, port, seconds, seed):
@@ -113,11 +142,11 @@ def figures_of(report, used_cpu_s, process):
     }
 
 
-def print_figures(shape, figures):
+def print_figures(shape, figures, agree):
     mine, its = figures["ours"], figures["llama-server"]
     print(f"{shape.name} in bf16, {AT_ONCE} requests at once, {INPUT_TOKENS} tokens in, {OUTPUT_TOKENS} out, greedy or "
           f"the server's default; llama.cpp: {peer.version()}, -np {AT_ONCE} -t {peer.THREADS}. {len(mine)} rounds in "
-          "alternating order: median (least to most); ratios are taken round by round.\n")
+          f"alternating order: median (least to most); ratios are taken round by round. {agree}\n")
     print("| Figure | ours | llama-server | ratio | reach | aim |\n|---|--:|--:|--:|--:|--:|")
     for key, name in FIGURES.items():
         ratios = [a[key] / b[key] if b[key] else float("nan") for a, b in zip(mine, its)]

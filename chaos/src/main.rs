@@ -27,8 +27,9 @@ struct Arguments {
     #[arg(long, default_value_t = 0)]
     overlapping: usize,
 
-    /// What computes; with both, the mock has three quarters of the faults
-    #[arg(long, value_enum, default_value_t = Engine::Both)]
+    /// What computes; with all, the mock has half of the faults, and the mock with small pools and the
+    /// CPU a quarter each
+    #[arg(long, value_enum, default_value_t = Engine::All)]
     engine: Engine,
 
     /// Streams that run at once
@@ -63,8 +64,11 @@ struct Arguments {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Engine {
     Mock,
+    /// The mock, with pools that are too small for all streams.
+    Tight,
     Cpu,
-    Both,
+    #[value(alias = "both")]
+    All,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -128,12 +132,15 @@ fn phases(arguments: &Arguments) -> Vec<Phase> {
     let streams = usize::from(arguments.streams);
     match engine {
         Engine::Mock => vec![Phase::mock(streams, faults, overlapping)],
+        Engine::Tight => vec![Phase::tight(2 * streams, faults, overlapping)],
         Engine::Cpu => vec![Phase::cpu(streams.min(8), faults, overlapping)],
-        Engine::Both => {
-            let of_cpu = |count: usize| count / 4;
+        Engine::All => {
+            let quarter = |count: usize| count / 4;
+            let rest = |count: usize| count - 2 * quarter(count);
             vec![
-                Phase::mock(streams, faults - of_cpu(faults), overlapping - of_cpu(overlapping)),
-                Phase::cpu(streams.min(8), of_cpu(faults), of_cpu(overlapping)),
+                Phase::mock(streams, rest(faults), rest(overlapping)),
+                Phase::tight(2 * streams, quarter(faults), quarter(overlapping)),
+                Phase::cpu(streams.min(8), quarter(faults), quarter(overlapping)),
             ]
         }
     }

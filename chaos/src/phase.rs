@@ -34,10 +34,20 @@ impl Phase {
     /// The mock engine: its next token is a function of all KV bytes, so that one wrong byte anywhere
     /// changes the text. Steps of 20 ms, 100 ms for each 512 tokens of a prompt.
     pub fn mock(streams: usize, faults: usize, overlapping: usize) -> Self {
+        Self::of_mock("mock", "2048", streams, faults, overlapping)
+    }
+
+    fn of_mock(
+        name: &str,
+        kv_blocks: &str,
+        streams: usize,
+        faults: usize,
+        overlapping: usize,
+    ) -> Self {
         let times = ["--mock-step-us", "20000", "--mock-prefill-us-per-token", "200"];
-        let engine = ["--engine", "mock", "--kv-blocks", "2048"].into_iter().chain(times);
+        let engine = ["--engine", "mock", "--kv-blocks", kv_blocks].into_iter().chain(times);
         Self {
-            name: "mock".into(),
+            name: name.into(),
             engine: engine.map(String::from).collect(),
             oracle_engine: vec!["--engine".into(), "mock".into()],
             lengths: Lengths {
@@ -58,6 +68,21 @@ impl Phase {
     /// As [`Phase::mock`], with everything as short as it may be.
     pub fn short(streams: usize, faults: usize, overlapping: usize) -> Self {
         let mut phase = Self::mock(streams, faults, overlapping);
+        phase.lengths.answer_tokens = 50..90;
+        phase.pace = Pace::SHORT;
+        phase
+    }
+
+    /// As [`Phase::mock`], where sequences take each other's blocks all the time: each pool has room
+    /// for two or three of the longest requests, and there are more streams than have room.
+    pub fn tight(streams: usize, faults: usize, overlapping: usize) -> Self {
+        let phase = Self::of_mock("tight", "200", streams, faults, overlapping);
+        Self { lengths: Lengths { answer_tokens: 100..300, ..phase.lengths }, ..phase }
+    }
+
+    /// As [`Phase::tight`], with everything as short as it may be.
+    pub fn short_tight(streams: usize, faults: usize, overlapping: usize) -> Self {
+        let mut phase = Self::tight(streams, faults, overlapping);
         phase.lengths.answer_tokens = 50..90;
         phase.pace = Pace::SHORT;
         phase

@@ -39,6 +39,14 @@ async fn no_single_fault_costs_a_request_or_changes_a_byte() {
     println!("{report}");
 }
 
+/// Workers that take blocks from some of their sequences for others, and die meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn small_pools_under_faults_neither_starve_nor_leak() {
+    let report = chaos("chaos-tight", "worker: ", Phase::short_tight(20, 4, 1), None).await;
+    assert!(report.is_clean(), "{report}");
+    println!("{report}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broken_migration_is_noticed() {
     let (phase, defect) = (Phase::short(8, 2, 0), Some(Defect::BrokenMigration));

@@ -34,7 +34,7 @@ def test_path_that_does_not_exist(tmp_path):
 
 
 def test_path_of_a_file(tiny):
-    check_refused(tiny / "config.json", "is a file", "give a directory")
+    check_refused(tiny / "config.json", "is a file of another kind", "give a directory")
 
 
 def test_directory_without_config(tiny):

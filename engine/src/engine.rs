@@ -15,7 +15,7 @@ use protocol::{BlockHash, StepShape};
 use crate::kv::{BlockCounts, BlockPool, KvEvent, Reserved};
 use crate::runner::{Computed, Facts, Runner, SpanOutput};
 use crate::schedule::{
-    Guesses, Limits, Pace, Purpose, Scheduled, Scheduler, Sequence, SequenceId, SequenceRequest,
+    Guesses, Limits, Purpose, Scheduled, Scheduler, Sequence, SequenceId, SequenceRequest,
 };
 
 /// Sizes of an engine.
@@ -134,6 +134,8 @@ pub struct Load {
     pub waiting_prompt_tokens: usize,
     /// Tokens present in all sequences.
     pub sequence_tokens: usize,
+    /// Times since the start that a sequence gave its blocks back to one of a better rank.
+    pub preemptions: u64,
     /// The pool.
     pub blocks: BlockCounts,
 }
@@ -163,6 +165,7 @@ impl Engine {
             max_num_seqs: config.max_num_seqs,
             max_num_batched_tokens: config.max_num_batched_tokens,
             speculative_tokens: config.speculative_tokens,
+            step_target_us: config.step_target.map(|target| target.as_secs_f32() * 1e6),
         };
         let pool_tokens = config.kv_blocks * config.block_size;
         Ok(Self {
@@ -303,6 +306,7 @@ impl Engine {
                 .sum(),
             running: running.len() + self.reserved.len(),
             waiting: self.scheduler.waiting().len(),
+            preemptions: self.scheduler.preemptions(),
             blocks: self.pool.counts(),
         }
     }
@@ -317,17 +321,14 @@ impl Engine {
         self.pool.hashes().collect()
     }
 
-    /// How long steps take here, for a step target.
+    /// How long steps take here: for the step target, and for guesses to be made where they pay.
     pub fn learn_latency(&mut self, latency: LatencyModel) {
-        if let Some(target) = self.config.step_target {
-            let step_target_us = target.as_secs_f32() * 1e6;
-            self.scheduler.set_pace(Pace { step_target_us, latency });
-        }
+        self.scheduler.learn_latency(latency);
     }
 
-    /// Whether it wants to know how long steps take.
-    pub fn has_step_target(&self) -> bool {
-        self.config.step_target.is_some()
+    /// Whether it makes anything of `learn_latency`.
+    pub fn uses_latency(&self) -> bool {
+        self.config.step_target.is_some() || self.config.speculative_tokens > 0
     }
 
     /// Computes one batch.

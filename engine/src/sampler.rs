@@ -21,25 +21,23 @@ pub struct Context<'a> {
 }
 
 /// Chooses the token after `context`, and those after its drafts for as long as each draft is what is
-/// chosen anyway. `rows` (`[drafts + 1, vocabulary_size]`) is used as scratch; row i was computed on
-/// top of the first i drafts, which are the last tokens of `context`. One token comes at least.
+/// chosen anyway. The drafts are the last tokens of `context`; `choose` gives the token on top of the
+/// first so many of them, of those allowed where that says any. One token comes at least.
 /// Errors: the grammar cannot be followed.
 pub fn verify(
-    rows: &mut [f32],
-    sampling: &Sampling,
     context: &Context<'_>,
     drafts: usize,
     mut grammar: Option<&mut GrammarState>,
+    mut choose: impl FnMut(usize, &Context<'_>, Option<&TokenSet>) -> Token,
 ) -> Result<Vec<Token>, GrammarError> {
-    let row_len = rows.len() / (drafts + 1);
-    let known = context.tokens.len() - drafts..;
+    let certain = context.tokens.len() - drafts;
     let mut tokens = Vec::new();
-    for (logits, known) in rows.chunks_exact_mut(row_len).zip(known) {
-        let here = Context { tokens: &context.tokens[..known], ..*context };
+    for draft in 0..=drafts {
+        let here = Context { tokens: &context.tokens[..certain + draft], ..*context };
         let allowed = grammar.as_deref_mut().map(GrammarState::allowed).transpose()?;
-        let token = sample(logits, sampling, &here, allowed.as_ref());
+        let token = choose(draft, &here, allowed.as_ref());
         grammar.as_deref_mut().map(|grammar| grammar.accept(token.id)).transpose()?;
-        let is_as_drafted = context.tokens.get(known) == Some(&token.id);
+        let is_as_drafted = context.tokens.get(certain + draft) == Some(&token.id);
         tokens.push(token);
         if !is_as_drafted {
             break;
@@ -346,7 +344,11 @@ mod tests {
         }
         let tokens = [&[0], drafts].concat();
         let greedy = Sampling { temperature: 0.0, ..neutral() };
-        let chosen = verify(&mut rows, &greedy, &after(&tokens, 1), drafts.len(), None).unwrap();
+        let mut rows: Vec<&mut [f32]> = rows.chunks_exact_mut(4).collect();
+        let chosen = verify(&after(&tokens, 1), drafts.len(), None, |row, context, allowed| {
+            sample(rows[row], &greedy, context, allowed)
+        });
+        let chosen = chosen.unwrap();
         assert_eq!(chosen.iter().map(|token| token.id).collect::<Vec<_>>(), expected);
     }
 

@@ -120,9 +120,8 @@ impl<'a> Array<'a> {
         }
         let count = cursor.u64()?;
         let too_many = || {
-            Problem::corrupt(format!(
-                "its metadata has an array of {count} values, more than the file has room for"
-            ))
+            let problem = format!("it ends within an array of {count} values: truncated");
+            Problem::Corrupt(problem)
         };
         let count = usize::try_from(count).map_err(|_| too_many())?;
         let bytes = count.checked_mul(kind.bytes()).ok_or_else(too_many)?;

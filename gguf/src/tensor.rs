@@ -23,7 +23,7 @@ pub struct TensorInfo<'a> {
 pub struct TensorType(u32);
 
 /// Number, name, elements of a block, bytes of a block, as ggml defines them.
-const TYPES: [(u32, &str, usize, usize); 35] = [
+const TYPES: [(u32, &str, usize, usize); 34] = [
     (0, "F32", 1, 4),
     (1, "F16", 1, 2),
     (2, "Q4_0", 32, 18),
@@ -58,7 +58,6 @@ const TYPES: [(u32, &str, usize, usize); 35] = [
     (39, "MXFP4", 32, 17),
     (40, "NVFP4", 64, 36),
     (41, "Q1_0", 128, 18),
-    (42, "Q2_0", 64, 18),
 ];
 
 impl TensorType {
@@ -78,6 +77,12 @@ impl TensorType {
     pub const Q4_K: Self = Self(12);
     /// 6 bits, blocks of 256.
     pub const Q6_K: Self = Self(14);
+
+    /// The type of a name such as `Q4_0`.
+    pub fn named(name: &str) -> Option<Self> {
+        let row = TYPES.iter().find(|(_, known, ..)| *known == name);
+        row.map(|(number, ..)| Self(*number))
+    }
 
     /// The type of this number.
     pub(crate) fn of(number: u32) -> Option<Self> {

@@ -23,7 +23,9 @@ fn demo() -> Value {
 
 /// What the file made of this metadata says.
 fn converted(metadata: Vec<(String, Writable)>) -> Tokenizer {
-    let file = Writer { metadata, ..Default::default() }.finish();
+    let mut writer = Writer::default();
+    writer.metadata = metadata;
+    let file = writer.finish();
     let gguf = Gguf::parse(&file, Path::new("model.gguf")).unwrap();
     let text = tokenizer::tokenizer_json(&gguf).unwrap();
     Tokenizer::from_bytes(text.as_bytes(), 1 << 20).unwrap()
@@ -291,7 +293,7 @@ fn join(word: &mut Vec<String>, left: &str, right: &str) {
 fn sentencepiece_tokenizers_give_the_ids_of_sentencepiece() {
     let pieces = Pieces::train();
     let vocabulary: Vec<_> = pieces.texts.iter().zip(0..).collect();
-    assert!(vocabulary.len() > 350, "{}", vocabulary.len());
+    assert!(vocabulary.len() > 300, "{}", vocabulary.len());
     let vocab: serde_json::Map<String, Value> =
         vocabulary.iter().map(|(text, id)| ((*text).clone(), json!(id))).collect();
     let special = |id: usize| json!({"id": id, "content": pieces.texts[id], "special": true});

@@ -130,6 +130,9 @@ pub fn engines(metrics: &Metrics, hosts: Vec<Arc<EngineHost>>) {
     metrics.read(sequences, move || vec![("running", running()), ("waiting", waiting())]);
     let steps = sum(|host| host.progress().steps as usize);
     metrics.counter("stator_steps", "Steps that the engines here have made.", steps);
+    let preemptions = sum(|host| host.load().preemptions as usize);
+    let help = "Times that sequences here gave their KV blocks to others and began again.";
+    metrics.counter("stator_preemptions", help, preemptions);
     let guessed = sum(|host| host.guesses().computed as usize);
     let help = "Tokens that the engines here guessed from what texts repeat (prompt lookup).";
     metrics.counter("stator_speculative_tokens", help, guessed);

@@ -157,7 +157,7 @@ impl EngineLoop {
         status.step = None;
         status.guesses.add(output.guesses);
         status.latency.record(output);
-        if self.engine.has_step_target()
+        if self.engine.uses_latency()
             && let Some(latency) = status.latency.model()
         {
             self.engine.learn_latency(latency);

@@ -128,8 +128,8 @@ impl WorkerPlan {
             max_num_seqs: rng.random_range(1..=8),
             max_num_batched_tokens: rng.random_range(8..=160),
             waiting_sequences_max: 1024,
-            speculative_tokens: 0,
-            step_target: None,
+            speculative_tokens: rng.random_range(0..8),
+            step_target: rng.random_bool(0.5).then(|| milliseconds(rng, 50)),
         };
         let times = MockTimes {
             prefill_us_per_token: rng.random_range(20.0..1000.0),

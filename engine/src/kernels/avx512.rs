@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::tile::{Output, Tile};
+use super::tile::{Output, Tile, prefetch};
 
 const STEP: usize = 32;
 const TILE_ROWS: usize = 3;
@@ -212,6 +212,7 @@ impl Operands<'_> {
                     let w = if IS_PACKED {
                         load(w.add((at - k.start) * OUTPUTS + o * STEP), STEP)
                     } else {
+                        // Rows are too short for the CPU to see the next ones coming.
                         prefetch(w.wrapping_add(2 * OUTPUTS * inputs + at * OUTPUTS + o * STEP));
                         load(w.add(o * inputs + at), left)
                     };
@@ -268,13 +269,6 @@ unsafe fn load(from: *const bf16, left: usize) -> __m512bh {
         };
         std::mem::transmute::<__m512i, __m512bh>(bits)
     }
-}
-
-/// The next outputs' weights come after these: rows are too short for the CPU to see them coming.
-#[inline(always)]
-fn prefetch(weights: *const bf16) {
-    // SAFETY: a hint, which touches nothing wherever it points.
-    unsafe { _mm_prefetch::<_MM_HINT_T1>(weights.cast()) };
 }
 
 /// The sum of each register's lanes, as `math::sum_lanes` adds them.

@@ -86,6 +86,13 @@ impl Compute {
         Ok(Self { defect: Some(defect), ..Self::new(threads, path)? })
     }
 
+    /// With other kernels for quantised weights than the fastest, which must be available.
+    #[cfg(test)]
+    pub(super) fn with_quantized_path(self, quantized: QuantizedPath) -> Self {
+        assert!(quantized.is_available(), "this CPU has no {quantized:?} kernels");
+        Self { quantized, ..self }
+    }
+
     /// What it does wrong: nothing outside of tests.
     pub(super) fn defect(&self) -> Option<Defect> {
         self.defect

@@ -1,11 +1,12 @@
 //! Computes with this crate's CPU kernels.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::Instant;
 
 use kv_transfer::{HostMemory, KvLayout};
 
-use super::{Choice, Computed, Facts, PromptReport, Runner, Span, SpanOutput};
+use super::{Computed, Facts, Runner, Span, SpanOutput};
 use crate::kernels::Compute;
 use crate::model::{self, Model};
 use crate::sampler;
@@ -56,23 +57,19 @@ impl Runner for CpuRunner {
     }
 }
 
-/// Reports on the prompt, and chooses the next token. `rows` is `[span.logits(), vocabulary_size]`.
+/// `rows` is `[span.logits(), vocabulary_size]`, and used as scratch once a row was reported on.
 fn conclude(span: &mut Span<'_>, rows: &mut [f32], facts: &Facts) -> SpanOutput {
-    let prompt = match &span.prompt_report {
-        None => Vec::new(),
-        Some(PromptReport { next_tokens, alternatives }) => {
-            let rows = rows.chunks_exact(facts.vocabulary_size).zip(*next_tokens);
-            rows.map(|(row, token)| sampler::report(row, *token, *alternatives)).collect()
-        }
-    };
-    let Some(Choice { sampling, context, drafts, grammar }) = &mut span.choice else {
-        return SpanOutput { prompt, ..Default::default() };
-    };
-    let last = rows.len() - (*drafts + 1) * facts.vocabulary_size;
-    match sampler::verify(&mut rows[last..], sampling, context, *drafts, grammar.as_deref_mut()) {
-        Ok(tokens) => SpanOutput { tokens, prompt, failure: None },
-        Err(error) => SpanOutput { prompt, failure: Some(error), ..Default::default() },
-    }
+    let drafts = span.choice.as_ref().map_or(0, |choice| choice.drafts);
+    let first_choice = span.logits().saturating_sub(drafts + 1);
+    let rows: RefCell<Vec<&mut [f32]>> =
+        RefCell::new(rows.chunks_exact_mut(facts.vocabulary_size).collect());
+    span.conclude(
+        |row, token, alternatives| sampler::report(rows.borrow()[row], token, alternatives),
+        |sampling, draft, context, allowed| {
+            let row = &mut rows.borrow_mut()[first_choice + draft];
+            sampler::sample(row, sampling, context, allowed)
+        },
+    )
 }
 
 fn for_decoder<'a>(span: &Span<'a>) -> model::Span<'a> {

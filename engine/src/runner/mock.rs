@@ -6,11 +6,11 @@
 
 use std::time::Duration;
 
-use grammar::{GrammarError, GrammarState, TokenSet};
+use grammar::TokenSet;
 use kv_transfer::{HostMemory, KvLayout};
-use protocol::v1::{Token, TokenLogprob};
+use protocol::v1::{Sampling, Token, TokenLogprob};
 
-use super::{Choice, Computed, Facts, MockVocabulary, PromptReport, Runner, Span, SpanOutput};
+use super::{Computed, Context, Facts, MockVocabulary, Runner, Span, SpanOutput};
 
 /// Bytes of a state's half: one goes where keys lie, the other where values do.
 const HALF_BYTES: usize = 4;
@@ -67,50 +67,31 @@ impl MockRunner {
     }
 
     fn conclude(&self, span: &mut Span<'_>, kv: &MockKv<'_>) -> SpanOutput {
-        let prompt = match &span.prompt_report {
-            None => Vec::new(),
-            Some(PromptReport { next_tokens, alternatives }) => {
-                let states = (span.start..).map(|position| kv.state(span.blocks, position));
-                let states = states.zip(*next_tokens);
-                states
-                    .map(|(state, token)| self.token(*token, state, Some(*alternatives)))
-                    .collect()
-            }
-        };
-        let blocks = span.blocks;
-        let chosen = span.choice.as_mut().map(|choice| self.verify(choice, blocks, kv));
-        match chosen.transpose() {
-            Ok(tokens) => SpanOutput { tokens: tokens.unwrap_or_default(), prompt, failure: None },
-            Err(error) => SpanOutput { prompt, failure: Some(error), ..Default::default() },
-        }
+        let (blocks, start) = (span.blocks, span.start);
+        span.conclude(
+            |index, token, alternatives| {
+                self.token(token, kv.state(blocks, start + index), Some(alternatives))
+            },
+            |sampling, _, context, allowed| self.choose(sampling, context, blocks, allowed, kv),
+        )
     }
 
-    /// As `sampler::verify`.
-    fn verify(
+    fn choose(
         &self,
-        choice: &mut Choice<'_>,
+        sampling: &Sampling,
+        context: &Context<'_>,
         blocks: &[u32],
+        allowed: Option<&TokenSet>,
         kv: &MockKv<'_>,
-    ) -> Result<Vec<Token>, GrammarError> {
-        let Choice { sampling, context, drafts, grammar } = choice;
+    ) -> Token {
         let seed = match sampling.temperature {
             0.0 => 0,
             _ => mix(sampling.seed, u64::from(sampling.choice) + 1),
         };
-        let mut tokens = Vec::new();
-        for known in context.tokens.len() - *drafts..=context.tokens.len() {
-            let drawn = mix(kv.digest(blocks, known), seed);
-            let allowed = grammar.as_deref_mut().map(GrammarState::allowed).transpose()?;
-            let may_stop = known - context.prompt_tokens >= context.min_tokens;
-            let forbidden = if may_stop { &[][..] } else { context.stop_token_ids };
-            let id = self.draw(drawn, forbidden, allowed.as_ref());
-            grammar.as_deref_mut().map(|grammar| grammar.accept(id)).transpose()?;
-            tokens.push(self.token(id, drawn, sampling.logprobs));
-            if context.tokens.get(known) != Some(&id) {
-                break;
-            }
-        }
-        Ok(tokens)
+        let drawn = mix(kv.digest(blocks, context.tokens.len()), seed);
+        let may_stop = context.tokens.len() - context.prompt_tokens >= context.min_tokens;
+        let forbidden = if may_stop { &[][..] } else { context.stop_token_ids };
+        self.token(self.draw(drawn, forbidden, allowed), drawn, sampling.logprobs)
     }
 
     fn draw(&self, drawn: u64, forbidden: &[u32], allowed: Option<&TokenSet>) -> u32 {
@@ -255,9 +236,8 @@ fn mix(a: u64, b: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Choice;
     use super::*;
-    use crate::sampler::Context;
-    use protocol::v1::Sampling;
 
     const BLOCK_SIZE: usize = 4;
 

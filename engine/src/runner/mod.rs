@@ -6,10 +6,11 @@ mod mock_vocabulary;
 
 use std::time::Duration;
 
-use grammar::{GrammarError, GrammarState};
+use grammar::{GrammarError, GrammarState, TokenSet};
 use kv_transfer::{HostMemory, KvLayout};
 use protocol::v1::{Sampling, Token};
 
+use crate::sampler;
 pub use crate::sampler::Context;
 pub use cpu::CpuRunner;
 pub use mock::{MockRunner, MockTimes};
@@ -69,6 +70,18 @@ pub struct Choice<'a> {
     pub grammar: Option<&'a mut GrammarState>,
 }
 
+impl Choice<'_> {
+    fn verify(
+        &mut self,
+        mut choose: impl FnMut(&Sampling, usize, &Context<'_>, Option<&TokenSet>) -> Token,
+    ) -> Result<Vec<Token>, GrammarError> {
+        let Self { sampling, context, drafts, grammar } = self;
+        sampler::verify(context, *drafts, grammar.as_deref_mut(), |draft, context, allowed| {
+            choose(sampling, draft, context, allowed)
+        })
+    }
+}
+
 /// Logprobs of tokens that are there already.
 pub struct PromptReport<'a> {
     /// The tokens after the span's, each one's predecessor being in it.
@@ -99,6 +112,28 @@ pub struct SpanOutput {
 }
 
 impl Span<'_> {
+    /// Makes of what was computed what the engine wants to know. `report` says how likely a token of
+    /// the prompt was after the span's so many-th token; `choose` is as for `sampler::verify`.
+    fn conclude(
+        &mut self,
+        report: impl Fn(usize, u32, u32) -> Token,
+        choose: impl FnMut(&Sampling, usize, &Context<'_>, Option<&TokenSet>) -> Token,
+    ) -> SpanOutput {
+        let mut output = SpanOutput::default();
+        if let Some(PromptReport { next_tokens, alternatives }) = &self.prompt_report {
+            let tokens = next_tokens.iter().enumerate();
+            output.prompt =
+                tokens.map(|(index, token)| report(index, *token, *alternatives)).collect();
+        }
+        if let Some(choice) = &mut self.choice {
+            match choice.verify(choose) {
+                Ok(tokens) => output.tokens = tokens,
+                Err(error) => output.failure = Some(error),
+            }
+        }
+        output
+    }
+
     /// After how many of its last tokens logits are needed.
     pub fn logits(&self) -> usize {
         match (&self.prompt_report, &self.choice) {

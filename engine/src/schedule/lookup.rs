@@ -8,9 +8,12 @@
 const WINDOW_TOKENS: usize = 8192;
 
 /// Tokens of a sequence's first guess; later ones are as long as the one before went well.
-const FIRST_GUESS_TOKENS: usize = 4;
+const FIRST_GUESS_TOKENS: usize = 2;
 
-/// A sequence whose guesses fail one after the other makes none for 2, 4, 8 … tokens, up to 2 to this.
+/// Which share of guesses is expected to come true of a sequence that has made none.
+const HOPE: f32 = 0.5;
+
+/// A sequence whose guesses fail makes none for 2, 4, 8 … steps, up to 2 to this.
 const PAUSE_EXPONENT_MAX: u32 = 6;
 
 /// What followed the last earlier occurrence of the newest three tokens, or of the newest two where
@@ -60,7 +63,9 @@ impl Guesses {
 pub struct Guessing {
     /// Tokens of the next guess at most.
     tokens_max: usize,
-    /// Guesses in a row of which nothing came true.
+    /// Which share of the tokens of recent guesses came true; before the first one, what is hoped for.
+    accepted: f32,
+    /// Times in a row that guessing was given up.
     failures: u32,
     /// Steps before the next guess.
     pause: u32,
@@ -68,13 +73,17 @@ pub struct Guessing {
 
 impl Default for Guessing {
     fn default() -> Self {
-        Self { tokens_max: FIRST_GUESS_TOKENS, failures: 0, pause: 0 }
+        Self { tokens_max: FIRST_GUESS_TOKENS, accepted: HOPE, failures: 0, pause: 0 }
     }
 }
 
 impl Guessing {
-    /// How many tokens to guess in the coming step; counts the step where none are.
-    pub fn tokens_max(&mut self) -> usize {
+    /// How many tokens to guess in the coming step, where guesses pay of which this share comes true.
+    /// Counts the step where none are.
+    pub fn tokens_max(&mut self, share: f32) -> usize {
+        if self.pause == 0 && self.accepted < share {
+            self.give_up();
+        }
         if self.pause > 0 {
             self.pause -= 1;
             return 0;
@@ -84,17 +93,21 @@ impl Guessing {
 
     /// `accepted` of `drafted` tokens came true.
     pub fn learn(&mut self, drafted: usize, accepted: usize) {
+        self.accepted = (self.accepted + accepted as f32 / drafted as f32) / 2.0;
         if accepted == 0 {
-            self.failures = (self.failures + 1).min(PAUSE_EXPONENT_MAX);
-            self.pause = 1 << self.failures;
-            self.tokens_max = FIRST_GUESS_TOKENS;
-            return;
+            self.give_up();
+        } else if accepted < drafted {
+            self.tokens_max = accepted + 1;
+        } else {
+            self.failures = 0;
+            self.tokens_max = self.tokens_max.max(2 * drafted);
         }
-        self.failures = 0;
-        self.tokens_max = match accepted == drafted {
-            true => self.tokens_max.max(2 * drafted),
-            false => accepted + 1,
-        };
+    }
+
+    /// For a while, and longer each time.
+    fn give_up(&mut self) {
+        self.failures = (self.failures + 1).min(PAUSE_EXPONENT_MAX);
+        *self = Self { failures: self.failures, pause: 1 << self.failures, ..Self::default() };
     }
 }
 
@@ -143,20 +156,28 @@ mod tests {
     /// Guesses of these lengths and successes, and after each the steps without a guess and the length
     /// of the next.
     #[track_caller]
-    fn check_adapts(steps: &[(usize, usize, usize, usize)]) {
+    fn check_adapts(share: f32, guesses: &[(usize, usize, usize, usize)]) {
         let mut guessing = Guessing::default();
-        for (drafted, accepted, pause, next) in steps {
+        for (drafted, accepted, pause, next) in guesses {
             guessing.learn(*drafted, *accepted);
-            let paused = (0..).take_while(|_| guessing.tokens_max() == 0).count();
-            assert_eq!((paused, guessing.tokens_max()), (*pause, *next), "{drafted}, {accepted}");
+            let paused = (0..1000).take_while(|_| guessing.tokens_max(share) == 0).count();
+            let found = (paused, guessing.tokens_max(share));
+            assert_eq!(found, (*pause, *next), "{drafted}, {accepted}");
         }
     }
 
     #[test]
     fn guesses_grow_while_they_come_true_and_pause_while_they_fail() {
-        check_adapts(&[(4, 4, 0, 8), (8, 8, 0, 16), (16, 2, 0, 3), (3, 3, 0, 6), (2, 2, 0, 6)]);
-        check_adapts(&[(4, 0, 2, 4), (4, 0, 4, 4), (4, 0, 8, 4), (4, 1, 0, 2), (2, 0, 2, 4)]);
-        let failures: Vec<_> = (1..=6).map(|n| (4, 0, 1 << n, 4)).collect();
-        check_adapts(&[&failures[..], &[(4, 0, 64, 4)]].concat());
+        check_adapts(0.0, &[(2, 2, 0, 4), (4, 4, 0, 8), (8, 2, 0, 3), (3, 3, 0, 6), (2, 2, 0, 6)]);
+        check_adapts(0.0, &[(2, 0, 2, 2), (2, 0, 4, 2), (2, 1, 0, 2), (2, 0, 8, 2), (2, 2, 0, 4)]);
+        let failures: Vec<_> = (1..=6).map(|n| (2, 0, 1 << n, 2)).collect();
+        check_adapts(0.0, &[&failures[..], &[(2, 0, 64, 2)]].concat());
+    }
+
+    #[test]
+    fn guesses_that_do_not_pay_are_given_up() {
+        check_adapts(0.4, &[(4, 2, 0, 3), (3, 1, 0, 2), (2, 1, 0, 2), (4, 1, 2, 2), (4, 1, 4, 2)]);
+        // More than is hoped for would have to come true.
+        check_adapts(0.7, &[(2, 2, 0, 4), (4, 2, 1000, 0)]);
     }
 }

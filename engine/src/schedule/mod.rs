@@ -5,8 +5,9 @@ mod pace;
 mod scheduler;
 mod sequence;
 mod share;
+#[cfg(test)]
+mod tests;
 
 pub use lookup::Guesses;
-pub use pace::Pace;
 pub use scheduler::{Limits, Scheduled, Scheduler};
 pub use sequence::{Purpose, Rank, Sequence, SequenceId, SequenceRequest};

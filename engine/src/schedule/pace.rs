@@ -1,4 +1,5 @@
-//! How much of a prompt a step computes beside streams, so that these do not stand still for long.
+//! What is made of knowing how long steps take: how much of a prompt a step computes beside streams, so
+//! that these do not stand still for long, and which guesses pay.
 
 use protocol::StepShape;
 use protocol::v1::LatencyModel;
@@ -40,6 +41,16 @@ impl Pace {
     }
 }
 
+/// Which share of what the streams of a step guess must come true to pay. A guess is another row, and
+/// what rows take (beside the step's constant time, for which weights come from memory) is that share
+/// of the step: each guess costs it, and one that comes true saves one stream's part of a step.
+pub fn paying_share(latency: &LatencyModel, streams: &StepShape) -> f32 {
+    let step_us = latency.predict_step_us(streams);
+    let share = (step_us - latency.step_us) / step_us;
+    // Nothing was learned yet.
+    if share.is_nan() { 0.0 } else { share }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,5 +86,19 @@ mod tests {
         check([100.0, 10.0, 0.1, 20.0, 0.05], 1200.0, 10_000, PROMPT_TOKENS_MIN);
         // Nothing was learned yet.
         check([0.0; 5], 1200.0, 10, usize::MAX);
+    }
+
+    #[test]
+    fn guesses_pay_where_rows_cost_little() {
+        let streams = |count| StepShape { sequences: count, ..Default::default() };
+        let check = |coefficients, count, expected: f32| {
+            let share =
+                paying_share(&LatencyModel::from_coefficients(coefficients), &streams(count));
+            assert!((share - expected).abs() < 1e-6, "{share} instead of {expected}");
+        };
+        check([0.0; 5], 1.0, 0.0);
+        check([90.0, 0.0, 0.0, 10.0, 0.0], 1.0, 0.1);
+        check([90.0, 0.0, 0.0, 10.0, 0.0], 9.0, 0.5);
+        check([0.0, 0.0, 0.0, 10.0, 0.0], 1.0, 1.0);
     }
 }

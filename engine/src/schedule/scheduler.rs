@@ -9,23 +9,25 @@
 //!   are; how they share it is in `share.rs`.
 //! - Blocks go to the best rank: who needs one takes it from the worst rank, never from a better one,
 //!   so two sequences cannot take them from each other in turn. Nobody is admitted whose tokens do not
-//!   fit beside what is admitted, and nobody passes one that waits for blocks.
+//!   fit beside what is admitted, and nobody else is while the first one waits for blocks.
 //! - After `OLD_STEPS` a sequence has the best rank there is, among its like by arrival. So it is
 //!   not passed any more and, once it runs, not preempted; it ends after those that came before it.
 
 use std::collections::VecDeque;
 
+use protocol::v1::LatencyModel;
 use protocol::{LAST_STEP_TOKENS, LONG_PROMPT_TOKENS, StepShape};
 
-use super::{Pace, Purpose, Sequence, SequenceId};
+use super::pace::{Pace, paying_share};
+use super::{Purpose, Sequence, SequenceId};
 use crate::kv::BlockPool;
 
 /// A sequence that is not done so many steps after it came ranks before whatever has not been here for
 /// as long, whatever their priorities.
 const OLD_STEPS: u64 = 1024;
 
-/// Sequences that decode and what they guess are no more rows than this together. A step of few rows
-/// waits for weights to come from memory, so that some more cost little; many compute for longer.
+/// Sequences that decode and what they guess are no more rows than this together: so many fill the
+/// tiles of the kernels, and beyond that each costs as much as the other.
 const GUESSING_ROWS_MAX: usize = 16;
 
 /// How much runs at once.
@@ -37,6 +39,8 @@ pub struct Limits {
     pub max_num_batched_tokens: usize,
     /// Tokens that a sequence may guess in a step; 0: it never does.
     pub speculative_tokens: usize,
+    /// Microseconds that a step with streams in it takes at most, where its prompts can be cut for that.
+    pub step_target_us: Option<f32>,
 }
 
 /// `count` tokens of the `running` sequence at `index`, to be computed in this step.
@@ -51,10 +55,11 @@ pub struct Scheduled {
 /// See the module's description.
 pub struct Scheduler {
     limits: Limits,
-    pace: Option<Pace>,
+    latency: LatencyModel,
     pub(super) waiting: VecDeque<Sequence>,
     pub(super) running: Vec<Sequence>,
     arrivals: u64,
+    preemptions: u64,
     pub(super) steps: u64,
     /// Tokens that this step may still compute.
     pub(super) left: usize,
@@ -69,10 +74,11 @@ impl Scheduler {
     pub fn new(limits: Limits) -> Self {
         Self {
             limits,
-            pace: None,
+            latency: LatencyModel::default(),
             waiting: VecDeque::new(),
             running: Vec::new(),
             arrivals: 0,
+            preemptions: 0,
             steps: 0,
             left: 0,
             preempted: false,
@@ -80,9 +86,9 @@ impl Scheduler {
         }
     }
 
-    /// From now on steps with streams in them take no longer for their prompts than that.
-    pub fn set_pace(&mut self, pace: Pace) {
-        self.pace = Some(pace);
+    /// How long steps take, as far as that is known.
+    pub fn learn_latency(&mut self, latency: LatencyModel) {
+        self.latency = latency;
     }
 
     /// A new sequence waits.
@@ -124,6 +130,11 @@ impl Scheduler {
         }
         let index = self.waiting.iter().position(|sequence| sequence.id == id)?;
         self.waiting.remove(index)
+    }
+
+    /// Times that a sequence gave its blocks back.
+    pub fn preemptions(&self) -> u64 {
+        self.preemptions
     }
 
     /// Whether another sequence may begin, beside `reserved` ones that will run later.
@@ -187,32 +198,41 @@ impl Scheduler {
 
     /// Adds to this step what streams expect to come next, as far as there is room.
     fn plan_guesses(&mut self, pool: &mut BlockPool) {
-        let rows = self.running.iter().filter(|sequence| sequence.planned > 0).count();
-        let rows_each = GUESSING_ROWS_MAX.checked_div(rows).unwrap_or(0);
+        let streams = self.planned_streams();
+        let rows_each = GUESSING_ROWS_MAX / (streams.sequences as usize).max(1);
         let count = rows_each.saturating_sub(1).min(self.limits.speculative_tokens);
+        let share = paying_share(&self.latency, &streams);
         for sequence in self.running.iter_mut().filter(|sequence| sequence.planned > 0) {
-            sequence.guess(count);
-            let planned = sequence.chunk(sequence.planned + self.left);
-            if planned > sequence.planned && sequence.grow(sequence.computed + planned, pool) {
-                self.left -= planned - sequence.planned;
-                sequence.planned = planned;
+            sequence.guess(count, share);
+            let mut planned = sequence.chunk(sequence.planned + self.left);
+            if !sequence.grow(sequence.computed + planned, pool) {
+                planned = planned.min(sequence.room());
             }
+            self.left -= planned - sequence.planned;
+            sequence.planned = planned;
         }
     }
 
     /// Takes from this step what prompts would make it too long for.
     fn keep_pace(&mut self) {
-        let streams = self.running.iter().filter(|sequence| sequence.planned > 0);
+        let streams = self.planned_streams();
+        if let (Some(step_target_us), true) = (self.limits.step_target_us, streams.sequences > 0.0)
+        {
+            let prompts = self.running.iter().filter(|sequence| sequence.uncomputed() > 1);
+            let context_tokens = prompts.map(|prompt| prompt.computed).max().unwrap_or(0);
+            let pace = Pace { step_target_us, latency: self.latency };
+            self.left = self.left.min(pace.prompt_tokens(&streams, context_tokens));
+        }
+    }
+
+    /// What this step computes so far.
+    fn planned_streams(&self) -> StepShape {
         let mut shape = StepShape::default();
-        for sequence in streams {
+        for sequence in self.running.iter().filter(|sequence| sequence.planned > 0) {
             shape.sequences += sequence.planned as f32;
             shape.attended += (sequence.planned * sequence.tokens.len()) as f32;
         }
-        if let (Some(pace), true) = (self.pace, shape.sequences > 0.0) {
-            let prompts = self.running.iter().filter(|sequence| sequence.uncomputed() > 1);
-            let context_tokens = prompts.map(|prompt| prompt.computed).max().unwrap_or(0);
-            self.left = self.left.min(pace.prompt_tokens(&shape, context_tokens));
-        }
+        shape
     }
 
     /// Has at most `budget` tokens of a running sequence computed in this step, where needed with
@@ -270,6 +290,7 @@ impl Scheduler {
         sequence.release(pool);
         self.waiting.push_back(sequence);
         self.preempted = true;
+        self.preemptions += 1;
         index
     }
 }
@@ -284,139 +305,4 @@ pub(super) fn chunk(sequence: &Sequence, budget: usize) -> usize {
         return uncomputed - LAST_STEP_TOKENS;
     }
     sequence.chunk(budget)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::schedule::SequenceRequest;
-
-    const BLOCK_SIZE: usize = 4;
-
-    fn sequence(id: u64, tokens: usize) -> Sequence {
-        let request = SequenceRequest {
-            id: SequenceId(id),
-            prompt: (0..tokens as u32).map(|token| token + 1000 * id as u32).collect(),
-            generated: Vec::new(),
-            sampling: Default::default(),
-            stopping: Default::default(),
-            cache_salt: String::new(),
-            grammar: None,
-            prompt_logprobs: None,
-            priority: 0,
-        };
-        Sequence::new(request, Purpose::Generate, "numerics", BLOCK_SIZE).unwrap()
-    }
-
-    fn scheduler(max_num_seqs: usize, max_num_batched_tokens: usize) -> Scheduler {
-        Scheduler::new(Limits { max_num_seqs, max_num_batched_tokens, speculative_tokens: 0 })
-    }
-
-    /// Runs one step, in which each sequence that catches up gains a token. Returns (id, count).
-    fn step(scheduler: &mut Scheduler, pool: &mut BlockPool) -> Vec<(u64, usize)> {
-        let scheduled = scheduler.schedule(0, pool);
-        pool.assert_consistent();
-        let mut counts = Vec::new();
-        for Scheduled { index, count } in scheduled {
-            let sequence = &mut scheduler.running_mut()[index];
-            counts.push((sequence.id.0, count));
-            sequence.advance(count, pool);
-            if sequence.uncomputed() == 0 {
-                sequence.tokens.push(7);
-            }
-        }
-        counts
-    }
-
-    #[test]
-    fn long_prompts_are_chunked_within_the_budget_beside_running_sequences() {
-        let (mut scheduler, mut pool) = (scheduler(8, 10), BlockPool::new(100));
-        scheduler.add(sequence(1, 3));
-        assert_eq!(step(&mut scheduler, &mut pool), [(1, 3)]);
-        scheduler.add(sequence(2, 25));
-        assert_eq!(step(&mut scheduler, &mut pool), [(1, 1), (2, 9)]);
-        assert_eq!(step(&mut scheduler, &mut pool), [(1, 1), (2, 9)]);
-        assert_eq!(step(&mut scheduler, &mut pool), [(1, 1), (2, 7)]);
-        assert_eq!(step(&mut scheduler, &mut pool), [(1, 1), (2, 1)]);
-    }
-
-    #[test]
-    fn a_long_prompt_that_is_pulled_ends_with_a_short_step() {
-        let check = |tokens, purpose, budget, expected: &[usize]| {
-            let (mut scheduler, mut pool) = (scheduler(8, budget), BlockPool::new(1000));
-            let mut long = sequence(1, tokens);
-            long.purpose = purpose;
-            scheduler.add(long);
-            let steps: Vec<usize> =
-                expected.iter().map(|_| step(&mut scheduler, &mut pool)[0].1).collect();
-            assert_eq!(steps, expected, "{tokens} tokens");
-        };
-        check(2000, Purpose::Prefill, 512, &[512, 512, 512, 400, 64]);
-        check(1600, Purpose::Prefill, 512, &[512, 512, 512, 64]);
-        check(1024, Purpose::Prefill, 4096, &[960, 64]);
-        check(1000, Purpose::Prefill, 4096, &[1000]);
-        check(2000, Purpose::Generate, 4096, &[2000, 1]);
-    }
-
-    #[test]
-    fn no_more_sequences_run_than_allowed() {
-        let (mut scheduler, mut pool) = (scheduler(2, 100), BlockPool::new(100));
-        for id in 1..=3 {
-            scheduler.add(sequence(id, 4));
-        }
-        assert_eq!(step(&mut scheduler, &mut pool), [(1, 4), (2, 4)]);
-        scheduler.remove(SequenceId(1)).unwrap().release(&mut pool);
-        assert_eq!(step(&mut scheduler, &mut pool), [(2, 1), (3, 4)]);
-    }
-
-    #[test]
-    fn streams_come_before_prompts_and_reserved_sequences_count() {
-        let (mut scheduler, mut pool) = (scheduler(3, 10), BlockPool::new(100));
-        scheduler.add(sequence(1, 30));
-        assert_eq!(step(&mut scheduler, &mut pool), [(1, 10)]);
-        let mut resumed = sequence(2, 4);
-        assert!(resumed.grow(4, &mut pool));
-        resumed.advance(4, &mut pool);
-        resumed.tokens.push(7);
-        scheduler.resume(resumed);
-        assert_eq!(step(&mut scheduler, &mut pool), [(2, 1), (1, 9)]);
-        assert!(scheduler.has_room(0) && !scheduler.has_room(1));
-    }
-
-    #[test]
-    fn a_seen_prefix_is_not_computed_again() {
-        let (mut scheduler, mut pool) = (scheduler(8, 100), BlockPool::new(100));
-        scheduler.add(sequence(1, 13));
-        step(&mut scheduler, &mut pool);
-        let mut again = sequence(1, 13);
-        again.id = SequenceId(2);
-        scheduler.add(again);
-        assert_eq!(step(&mut scheduler, &mut pool), [(1, 1), (2, 1)], "12 of 13 were seen");
-        assert_eq!(scheduler.running()[1].cached_tokens, Some(12));
-    }
-
-    #[test]
-    fn a_whole_seen_prompt_still_computes_its_last_block_for_the_logits() {
-        let (mut scheduler, mut pool) = (scheduler(8, 100), BlockPool::new(100));
-        scheduler.add(sequence(1, 8));
-        step(&mut scheduler, &mut pool);
-        let mut again = sequence(1, 8);
-        again.id = SequenceId(2);
-        scheduler.add(again);
-        assert_eq!(step(&mut scheduler, &mut pool), [(1, 1), (2, 4)]);
-    }
-
-    #[test]
-    fn the_youngest_is_preempted_and_catches_up_later() {
-        let (mut scheduler, mut pool) = (scheduler(8, 100), BlockPool::new(4));
-        scheduler.add(sequence(1, 8));
-        scheduler.add(sequence(2, 7));
-        assert_eq!(step(&mut scheduler, &mut pool), [(1, 8), (2, 7)]);
-        // Sequence 1 needs a third block, and 2 has the last one.
-        assert_eq!(step(&mut scheduler, &mut pool), [(1, 1)]);
-        assert_eq!(scheduler.waiting().len(), 1);
-        scheduler.remove(SequenceId(1)).unwrap().release(&mut pool);
-        let again = step(&mut scheduler, &mut pool);
-        assert_eq!(again, [(2, 4)], "of 8 tokens, the first block was still cached");
-    }
 }

@@ -210,6 +210,11 @@ impl Sequence {
         }
     }
 
+    /// Tokens that can be computed in the blocks it has.
+    pub fn room(&self) -> usize {
+        self.blocks.len() * self.hasher.block_size() - self.computed
+    }
+
     /// Blocks that its tokens still need.
     pub fn missing_blocks(&self) -> usize {
         let needed = self.tokens.len().div_ceil(self.hasher.block_size());
@@ -260,14 +265,14 @@ impl Sequence {
     }
 
     /// Guesses at most `count` tokens that may come next, where none are known to and only the newest
-    /// token waits to be computed.
-    pub fn guess(&mut self, count: usize) {
+    /// token waits to be computed. Guesses pay of which `share` comes true.
+    pub fn guess(&mut self, count: usize, share: f32) {
         let streams = self.purpose == Purpose::Generate && !self.in_prefill();
         if !streams || self.uncomputed() != 1 || !self.drafts.is_empty() {
             return;
         }
         let count = count.min(self.drafts_useful());
-        let count = if count > 0 { count.min(self.guessing.tokens_max()) } else { 0 };
+        let count = if count > 0 { count.min(self.guessing.tokens_max(share)) } else { 0 };
         if count > 0 {
             self.drafts = look_up(&self.tokens, count);
             self.is_guess = !self.drafts.is_empty();

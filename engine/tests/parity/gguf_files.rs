@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use gguf::TensorType;
-use gguf::test_support::{Conversion, convert};
+use gguf::test_support::{Conversion, Writable, Writer, convert};
 
 use super::*;
 
@@ -120,6 +120,7 @@ fn check_quantised(name: &str, kind: TensorType, allowed: f32) {
     let range = expected.iter().fold(0.0f32, |range, logit| range.max(-logit));
     for path in [KernelPath::Portable, KernelPath::detect()] {
         let found = last_logits(&quantized.0, path);
+        assert!(found.iter().all(|logit| logit.is_finite()), "{name} in {kind} on {path}");
         let errors = found.iter().zip(&expected).map(|(ours, theirs)| (ours - theirs).abs());
         let largest = errors.fold(0.0f32, f32::max) / range;
         assert!(largest <= allowed, "{name} in {kind} on {path}: {largest} of the range");
@@ -146,4 +147,91 @@ fn quantised_embeddings_are_what_they_stand_for() {
         });
         assert!(quantized == plain, "{kind}");
     }
+}
+
+/// Whatever a header says, a file is loaded or refused with a sentence.
+#[test]
+fn mutated_files_load_or_are_refused() {
+    let made = Made::of("llama3-rope-scaled", TensorType::F32, false);
+    let whole = std::fs::read(&made.0).unwrap();
+    // Some space of metadata and tensor infos, before the tensors.
+    let header = whole.len() - 494_000;
+    let (mut loaded, mut refused) = (0, 0);
+    let mut state = 1u64;
+    let mut random = move |below: usize| {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below
+    };
+    for _ in 0..1500 {
+        let mut file = whole.clone();
+        for _ in 0..=random(3) {
+            file[random(header)] = [0, 1, 2, 0x7f, 0xff, random(256) as u8][random(6)];
+        }
+        std::fs::write(&made.0, file).unwrap();
+        match Model::load(&made.0, KernelPath::Portable) {
+            Ok(_) => loaded += 1,
+            Err(error) => {
+                let sentence = error.to_string();
+                assert!(sentence.contains(".gguf ") && sentence.contains("; "), "{sentence}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(loaded > 50 && refused > 50, "{loaded} loaded, {refused} refused");
+}
+
+/// What other models have and this engine does not compute is refused by its name.
+#[test]
+fn what_is_not_computed_is_refused_by_name() {
+    let conversion =
+        Conversion { matrices: &|_| TensorType::F32, pre: "default", dequantized: false };
+    let whole = convert(&fixture("llama3-tied"), &conversion);
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("refused.gguf");
+    let check = |change: &dyn Fn(&mut Writer), part: &str| {
+        let mut writer = whole.clone();
+        change(&mut writer);
+        std::fs::write(&path, writer.finish()).unwrap();
+        let error = Model::load(&path, KernelPath::Portable).err().map(|error| error.to_string());
+        assert!(error.as_ref().is_some_and(|error| error.contains(part)), "{part}: {error:?}");
+    };
+    let set = |key: &'static str, value: Writable| {
+        move |writer: &mut Writer| writer.set(key, value.clone())
+    };
+    let add = |name: &'static str, kind: TensorType, blocks: usize| {
+        move |writer: &mut Writer| {
+            writer.remove_tensor(name);
+            let (elements, bytes) = (kind.block_elements(), kind.block_bytes());
+            writer.tensor(name, &[blocks * elements], kind, vec![0; blocks * bytes]);
+        }
+    };
+    let f32 = TensorType::F32;
+    check(
+        &set("general.architecture", "mamba".into()),
+        "architecture mamba, which is not supported",
+    );
+    check(&set("llama.expert_count", Writable::U32(8)), "8 experts");
+    check(&set("llama.rope.scaling.type", "yarn".into()), "rope scaling of type yarn");
+    check(
+        &set("llama.rope.dimension_count", Writable::U32(8)),
+        "llama.rope.dimension_count 8 with",
+    );
+    check(&set("llama.attention.head_count", Writable::U32s(vec![4, 2, 4])), "layers of different");
+    check(&set("llama.block_count", Writable::U32(0)), "llama.block_count is 0, expected 1 to");
+    check(&set("llama.block_count", Writable::U32(2)), "tensor blk.2.");
+    check(&set("llama.block_count", Writable::U32(4)), "tensor blk.3.attn_norm.weight is missing");
+    check(&set("llama.feed_forward_length", Writable::U32(96)), "the configuration implies");
+    check(&set("llama.context_length", "long".into()), "llama.context_length is not an integer");
+    check(&add("blk.0.ffn_gate_inp.weight", f32, 4), "tensor blk.0.ffn_gate_inp.weight");
+    check(&add("blk.0.attn_k.bias", f32, 4), "tensor blk.0.attn_k.bias");
+    check(&add("blk.0.attn_norm.weight", f32, 4), "has shape [4], the configuration implies [64]");
+    check(&add("rope_freqs.weight", f32, 3), "rope_freqs.weight is F32 [3], not F32 [");
+    check(&|writer| writer.remove_tensor("token_embd.weight"), "token_embd.weight is missing");
+    let unsupported = |writer: &mut Writer| {
+        writer.remove_tensor("blk.1.attn_q.weight");
+        let kind = TensorType::named("Q4_1").unwrap();
+        writer.tensor("blk.1.attn_q.weight", &[64, 64], kind, vec![0; 64 * 40]);
+    };
+    check(&unsupported, "type Q4_1 (tensor blk.1.attn_q.weight)");
+    std::fs::remove_file(&path).unwrap();
 }

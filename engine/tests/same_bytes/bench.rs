@@ -1,12 +1,15 @@
 //! Fixtures, and engines that compute them on one kernel path.
 
-use std::path::Path;
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use engine::{
     Compute, CpuRunner, Defect, Engine, Int8Cache, KernelPath, Model, ModelConfig, SequenceOutput,
     SequenceRequest,
 };
+use gguf::TensorType;
+use gguf::test_support::{Conversion, convert};
 use grammar::{Compiler, Grammar};
 use protocol::v1::{FinishReason, Token};
 
@@ -48,21 +51,13 @@ impl Answer {
 }
 
 impl Bench {
-    /// Of a fixture, or of one "in int8".
+    /// Of a fixture, or of one "in" another type: int8 as at load, others by way of GGUF files.
     pub fn new(fixture: &str, path: KernelPath, defect: Option<Defect>) -> Self {
-        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
         let compute = |threads| match defect {
             None => Compute::new(threads, path),
             Some(defect) => Compute::with_defect(threads, path, defect),
         };
-        let model = Arc::new(match fixture.strip_suffix(" in int8") {
-            None => Model::load(&fixtures.join(fixture), path).unwrap(),
-            Some(fixture) => {
-                let directory = Some(env!("CARGO_TARGET_TMPDIR").into());
-                let cache = Int8Cache { directory, progress: &|_, _| {} };
-                Model::load_in_int8(&fixtures.join(fixture), path, &cache).unwrap()
-            }
-        });
+        let model = loaded(fixture, path);
         Self {
             grammars: grammars(&model.config),
             model,
@@ -94,6 +89,47 @@ impl Bench {
         }
         answer
     }
+}
+
+/// Each model is loaded once.
+fn loaded(fixture: &str, path: KernelPath) -> Arc<Model> {
+    static LOADED: Mutex<BTreeMap<String, Arc<Model>>> = Mutex::new(BTreeMap::new());
+    let mut all = LOADED.lock().unwrap();
+    let load = || {
+        Arc::new(match fixture.split_once(" in ") {
+            Some((fixture, "int8")) => load_int8(&directory(fixture), path),
+            Some((fixture, kind)) => load_gguf(&directory(fixture), kind, path),
+            None => Model::load(&directory(fixture), path).unwrap(),
+        })
+    };
+    all.entry(format!("{fixture} on {path}")).or_insert_with(load).clone()
+}
+
+fn directory(fixture: &str) -> PathBuf {
+    let engine = Path::new(env!("CARGO_MANIFEST_DIR"));
+    match fixture {
+        "demo" => engine.join("../models/demo"),
+        fixture => engine.join("tests/fixtures").join(fixture),
+    }
+}
+
+fn load_int8(directory: &Path, path: KernelPath) -> Model {
+    let cache = Some(env!("CARGO_TARGET_TMPDIR").into());
+    let cache = Int8Cache { directory: cache, progress: &|_, _| {} };
+    Model::load_in_int8(directory, path, &cache).unwrap()
+}
+
+/// The model of a directory, by way of a GGUF file with its matrices in a type.
+fn load_gguf(directory: &Path, kind: &str, path: KernelPath) -> Model {
+    let kind = TensorType::named(kind).unwrap();
+    let conversion = Conversion { matrices: &|_| kind, pre: "stator-demo", dequantized: false };
+    let name = format!("same-bytes-{kind}-{path}-{}.gguf", std::process::id());
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::write(&file, convert(directory, &conversion).finish()).unwrap();
+    let model = Model::load(&file, path).unwrap();
+    // Mapped it stays.
+    std::fs::remove_file(&file).unwrap();
+    model
 }
 
 /// None where the vocabulary is too small for the test tokenizer.

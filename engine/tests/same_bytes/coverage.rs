@@ -47,7 +47,7 @@ const REQUIRED_PER_HUNDRED: [(Event, usize); 13] = [
     (Event::Migration, 50),
     (Event::Draft, 100),
     (Event::GoodGuess, 100),
-    (Event::BadGuess, 100),
+    (Event::BadGuess, 50),
     (Event::Cancellation, 20),
 ];
 

@@ -39,6 +39,14 @@ const FIXTURES: [&str; 6] = [
 ];
 /// Paths have kernels of their own for bf16 and for quantised weights.
 const WITH_PATHS: [&str; 3] = ["qwen2-bias", "qwen3-biased-windows", "qwen2-bias in int8"];
+/// GGUF files with their matrices in a type.
+const QUANTISED: [&str; 5] = [
+    "llama3-tied in Q8_0",
+    "qwen2-bias in Q4_0",
+    "qwen3-tied in Q5_0",
+    "demo in Q4_K",
+    "demo in Q6_K",
+];
 
 #[test]
 fn every_request_is_as_if_alone() {
@@ -95,7 +103,8 @@ fn run(
     defect: Option<Defect>,
     coverage: &mut Coverage,
 ) -> Result<(), Mismatch> {
-    let fixtures = if path == KernelPath::Portable { &FIXTURES[..] } else { &WITH_PATHS[..] };
+    let plain = if path == KernelPath::Portable { &FIXTURES[..] } else { &WITH_PATHS[..] };
+    let fixtures: Vec<&str> = plain.iter().chain(&QUANTISED).copied().collect();
     let bench = Bench::new(fixtures[seed as usize % fixtures.len()], path, defect);
     run_scenario(&bench, &Scenario::new(seed, bench.vocabulary_size(), &bench.grammars), coverage)
 }

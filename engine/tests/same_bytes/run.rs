@@ -14,10 +14,10 @@ use crate::scenario::{Scenario, Sizes};
 const TICKS_MAX: usize = 100_000;
 /// What the local engine is told of how long its steps take: steps of few tokens where it has a target.
 const LATENCY: LatencyModel = LatencyModel {
-    step_us: 10.0,
+    step_us: 40.0,
     prefill_token_us: 2.0,
     prefill_attended_us: 0.01,
-    sequence_us: 5.0,
+    sequence_us: 1.0,
     attended_us: 0.01,
     prefill_steps: 1,
     decode_steps: 1,
@@ -178,11 +178,10 @@ impl<'a> Run<'a> {
     }
 
     fn step_local(&mut self) {
-        let waited = self.local.load().waiting;
+        let before = self.local.load().preemptions;
         let output = self.local.step();
-        // A step that preempts takes nothing that waits.
-        let preempted = self.local.load().waiting.saturating_sub(waited);
-        self.coverage.add(Event::Preemption, preempted);
+        let preempted = self.local.load().preemptions - before;
+        self.coverage.add(Event::Preemption, preempted as usize);
         let Guesses { computed, accepted } = output.guesses;
         self.coverage.add(Event::GoodGuess, accepted as usize);
         self.coverage.add(Event::BadGuess, (computed - accepted) as usize);

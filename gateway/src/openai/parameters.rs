@@ -350,6 +350,7 @@ mod tests {
         check(true, json!({ "top_k": -1 }), |p| p.top_k = 0);
         check(true, json!({ "top_k": 40.0 }), |p| p.top_k = 40);
         check(true, json!({ "seed": i64::MIN }), |p| p.seed = Some(i64::MIN));
+        check(true, json!({ "priority": -3 }), |p| p.priority = -3);
         check(true, json!({ "logit_bias": { "50": -100, "7": 0.5 } }), |p| {
             p.logit_bias = vec![(50, -100.0), (7, 0.5)];
         });

@@ -171,15 +171,15 @@ fn write_windows(writer: &mut Writer, config: &Value, architecture: &str) {
 }
 
 fn write_tokenizer(writer: &mut Writer, directory: &Path, pre: &str, config: &Value) {
+    if let Some(id) = config["eos_token_id"].as_u64() {
+        writer.set("tokenizer.ggml.eos_token_id", Writable::U32(id as u32));
+    }
     if !directory.join("tokenizer.json").is_file() {
         return;
     }
     let tokenizer = json(&directory.join("tokenizer.json"));
     for (key, value) in tokenizer_metadata(&tokenizer, pre) {
         writer.set(&key, value);
-    }
-    if let Some(id) = config["eos_token_id"].as_u64() {
-        writer.set("tokenizer.ggml.eos_token_id", Writable::U32(id as u32));
     }
     let settings = json(&directory.join("tokenizer_config.json"));
     if let Some(template) = settings["chat_template"].as_str() {

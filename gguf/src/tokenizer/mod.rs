@@ -52,17 +52,14 @@ pub fn eos_token<'a>(gguf: &Gguf<'a>) -> Result<Option<&'a str>, GgufError> {
 }
 
 fn named_token<'a>(gguf: &Gguf<'a>, name: &str) -> Result<Option<&'a str>, GgufError> {
-    let vocabulary = Vocabulary::read(gguf)?;
+    let vocabulary = Vocabulary::read_if_any(gguf)?;
     let id = vocabulary.named(gguf, name)?;
-    Ok(id.map(|id| vocabulary.texts[id as usize]))
+    Ok(id.and_then(|id| vocabulary.texts.get(id as usize).copied()))
 }
 
-/// The ids of all tokens that end a text or a message, in order; none where there is no vocabulary.
+/// The ids of all tokens that end a text or a message, in order.
 pub fn end_token_ids(gguf: &Gguf<'_>) -> Result<Vec<u32>, GgufError> {
-    if gguf.metadata().get("tokenizer.ggml.tokens").is_none() {
-        return Ok(Vec::new());
-    }
-    let vocabulary = Vocabulary::read(gguf)?;
+    let vocabulary = Vocabulary::read_if_any(gguf)?;
     let mut ids = Vec::new();
     for name in ["eos", "eot", "eom"] {
         ids.extend(vocabulary.named(gguf, name)?);

@@ -9,7 +9,8 @@ use crate::{Gguf, GgufError};
 /// Tokens of one file at most; real ones have some 100,000.
 const TOKENS_MAX: usize = 1 << 24;
 
-/// The tokens, by id.
+/// The tokens, by id; none where the file only carries a `tokenizer.json`.
+#[derive(Default)]
 pub(super) struct Vocabulary<'a> {
     pub texts: Vec<&'a str>,
     kinds: Vec<Kind>,
@@ -52,6 +53,14 @@ impl<'a> Vocabulary<'a> {
         Ok(Self { texts, kinds })
     }
 
+    /// The same; no tokens where the file has none.
+    pub fn read_if_any(gguf: &Gguf<'a>) -> Result<Self, GgufError> {
+        match gguf.metadata().get("tokenizer.ggml.tokens") {
+            Some(_) => Self::read(gguf),
+            None => Ok(Self::default()),
+        }
+    }
+
     /// Ids, texts and kinds, without gaps.
     pub fn tokens(&self) -> impl Iterator<Item = (u32, &'a str, Kind)> {
         let tokens = (0..).zip(&self.texts).zip(&self.kinds);
@@ -80,7 +89,8 @@ impl<'a> Vocabulary<'a> {
     pub fn named(&self, gguf: &Gguf<'_>, name: &str) -> Result<Option<u32>, GgufError> {
         let key = format!("tokenizer.ggml.{name}_token_id");
         let Some(id) = gguf.unsigned(&key)? else { return Ok(None) };
-        match u32::try_from(id).ok().filter(|id| (*id as usize) < self.texts.len()) {
+        let exists = |id: &u32| self.texts.is_empty() || (*id as usize) < self.texts.len();
+        match u32::try_from(id).ok().filter(exists) {
             Some(id) => Ok(Some(id)),
             None => {
                 let tokens = self.texts.len();

@@ -176,7 +176,7 @@ pub struct EngineArgs {
 
     /// Tokens that may be guessed per sequence and step from what its text repeats, and verified
     /// with the step's own token: answers are the same, and sooner there; 0: none
-    #[arg(long, env = "STATOR_SPECULATIVE_TOKENS", value_name = "TOKENS", default_value_t = 0,
+    #[arg(long, env = "STATOR_SPECULATIVE_TOKENS", value_name = "TOKENS", default_value_t = 7,
         value_parser = clap::value_parser!(u32).range(0..=15))]
     pub speculative_tokens: u32,
 

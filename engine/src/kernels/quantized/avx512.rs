@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::activations::{ANY_ROWS_MAX, ActivationTile, Activations, TILE_ROWS_MAX};
 use super::panel::{PanelGroup, PanelRows};
-use super::unpack::{self, BLOCK_GROUPS_MAX, Registers, Unpack};
+use super::unpack::{self, BLOCK_GROUPS_MAX, Blocks, Registers, Unpack};
 use super::{GROUP, OUTPUTS, QuantFormat};
 
 /// One panel with all rows of activations; `set` takes what comes out for each. Only for CPUs on which
@@ -111,10 +111,10 @@ unsafe fn from_rows<F: Unpack, const ROWS: usize>(
     // SAFETY: the caller's promises; the blocks and groups are those of a row.
     unsafe {
         let mut sums = [_mm512_setzero_ps(); ROWS];
-        let mut groups = [Registers::zero(); BLOCK_GROUPS_MAX];
+        let mut groups = [Registers::<__m512i>::zero(); BLOCK_GROUPS_MAX];
         for block in 0..blocks {
-            prefetch_next::<F>(panel, block);
-            F::unpack(panel, block, &mut groups);
+            unpack::prefetch_next::<F>(panel, block);
+            F::unpack(Blocks::of::<F, __m512i>(panel, 0, block), &mut groups);
             for (index, group) in groups[..per_block].iter().enumerate() {
                 accumulate::<F, ROWS>(&mut sums, group, x.group(block * per_block + index));
             }
@@ -155,47 +155,9 @@ unsafe fn from_panel<F: Unpack, const ROWS: usize>(
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 unsafe fn put_down<F: Unpack>(panel: PanelRows<'_>, groups: usize, scratch: &mut Vec<PanelGroup>) {
     scratch.resize(groups, PanelGroup::ZERO);
-    let per_block = F::FORMAT.block_elements() / GROUP;
-    // SAFETY: the caller's promises; the blocks are those of a row, and stores are of as many bytes as
-    // a register has.
-    unsafe {
-        let mut unpacked = [Registers::zero(); BLOCK_GROUPS_MAX];
-        for (block, to) in scratch.chunks_exact_mut(per_block).enumerate() {
-            prefetch_next::<F>(panel, block);
-            F::unpack(panel, block, &mut unpacked);
-            for (to, from) in to.iter_mut().zip(&unpacked) {
-                for (to, from) in to.codes.iter_mut().zip(from.codes) {
-                    _mm512_store_si512(to.as_mut_ptr().cast(), from);
-                }
-                for (to, from) in to.scales.iter_mut().zip(from.scales) {
-                    _mm512_store_ps(to.as_mut_ptr(), from);
-                }
-                _mm512_store_ps(to.minima.as_mut_ptr(), from.minima);
-            }
-        }
-    }
+    // SAFETY: the caller's promises.
+    unsafe { unpack::put_down::<F, __m512i>(panel, scratch) };
 }
-
-/// Rows of panels are too short for the CPU to see them coming: the next panels lie behind this one.
-#[inline(always)]
-fn prefetch_next<F: Unpack>(panel: PanelRows<'_>, block: usize) {
-    let bytes = OUTPUTS * F::FORMAT.block_bytes();
-    let ahead = match panel.bytes.len() < PREFETCH_BYTES_MAX / 2 {
-        true => 2 * panel.bytes.len(),
-        false => panel.bytes.len(),
-    };
-    if ahead > PREFETCH_BYTES_MAX {
-        return;
-    }
-    let next = panel.bytes.as_ptr().wrapping_add(ahead + block * bytes);
-    for line in (0..bytes).step_by(64) {
-        // SAFETY: a hint, which touches nothing wherever it points.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(line).cast()) };
-    }
-}
-
-/// Longer rows are seen.
-const PREFETCH_BYTES_MAX: usize = 256 << 10;
 
 /// Adds the products of one group; `x` is `[FIELDS, ROWS]`.
 ///
@@ -204,7 +166,7 @@ const PREFETCH_BYTES_MAX: usize = 256 << 10;
 #[inline(always)]
 unsafe fn accumulate<F: Unpack, const ROWS: usize>(
     sums: &mut [__m512; ROWS],
-    panel: &Registers,
+    panel: &Registers<__m512i>,
     x: &[i32],
 ) {
     let x = x.as_ptr();

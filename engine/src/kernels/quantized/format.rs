@@ -122,11 +122,13 @@ impl Group {
         }
     }
 
+    #[inline(always)]
     fn plain(block: &[u8], codes: [u8; 32]) -> Self {
         let scale = number(&block[..2]);
         Self { codes, scales: [scale; 2], minimum: 0.0 }
     }
 
+    #[inline(always)]
     fn q4k(block: &[u8], index: usize) -> Self {
         let (scale, minimum) = q4k_scale(&block[4..16], index);
         let packed = &block[16 + index / 2 * 32..][..32];
@@ -138,6 +140,7 @@ impl Group {
         }
     }
 
+    #[inline(always)]
     fn q6k(block: &[u8], index: usize) -> Self {
         let (half, part) = (index / 4, index % 4);
         let low = &block[half * 64 + part % 2 * 32..][..32];
@@ -164,6 +167,7 @@ fn q4k_scale(packed: &[u8], index: usize) -> (u8, u8) {
 }
 
 /// 16 bytes as 32 codes: all low halves first.
+#[inline(always)]
 fn nibbles(bytes: &[u8]) -> [u8; 32] {
     std::array::from_fn(|k| if k < 16 { bytes[k] & 0xf } else { bytes[k - 16] >> 4 })
 }

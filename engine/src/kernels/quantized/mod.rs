@@ -7,6 +7,8 @@
 
 mod activations;
 #[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod format;
 mod panel;
@@ -15,6 +17,8 @@ mod product;
 mod quantize;
 #[cfg(target_arch = "x86_64")]
 mod unpack;
+#[cfg(target_arch = "x86_64")]
+mod vector;
 
 pub use format::QuantFormat;
 pub use product::{QuantizedPath, multiply_quantized};

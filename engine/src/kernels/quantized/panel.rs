@@ -51,6 +51,7 @@ impl PanelRows<'_> {
 }
 
 impl PanelGroup {
+    #[inline(always)]
     fn set(&mut self, output: usize, group: &Group) {
         for (codes, four) in self.codes.iter_mut().zip(group.codes.as_chunks::<4>().0) {
             codes[4 * output..4 * output + 4].copy_from_slice(four);

@@ -11,21 +11,41 @@ use crate::kernels::tile::Output;
 pub enum QuantizedPath {
     /// Plain arithmetic.
     Portable,
+    /// `vpmaddubsw` on AVX2.
+    Avx2,
     /// `vpdpbusd` on AVX-512 VNNI.
     Avx512Vnni,
 }
 
 impl QuantizedPath {
+    /// All of them, the fastest last.
+    pub const ALL: [Self; 3] = [Self::Portable, Self::Avx2, Self::Avx512Vnni];
+
     /// The fastest that this CPU has.
     pub fn detect() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx512vnni")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512vl")
-        {
-            return Self::Avx512Vnni;
+        let available = Self::ALL.into_iter().rev().find(|path| path.is_available());
+        available.unwrap_or(Self::Portable)
+    }
+
+    /// Whether this CPU can run it.
+    pub fn is_available(self) -> bool {
+        match self {
+            Self::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni => {
+                is_x86_feature_detected!("avx512vnni")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => false,
         }
-        Self::Portable
     }
 }
 
@@ -76,6 +96,14 @@ fn multiply_panel(
     match path {
         #[cfg(target_arch = "x86_64")]
         QuantizedPath::Avx512Vnni => super::avx512::multiply_panel(panel, x, scratch, set),
+        #[cfg(target_arch = "x86_64")]
+        QuantizedPath::Avx2 => {
+            scratch.resize(x.groups(), PanelGroup::ZERO);
+            super::avx2::put_down(panel, scratch);
+            for tile in x.tiles() {
+                super::avx2::multiply(panel.format, scratch, tile, &set);
+            }
+        }
         _ => {
             scratch.resize(x.groups(), PanelGroup::ZERO);
             panel.unpack(scratch);

@@ -3,7 +3,7 @@
 use half::f16;
 
 use super::activations::{ActivationTile, Activations};
-use super::{GROUP, QuantFormat, multiply_quantized};
+use super::{GROUP, QuantFormat, QuantizedPath, multiply_quantized};
 use crate::kernels::{Compute, KernelPath};
 
 /// A sequence of numbers that looks random.
@@ -74,12 +74,12 @@ fn alone() -> Compute {
 }
 
 fn multiply(
-    path: KernelPath,
+    path: QuantizedPath,
     x: &[f32],
     weights: (QuantFormat, &[u8]),
     shape: [usize; 2],
 ) -> Vec<f32> {
-    let compute = Compute::new(2, path).unwrap();
+    let compute = Compute::new(2, KernelPath::detect()).unwrap().with_quantized_path(path);
     let mut y = vec![f32::NAN; x.len() / shape[1] * shape[0]];
     multiply_quantized(&compute, x, weights, shape, &mut y);
     y
@@ -90,7 +90,7 @@ fn check(format: QuantFormat, rows: usize, outputs: usize, inputs: usize, random
     let bytes = weights(format, outputs, inputs, random);
     let x: Vec<f32> = (0..rows * inputs).map(|_| random.number() * 3.0).collect();
     let shape = [outputs, inputs];
-    let y = multiply(KernelPath::detect(), &x, (format, &bytes), shape);
+    let y = multiply(QuantizedPath::detect(), &x, (format, &bytes), shape);
     let expected =
         reference(&Activations::quantize(&alone(), &x, inputs, format), format, &bytes, inputs);
     let largest = expected.iter().fold(0.0f64, |largest, value| largest.max(value.abs()));
@@ -98,10 +98,13 @@ fn check(format: QuantFormat, rows: usize, outputs: usize, inputs: usize, random
         let error = (f64::from(*found) - expected).abs();
         assert!(error <= 1e-5 * largest, "{what}: {found} for {expected}");
     }
-    assert_eq!(multiply(KernelPath::Portable, &x, (format, &bytes), shape), y, "{what}: paths");
+    for path in QuantizedPath::ALL.into_iter().filter(|path| path.is_available()) {
+        let of_path = multiply(path, &x, (format, &bytes), shape);
+        assert_eq!(of_path, y, "{what}: {path:?}");
+    }
     for (row, y) in y.chunks_exact(outputs).enumerate() {
         let x = &x[row * inputs..][..inputs];
-        let alone = multiply(KernelPath::detect(), x, (format, &bytes), shape);
+        let alone = multiply(QuantizedPath::detect(), x, (format, &bytes), shape);
         assert_eq!(alone, y, "{what}: row {row} alone");
     }
 }
