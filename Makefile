@@ -48,6 +48,7 @@ bench: $(VENV)/.installed
 	$(PYTHON) bench/mock.py target/release/stator
 	$(PYTHON) bench/distribution.py target/release/stator
 	$(PYTHON) bench/loadtest.py target/release/stator target/release/examples/trivial_server
+	cargo bench --locked --package engine
 	cargo bench --locked --package router
 	cargo bench --locked --package grammar
 	cargo bench --locked --package tokenizer

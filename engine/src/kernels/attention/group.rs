@@ -165,19 +165,18 @@ struct Soften<'a> {
 
 impl Work for Soften<'_> {
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Simd>(self, simd: S) {
         let Self { seen, scores, max, sum, values } = self;
         scores[..seen.start].fill(f32::NEG_INFINITY);
         scores[seen.end..].fill(f32::NEG_INFINITY);
-        let new_max = largest(scores).max(*max);
-        let mut sums = [0.0; LANES];
-        for scores in scores.as_chunks_mut::<LANES>().0 {
-            for lane in 0..LANES {
-                scores[lane] = exp(scores[lane] - new_max);
-                sums[lane] += scores[lane];
-            }
+        let new_max = largest(simd, scores).max(*max);
+        for score in scores.iter_mut() {
+            *score = exp(*score - new_max);
         }
-        let rescale = exp(*max - new_max);
+        let mut sums = [0.0; LANES];
+        simd.store(add_up(simd, scores), &mut sums);
+        // Later chunks seldom have a larger score.
+        let rescale = if *max == new_max { 1.0 } else { exp(*max - new_max) };
         *sum = *sum * rescale + sum_lanes(sums);
         *max = new_max;
         if rescale != 1.0 {
@@ -189,14 +188,32 @@ impl Work for Soften<'_> {
 }
 
 #[inline(always)]
-fn largest(scores: &[f32; CHUNK_TOKENS]) -> f32 {
-    let mut largest = [f32::NEG_INFINITY; LANES];
+fn largest<S: Simd>(simd: S, scores: &[f32; CHUNK_TOKENS]) -> f32 {
+    let mut largest = simd.splat(f32::NEG_INFINITY);
     for scores in scores.as_chunks::<LANES>().0 {
-        for lane in 0..LANES {
-            largest[lane] = if scores[lane] > largest[lane] { scores[lane] } else { largest[lane] };
-        }
+        largest = simd.max(simd.load(scores), largest);
     }
-    largest.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+    let mut lanes = [0.0; LANES];
+    simd.store(largest, &mut lanes);
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            let other = lanes[lane + width];
+            lanes[lane] = if other > lanes[lane] { other } else { lanes[lane] };
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// Weights of all slabs, lane by lane.
+#[inline(always)]
+fn add_up<S: Simd>(simd: S, weights: &[f32; CHUNK_TOKENS]) -> S::Lanes {
+    let (one, mut sums) = (simd.splat(1.0), simd.splat(0.0));
+    for weights in weights.as_chunks::<LANES>().0 {
+        sums = simd.mul_add(simd.load(weights), one, sums);
+    }
+    sums
 }
 
 /// `values[n, d] += sum over positions of weights[n][position] values[position, d]`, one position

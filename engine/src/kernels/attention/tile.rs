@@ -104,10 +104,12 @@ fn pack_queries(tile: &Tile<'_>, group_max: usize, packed: &mut Vec<f32>) {
     packed.resize(tile.queries() * head_dim, 0.0);
     for (index, packed) in packed.chunks_mut(group_max * head_dim).enumerate() {
         let queries = packed.len() / head_dim;
-        for query in 0..queries {
-            let values = tile.query(index * group_max + query);
-            for (packed, value) in packed.chunks_exact_mut(queries).zip(values) {
-                packed[query] = value * scale;
+        let first = index * group_max;
+        let rows: [&[f32]; GROUP_MAX] =
+            std::array::from_fn(|query| tile.query(first + query.min(queries - 1)));
+        for (d, packed) in packed.chunks_exact_mut(queries).enumerate() {
+            for (packed, row) in packed.iter_mut().zip(rows) {
+                *packed = row[d] * scale;
             }
         }
     }

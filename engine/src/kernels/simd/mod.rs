@@ -28,7 +28,10 @@ pub trait Simd: Copy {
     fn store(self, lanes: Self::Lanes, to: &mut [f32; LANES]);
     /// `a * b + sum`, rounded once.
     fn mul_add(self, a: Self::Lanes, b: Self::Lanes, sum: Self::Lanes) -> Self::Lanes;
-    /// Says that what lies there will be read soon. Any address will do.
+    /// The larger of each two, b where they cannot be compared.
+    fn max(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+    /// Says that what lies there will be read soon. Any address will do. It comes into the second cache:
+    /// more can be on its way there than into the first.
     fn prefetch<X>(self, from: *const X);
     /// Calls work that is compiled for this instruction set.
     fn run<W: Work>(self, work: W);
@@ -89,6 +92,13 @@ impl Simd for Plain {
             sum[lane] = a[lane].mul_add(b[lane], sum[lane]);
         }
         sum
+    }
+    #[inline(always)]
+    fn max(self, a: Self::Lanes, mut b: Self::Lanes) -> Self::Lanes {
+        for lane in 0..LANES {
+            b[lane] = if a[lane] > b[lane] { a[lane] } else { b[lane] };
+        }
+        b
     }
     #[inline(always)]
     fn prefetch<X>(self, _: *const X) {}

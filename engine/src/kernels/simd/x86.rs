@@ -59,9 +59,14 @@ impl Simd for Avx512 {
         unsafe { _mm512_fmadd_ps(a, b, sum) }
     }
     #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: `self` was detected.
+        unsafe { _mm512_max_ps(a, b) }
+    }
+    #[inline(always)]
     fn prefetch<X>(self, from: *const X) {
         // SAFETY: it reads nothing, and does nothing where nothing is.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
     }
     #[inline(always)]
     fn run<W: Work>(self, work: W) {
@@ -138,9 +143,14 @@ impl Simd for Avx2 {
         unsafe { [_mm256_fmadd_ps(a[0], b[0], sum[0]), _mm256_fmadd_ps(a[1], b[1], sum[1])] }
     }
     #[inline(always)]
+    fn max(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        // SAFETY: `self` was detected.
+        unsafe { [_mm256_max_ps(a[0], b[0]), _mm256_max_ps(a[1], b[1])] }
+    }
+    #[inline(always)]
     fn prefetch<X>(self, from: *const X) {
         // SAFETY: it reads nothing, and does nothing where nothing is.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
     }
     #[inline(always)]
     fn run<W: Work>(self, work: W) {
