@@ -72,9 +72,13 @@ impl Reader<'_> {
             (!causal, "attention that is not causal".to_string()),
         ];
         match refused.into_iter().find(|(on, _)| *on) {
-            Some((_, what)) => Err(self.gguf.unsupported(what, SUPPORTED)),
+            Some((_, what)) => Err(self.unsupported(what)),
             None => Ok(()),
         }
+    }
+
+    fn unsupported(&self, what: impl Into<String>) -> GgufError {
+        self.gguf.unsupported(what, SUPPORTED)
     }
 
     fn key(&self, name: &str) -> String {
@@ -89,7 +93,7 @@ impl Reader<'_> {
                 let all = self.gguf.unsigneds(&key)?.unwrap_or_default();
                 if all.iter().any(|value| *value != all[0]) {
                     let what = format!("layers of different {key}");
-                    return Err(self.gguf.unsupported(what, SUPPORTED));
+                    return Err(self.unsupported(what));
                 }
                 all.first().copied()
             }
@@ -109,7 +113,7 @@ impl Reader<'_> {
         for name in ["attention.value_length", "rope.dimension_count"] {
             if let Some(other) = of(name)?.filter(|other| *other != key_length) {
                 let what = format!("{} {other} with heads of {key_length}", self.key(name));
-                return Err(self.gguf.unsupported(what, SUPPORTED));
+                return Err(self.unsupported(what));
             }
         }
         match key_length {
@@ -155,18 +159,15 @@ impl Reader<'_> {
             }
             Some("none") => None,
             Some(other) => {
-                return Err(self
-                    .gguf
-                    .unsupported(format!("rope scaling of type {other}"), SUPPORTED));
+                return Err(self.unsupported(format!("rope scaling of type {other}")));
             }
             // As files were before there were types.
-            None => self.positive("rope.scale_linear")?.filter(|factor| *factor != 1.0),
+            None => self.positive("rope.scaling.factor")?.or(self.positive("rope.scale_linear")?),
         };
+        let factor = factor.filter(|factor| *factor != 1.0);
         let factors = self.rope_factors(head_dim)?;
         match (factor, factors) {
-            (Some(_), Some(_)) => {
-                Err(self.gguf.unsupported("rope scaling in two ways at once", SUPPORTED))
-            }
+            (Some(_), Some(_)) => Err(self.unsupported("rope scaling in two ways at once")),
             (factor, factors) => Ok(factors
                 .map(RopeScaling::Factors)
                 .or(factor.map(|factor| RopeScaling::Linear { factor }))),
@@ -206,7 +207,7 @@ impl Reader<'_> {
                 }
                 Ok(slides.into_iter().map(|slides| window.filter(|_| slides)).collect())
             }
-            Some(_) => Err(self.gguf.unsupported(format!("{key} other than a list"), SUPPORTED)),
+            Some(_) => Err(self.unsupported(format!("{key} other than a list"))),
         }
     }
 
