@@ -34,8 +34,14 @@ pub fn verify(
     let mut tokens = Vec::new();
     for draft in 0..=drafts {
         let here = Context { tokens: &context.tokens[..certain + draft], ..*context };
-        let allowed = grammar.as_deref_mut().map(GrammarState::allowed).transpose()?;
-        let token = choose(draft, &here, allowed.as_ref());
+        let mut allowed = grammar.as_deref_mut().map(GrammarState::allowed).transpose()?;
+        let token = loop {
+            let token = choose(draft, &here, allowed.as_ref());
+            let (Some(grammar), Some(allowed)) = (&mut grammar, &mut allowed) else { break token };
+            if grammar.would_accept(token.id) || !allowed.remove(token.id) {
+                break token;
+            }
+        };
         grammar.as_deref_mut().map(|grammar| grammar.accept(token.id)).transpose()?;
         let is_as_drafted = context.tokens.get(certain + draft) == Some(&token.id);
         tokens.push(token);

@@ -35,6 +35,13 @@ impl GrammarState {
         accepted.map_err(|error| self.explain(&error.to_string()))
     }
 
+    /// Whether `accept` would take a token. `allowed` is an upper bound: where a lexeme's length ends
+    /// within a token, it has some that the parser then refuses.
+    pub fn would_accept(&mut self, token: u32) -> bool {
+        // What went wrong before is told by `accept`.
+        self.matcher.is_stopped() || self.matcher.validate_tokens(&[token]).unwrap_or(1) == 1
+    }
+
     /// The tokens that may come next; those that end a text, where it may end here. Never none.
     pub fn allowed(&mut self) -> Result<TokenSet, GrammarError> {
         let mask = self.matcher.compute_mask_or_eos();
@@ -62,6 +69,15 @@ impl TokenSet {
     /// Whether it has this token.
     pub fn contains(&self, token: u32) -> bool {
         (token as usize) < self.0.len() && self.0.is_allowed(token)
+    }
+
+    /// Takes a token out. False: it was not there.
+    pub fn remove(&mut self, token: u32) -> bool {
+        let is_there = self.contains(token);
+        if is_there {
+            self.0.disallow_token(token);
+        }
+        is_there
     }
 
     /// Its only token, if it has one.

@@ -67,7 +67,11 @@ fn conclude(span: &mut Span<'_>, rows: &mut [f32], facts: &Facts) -> SpanOutput 
         |row, token, alternatives| sampler::report(rows.borrow()[row], token, alternatives),
         |sampling, draft, context, allowed| {
             let row = &mut rows.borrow_mut()[first_choice + draft];
-            sampler::sample(row, sampling, context, allowed)
+            match allowed {
+                None => sampler::sample(row, sampling, context, None),
+                // A grammar may refuse what it allowed, and ask again.
+                Some(_) => sampler::sample(&mut row.to_vec(), sampling, context, allowed),
+            }
         },
     )
 }
