@@ -53,7 +53,8 @@ def main():
         figures = {name: [] for name in servers}
         for number in range(-1, arguments.rounds):
             for name in sorted(servers, reverse=number % 2 == 0):
-                seconds = 3 if number < 0 else arguments.seconds
+                # Long enough for an answer of each to end.
+                seconds = min(10, arguments.seconds) if number < 0 else arguments.seconds
                 found = load(arguments.binary, *servers[name], seconds, number)
                 if number >= 0:
                     figures[name].append(found)
@@ -65,10 +66,9 @@ def main():
 def stator(stack, logs, binary, model):
     """A process of ours and its port."""
     port = free_port()
-    command = [binary, "serve", model, "--listen", f"127.0.0.1:{port}", "--threads", peer.THREADS]
     # Random weights repeat themselves as no text does, and guesses by that would come true too often.
-    shown = subprocess.run([binary, "serve", "--help"], capture_output=True, text=True).stdout
-    command += ["--speculative-tokens", 0] if "--speculative-tokens" in shown else []
+    command = [binary, "serve", model, "--listen", f"127.0.0.1:{port}", "--threads", peer.THREADS,
+               "--speculative-tokens", 0]
     process = stack.enter_context(Process("stator", command, logs))
     wait_for_model(port, process)
     return process, port

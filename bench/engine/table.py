@@ -43,7 +43,7 @@ def print_cases(figures, engines, limits):
 def row(case, sides, engines, limits):
     mine, its = sides.get("ours"), sides["llama.cpp"]
     if mine is None:
-        reason = engines.refused[(case.shape.name, case.type_name)]
+        reason = engines.refused.get((case.shape.name, case.type_name), "the run ended before")
         return f"| {case.title()} | not measured: {reason} | {spread(per_s(its))} |" + " |" * 7
     shares = [spread(shares_of(case, side, engines, limits), 2) for side in (mine, its)]
     cells = [case.title(), spread(per_s(mine)), spread(per_s(its)), spread(ratios(mine, its), 2),
@@ -82,19 +82,23 @@ def ratios(mine, its, rate=per_s):
 
 def shares_of(case, side, engines, limits):
     """Of the bandwidth: a step reads all weights once. Of the arithmetic: what a prompt multiplies, by
-    bf16 instructions where the CPU has them."""
+    the best instructions that the CPU has for such weights."""
     engine = engines.of(case.shape, case.type_name)
     if case.prompt:
         attended = case.prompt * (case.prompt + 1) / 2
         operations = 2 * (case.prompt * case.shape.multiplications_per_token
                           + attended * case.shape.attention_multiplications)
-        return [operations / result["wall_s"] / 1e9 / peak(limit) for result, limit in zip(side, limits)]
+        peaks = [peak(limit, case.type_name) for limit in limits]
+        return [operations / result["wall_s"] / 1e9 / peak for result, peak in zip(side, peaks)]
     read = engine.weight_bytes() * case.steps
     return [read / result["wall_s"] / limit["bandwidth"] for result, limit in zip(side, limits)]
 
 
-def peak(limit):
-    return limit.get("bf16_gflop_per_s") or limit.get("f32_gflop_per_s") or float("nan")
+def peak(limit, type_name):
+    """Of the instructions that such weights could use."""
+    wide = ("bf16_gflop_per_s", "f32_gflop_per_s")
+    names = wide if type_name in ("BF16", "F16") else ("int8_gop_per_s", *wide)
+    return next((limit[name] for name in names if limit.get(name)), float("nan"))
 
 
 def spread(values, digits=None):

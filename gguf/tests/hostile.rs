@@ -164,6 +164,7 @@ fn wrong_files_are_refused_with_a_sentence() {
     check(&change("general.alignment", Writable::U32(1024)), "not aligned to 1024");
     check(&change("tokenizer.ggml.model", "bert".into()), "a tokenizer of model bert");
     check(&change("tokenizer.ggml.tokens", Writable::U32(1)), "not an array of texts");
+    check(&change("tokenizer.ggml.tokens", Writable::Texts(Vec::new())), "it has 0 tokens");
     let scores = Writable::F32s(vec![0.0]);
     check(&change("tokenizer.ggml.scores", scores), "it has 1 scores for 10 tokens");
     let scores = Writable::F32s(vec![-1000.0; 10]);

@@ -8,6 +8,7 @@
 mod attention;
 mod layer;
 mod limits;
+mod product;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 
@@ -16,6 +17,7 @@ fn kernels(criterion: &mut Criterion) {
     attention::decode(criterion, &limits);
     attention::prefill(criterion, &limits);
     layer::element_wise(criterion, &limits);
+    product::products(criterion, &limits);
 }
 
 criterion_group! {

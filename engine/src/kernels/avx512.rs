@@ -37,6 +37,7 @@ type Lanes = [__m512; TILE_OUTPUTS];
 pub fn tile(x: &[bf16], w: &[bf16], tile: Tile, y: &Output<'_>) {
     debug_assert!(is_x86_feature_detected!("avx512bf16"));
     assert!(x.len() >= tile.rows * tile.inputs && w.len() >= tile.outputs.end * tile.inputs);
+    assert!(y.has(&tile), "a tile of y");
     // SAFETY: the kernel path was chosen by detecting these features; bounds asserted above.
     unsafe { tile_avx512(&Operands { x, w, inputs: tile.inputs, y }, &tile) }
 }

@@ -6,7 +6,7 @@
 
 use super::Element;
 use super::math::{LANES, sum_lanes};
-use super::simd::{self, Simd, Work};
+use super::simd::{self, Simd, Work, lanes_at};
 use super::tile::{Output, Tile, prefetch};
 
 /// Rows are computed together by fours, with four outputs, where there are registers for it; else by
@@ -17,6 +17,7 @@ const NARROW: (usize, usize, usize) = (3, 2, 4);
 /// Computes one tile; `x` is `[rows, inputs]`, `w` `[outputs, inputs]`.
 pub fn tile<E: Element>(x: &[f32], w: &[E], tile: Tile, y: &Output<'_>) {
     assert!(x.len() >= tile.rows * tile.inputs && w.len() >= tile.outputs.end * tile.inputs);
+    assert!(y.has(&tile), "a tile of y");
     simd::run(Product { x, w, tile, y });
 }
 
@@ -82,14 +83,17 @@ impl<E: Element> Product<'_, E> {
         let mut sums = [[simd.splat(0.0); OUTPUTS]; ROWS];
         for chunk in 0..inputs / LANES {
             let k = chunk * LANES;
-            let x: [S::Lanes; ROWS] = std::array::from_fn(|r| simd.load(lanes_at(x[r], k)));
+            // SAFETY: chunks of whole rows.
+            let x: [S::Lanes; ROWS] =
+                std::array::from_fn(|r| simd.load(unsafe { lanes_at(x[r], k) }));
             for o in 0..OUTPUTS {
                 // The next outputs' weights come after these: rows are too short for the CPU to see
                 // them coming.
                 prefetch(
                     w[0].as_ptr().wrapping_add(2 * OUTPUTS * inputs + k * OUTPUTS + o * LANES),
                 );
-                let w = E::load(simd, lanes_at(w[o], k));
+                // SAFETY: as above.
+                let w = E::load(simd, unsafe { lanes_at(w[o], k) });
                 for r in 0..ROWS {
                     sums[r][o] = simd.mul_add(x[r], w, sums[r][o]);
                 }
@@ -112,9 +116,57 @@ impl<E: Element> Product<'_, E> {
     }
 }
 
-#[inline(always)]
-fn lanes_at<T>(row: &[T], k: usize) -> &[T; LANES] {
-    debug_assert!(k + LANES <= row.len());
-    // SAFETY: whole chunks of the row.
-    unsafe { &*row.as_ptr().add(k).cast() }
+#[cfg(test)]
+mod tests {
+    use half::{bf16, f16};
+
+    use super::*;
+    use crate::kernels::simd::Plain;
+    #[cfg(target_arch = "x86_64")]
+    use crate::kernels::simd::x86::{Avx2, Avx512};
+
+    /// On one instruction set.
+    fn product<E: Element>(simd: impl Simd, x: &[f32], w: &[E], tile: &Tile) -> Vec<f32> {
+        let mut y = vec![f32::NAN; tile.rows * tile.outputs.end];
+        let output = Output::new(&mut y, tile.outputs.end);
+        simd.run(Product { x, w, tile: tile.clone(), y: &output });
+        y
+    }
+
+    fn check<E: Element>(rows: usize, outputs: usize, inputs: usize) {
+        let number = |seed: usize, k: usize| ((k * 37 + seed * 11) % 101) as f32 / 50.0 - 1.0;
+        let x: Vec<f32> = (0..rows * inputs).map(|k| number(1, k)).collect();
+        let w: Vec<E> = (0..outputs * inputs).map(|k| E::narrow(number(2, k))).collect();
+        let tile = Tile { rows, outputs: 0..outputs, inputs };
+        let plain = product(Plain, &x, &w, &tile);
+        for (index, found) in plain.iter().enumerate() {
+            let (row, output) = (index / outputs, index % outputs);
+            let term = |k: usize| {
+                f64::from(x[row * inputs + k]) * f64::from(w[output * inputs + k].widen())
+            };
+            let expected: f64 = (0..inputs).map(term).sum();
+            assert!((f64::from(*found) - expected).abs() < 1e-4, "{found} for {expected}");
+        }
+        #[cfg(target_arch = "x86_64")]
+        {
+            let shape = [rows, outputs, inputs];
+            if let Some(simd) = Avx2::detect() {
+                assert_eq!(product(simd, &x, &w, &tile), plain, "AVX2, {shape:?}");
+            }
+            if let Some(simd) = Avx512::detect() {
+                assert_eq!(product(simd, &x, &w, &tile), plain, "AVX-512, {shape:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn products_are_right_and_the_same_on_every_instruction_set() {
+        for (rows, outputs, inputs) in
+            [(1, 1, 1), (1, 37, 100), (2, 9, 48), (3, 5, 31), (14, 11, 80)]
+        {
+            check::<f32>(rows, outputs, inputs);
+            check::<bf16>(rows, outputs, inputs);
+            check::<f16>(rows, outputs, inputs);
+        }
+    }
 }

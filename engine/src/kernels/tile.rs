@@ -16,6 +16,7 @@ pub struct Tile {
 /// Where tiles write. Threads have disjoint columns of the same rows, which slices cannot say.
 pub struct Output<'a> {
     base: *mut f32,
+    rows: usize,
     outputs: usize,
     _y: PhantomData<&'a mut [f32]>,
 }
@@ -26,7 +27,12 @@ unsafe impl Sync for Output<'_> {}
 impl<'a> Output<'a> {
     /// Over `y` (`[rows, outputs]`).
     pub fn new(y: &'a mut [f32], outputs: usize) -> Self {
-        Self { base: y.as_mut_ptr(), outputs, _y: PhantomData }
+        Self { base: y.as_mut_ptr(), rows: y.len() / outputs, outputs, _y: PhantomData }
+    }
+
+    /// Whether a tile's rows and outputs are within.
+    pub fn has(&self, tile: &Tile) -> bool {
+        tile.rows <= self.rows && tile.outputs.end <= self.outputs
     }
 
     /// # Safety

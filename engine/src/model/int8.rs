@@ -6,15 +6,15 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use memmap2::Mmap;
-use safetensors::tensor::{Dtype, Metadata, SafeTensors, View};
+use safetensors::tensor::{Dtype, SafeTensors, View};
 
 use super::weights::{StoredTensor, StoredType, WeightMatrix, Weights};
 use crate::kernels::{Compute, QuantFormat, quantize_q8_0};
@@ -22,7 +22,7 @@ use crate::{KernelPath, LoadError};
 
 const FORMAT: QuantFormat = QuantFormat::Q8_0;
 
-/// Of the metadata. The version changes with what is in the file.
+/// Of the metadata, and in the name of what was rounded. It changes with how numbers are rounded.
 const VERSION: (&str, &str) = ("stator_int8", "1");
 const SOURCE: &str = "source";
 const CHECKSUM: &str = "checksum";
@@ -38,6 +38,11 @@ pub struct Int8Cache<'a> {
     pub progress: &'a (dyn Fn(u64, u64) + Sync),
 }
 
+/// The id of weights that were rounded.
+pub fn id(weights_id: &str) -> String {
+    format!("{weights_id}-int8.{}", VERSION.1)
+}
+
 /// Puts 8-bit matrices in place of wider ones. `weights_id` names these. Errors: the file cannot be
 /// written.
 pub fn round(
@@ -48,15 +53,14 @@ pub fn round(
 ) -> Result<(), LoadError> {
     let beside = if model.is_dir() { model } else { model.parent().unwrap_or(model) };
     let directory = cache.directory.as_deref().unwrap_or(beside);
-    let path = directory.join(format!("stator-int8-{weights_id}.safetensors"));
+    let weights_id = &id(weights_id);
+    let path = directory.join(format!("stator-{weights_id}.safetensors"));
     let matrices = weights.wide_matrices(FORMAT.block_elements());
     let file = match open(&path, weights_id) {
         Ok(file) => file,
         Err(_) => {
-            make(&path, weights_id, &matrices, cache.progress).map_err(|source| {
-                let _ = std::fs::remove_file(partial(&path));
-                LoadError::Unwritable { path: path.clone(), source }
-            })?;
+            make(&path, weights_id, &matrices, cache.progress)
+                .map_err(|source| LoadError::Unwritable { path: path.clone(), source })?;
             let corrupt = |problem| LoadError::Corrupt { path: path.clone(), problem };
             open(&path, weights_id).map_err(corrupt)?
         }
@@ -99,23 +103,45 @@ fn checksum(data: &[u8]) -> String {
     blake3::hash(data).to_hex().to_string()
 }
 
-/// Writes the file under another name, and renames it when it is whole. Processes that begin together
-/// wait for one of them.
+/// Writes the file in a place of its own, and brings it here when it is whole. Processes that begin
+/// together wait for one of them: they lock the directory.
 fn make(
     path: &Path,
     weights_id: &str,
     matrices: &[(String, WeightMatrix)],
     progress: &(dyn Fn(u64, u64) + Sync),
 ) -> io::Result<()> {
-    let partial = partial(path);
-    let options = OpenOptions::new().create(true).truncate(false).write(true).clone();
-    let lock = options.open(&partial)?;
+    let directory = path.parent().unwrap_or(path);
+    let lock = File::open(directory)?;
     lock.lock()?;
     if open(path, weights_id).is_ok() {
-        // Another process made it meanwhile. The name is of no use to it any more.
-        let _ = std::fs::remove_file(&partial);
+        // Another process made it meanwhile.
         return Ok(());
     }
+    let place = path.with_extension("partial");
+    remove(&place)?;
+    std::fs::create_dir(&place)?;
+    let partial = place.join("weights");
+    let made = write(&partial, weights_id, matrices, progress);
+    let made = made.and_then(|()| std::fs::rename(&partial, path));
+    remove(&place)?;
+    made
+}
+
+/// What a process that was killed left behind goes too.
+fn remove(place: &Path) -> io::Result<()> {
+    match std::fs::remove_dir_all(place) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn write(
+    path: &Path,
+    weights_id: &str,
+    matrices: &[(String, WeightMatrix)],
+    progress: &(dyn Fn(u64, u64) + Sync),
+) -> io::Result<()> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let compute = Compute::new(threads, KernelPath::Portable)?;
     let total = matrices.iter().map(|(_, matrix)| Rounded::bytes_of(matrix) as u64).sum();
@@ -130,29 +156,25 @@ fn make(
     });
     let metadata = [VERSION, (SOURCE, weights_id), (CHECKSUM, NO_CHECKSUM)];
     let metadata = metadata.map(|(key, value)| (key.to_string(), value.to_string()));
-    safetensors::serialize_to_file(tensors, Some(HashMap::from(metadata)), &partial)
+    safetensors::serialize_to_file(tensors, Some(HashMap::from(metadata)), path)
         .map_err(io::Error::other)?;
-    write_checksum(&partial)?;
-    std::fs::rename(&partial, path)
-}
-
-/// The file's name until it is whole.
-fn partial(path: &Path) -> PathBuf {
-    path.with_extension("partial")
-}
-
-/// Replaces the placeholder.
-fn write_checksum(path: &Path) -> io::Result<()> {
+    // Whoever may read the directory may use it.
+    std::fs::set_permissions(path, Permissions::from_mode(0o644))?;
     let file = OpenOptions::new().read(true).write(true).open(path)?;
-    // SAFETY: only this process, which holds the lock, has the file.
-    let map = unsafe { Mmap::map(&file) }?;
-    let (header, _): (usize, Metadata) =
-        SafeTensors::read_metadata(&map).map_err(io::Error::other)?;
+    let (place, checksum) = checksum_of(&file)?;
+    file.write_all_at(checksum.as_bytes(), place)?;
+    file.sync_all()
+}
+
+/// Where the checksum belongs, and what it is.
+fn checksum_of(file: &File) -> io::Result<(u64, String)> {
+    // SAFETY: only this process, which holds the lock, has the file, and changes it after this map.
+    let map = unsafe { Mmap::map(file) }?;
+    let (header, _) = SafeTensors::read_metadata(&map).map_err(io::Error::other)?;
     let (head, data) = map.split_at(8 + header);
     let place = head.windows(NO_CHECKSUM.len()).position(|part| part == NO_CHECKSUM.as_bytes());
     let place = place.ok_or_else(|| io::Error::other("no place for the checksum"))?;
-    file.write_all_at(checksum(data).as_bytes(), place as u64)?;
-    file.sync_all()
+    Ok((place as u64, checksum(data)))
 }
 
 /// A matrix that is rounded when it is written.

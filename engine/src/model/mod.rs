@@ -67,7 +67,7 @@ impl Model {
         let mut weights_id = numerics::weights_id(&config, &weights);
         if let Some(cache) = int8 {
             int8::round(&mut weights, &weights_id, model, cache)?;
-            weights_id.push_str("-int8");
+            weights_id = int8::id(&weights_id);
         }
         let decoder = Decoder::new(&config, &weights)?;
         if is_gguf {

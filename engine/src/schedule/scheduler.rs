@@ -6,7 +6,7 @@
 //! - A stream has a token in every step, or in turn where there are more streams than the step has
 //!   tokens for; and a step lasts no longer for prompts beside it than its `Pace` says.
 //! - Prompts have a quarter of every step while any waits that may run, however many streams there
-//!   are; how they share it is in `share.rs`.
+//!   are, or what of it their `Pace` leaves beside streams; how they share it is in `share.rs`.
 //! - Blocks go to the best rank: who needs one takes it from the worst rank, never from a better one,
 //!   so two sequences cannot take them from each other in turn. Nobody is admitted whose tokens do not
 //!   fit beside what is admitted, and nobody else is while the first one waits for blocks.

@@ -190,13 +190,18 @@ impl JsonCalls {
                 let bytes = bytes + NAMED_ARGUMENTS.len();
                 output.hold(&text[..bytes]);
                 self.state = State::NamedArguments(name.clone());
-                return Some(bytes);
+                Some(bytes)
             }
-            Prefix::Partial => {}
-            Prefix::No => self.fail(output),
+            Prefix::Partial => {
+                output.hold(&text[..bytes]);
+                (bytes > 0).then_some(bytes)
+            }
+            Prefix::No => {
+                output.hold(&text[..bytes]);
+                self.fail(output);
+                Some(bytes)
+            }
         }
-        output.hold(&text[..bytes]);
-        (bytes > 0 || matches!(self.state, State::Text)).then_some(bytes)
     }
 
     fn named_arguments(&mut self, text: &str, output: &mut Output) -> Option<usize> {

@@ -108,6 +108,13 @@ fn check(family: &str, text: &str, expected: &[&str]) {
     check_parser(|| parser(family), text, expected);
 }
 
+/// Found by a fuzzer: what had come of the id was put behind what followed.
+#[test]
+fn an_id_without_arguments_stays_where_it_is() {
+    let text = "[TOOL_CALLS]f[CALL_ID]ab. then";
+    check("mistral-named", text, &["[TOOL_CALLS]f[CALL_ID]ab. then"]);
+}
+
 #[test]
 fn dialects_are_found_from_templates() {
     use super::dialect::CallFormat::*;

@@ -37,7 +37,7 @@ impl<'a> Vocabulary<'a> {
     pub fn read(gguf: &Gguf<'a>) -> Result<Self, GgufError> {
         let texts = gguf.texts("tokenizer.ggml.tokens")?;
         let texts = gguf.required("tokenizer.ggml.tokens", texts)?;
-        if texts.len() > TOKENS_MAX {
+        if texts.is_empty() || texts.len() > TOKENS_MAX {
             return Err(gguf.corrupt(format!("it has {} tokens", texts.len())));
         }
         let kinds = match gguf.unsigneds("tokenizer.ggml.token_type")? {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::chunk::{CHUNK_TOKENS, Slab, Slabs};
 use crate::kernels::Element;
 use crate::kernels::math::{LANES, exp, sum_lanes};
-use crate::kernels::simd::{Simd, Work};
+use crate::kernels::simd::{Simd, Work, lanes_at};
 
 /// Queries of a group at most.
 pub const GROUP_MAX: usize = 8;
@@ -319,13 +319,4 @@ fn add_columns<S: Simd, X: Element, const N: usize, const WIDTH: usize>(
             simd.store(sums[n][i], &mut values[i]);
         }
     }
-}
-
-/// # Safety
-/// `x` has 16 elements from `start` on.
-#[inline(always)]
-unsafe fn lanes_at<X>(x: &[X], start: usize) -> &[X; LANES] {
-    debug_assert!(x.len() >= start + LANES);
-    // SAFETY: in bounds by the caller's promise.
-    unsafe { &*x.as_ptr().add(start).cast() }
 }

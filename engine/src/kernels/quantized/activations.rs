@@ -2,16 +2,13 @@
 
 use multiversion::multiversion;
 
-use super::{GROUP, QuantFormat};
+use super::{CODE_MAX, GROUP, QuantFormat};
 use crate::kernels::Compute;
 
 /// Rows that kernels compute together, where there are as many.
 pub const TILE_ROWS_MAX: usize = 12;
 /// Up to so many are computed together whatever their number.
 pub const ANY_ROWS_MAX: usize = 8;
-
-/// The largest code; -128 is not used.
-const CODE_MAX: f32 = 127.0;
 
 /// Fours of codes of a group, and the numbers behind them.
 const FOURS: usize = GROUP / 4;

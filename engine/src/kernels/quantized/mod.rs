@@ -27,6 +27,9 @@ pub use quantize::quantize_q8_0;
 /// Elements of the reduction whose products are summed in integers.
 const GROUP: usize = 32;
 
+/// The largest code of 8 bits; -128 is not used.
+const CODE_MAX: f32 = 127.0;
+
 /// Outputs computed beside each other.
 const OUTPUTS: usize = 16;
 

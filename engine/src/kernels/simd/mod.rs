@@ -58,6 +58,17 @@ pub fn run<W: Work>(work: W) {
     work.run(Plain);
 }
 
+/// Sixteen elements.
+///
+/// # Safety
+/// `x` has so many from `start` on.
+#[inline(always)]
+pub unsafe fn lanes_at<X>(x: &[X], start: usize) -> &[X; LANES] {
+    debug_assert!(x.len() >= start + LANES);
+    // SAFETY: in bounds by the caller's promise.
+    unsafe { &*x.as_ptr().add(start).cast() }
+}
+
 /// Whatever the compiler makes of loops over arrays.
 #[derive(Clone, Copy)]
 pub struct Plain;
