@@ -13,6 +13,8 @@ use std::ops::Range;
 
 use half::bf16;
 
+use super::Compute;
+use super::element::narrow_all;
 use super::tile::{Output, Tile, prefetch};
 
 const STEP: usize = 32;
@@ -31,6 +33,15 @@ const NEAR_OUTPUTS: usize = 32;
 
 /// The lanes of a row's sums.
 type Lanes = [__m512; TILE_OUTPUTS];
+
+/// Activations as these products take them.
+pub fn to_bf16(compute: &Compute, values: &[f32]) -> Vec<bf16> {
+    /// Fewer are done sooner than another thread is woken.
+    const CHUNK: usize = 1 << 14;
+    let mut rounded = vec![bf16::ZERO; values.len()];
+    compute.split_chunks((values, CHUNK), (&mut rounded, CHUNK), narrow_all);
+    rounded
+}
 
 /// Computes one tile; `x` is `[rows, inputs]`, `w` `[outputs, inputs]`. Only for CPUs on which
 /// `KernelPath::detect` found AVX-512 BF16.

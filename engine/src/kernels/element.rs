@@ -4,8 +4,6 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use multiversion::multiversion;
 
-use super::Compute;
-
 use super::math::LANES;
 use super::simd::Simd;
 
@@ -101,16 +99,8 @@ pub fn bf16_from_f32(value: f32) -> bf16 {
 }
 
 /// Rounds each number.
-pub fn to_bf16(compute: &Compute, values: &[f32]) -> Vec<bf16> {
-    /// Fewer are done sooner than another thread is woken.
-    const CHUNK: usize = 1 << 14;
-    let mut rounded = vec![bf16::ZERO; values.len()];
-    compute.split_chunks((values, CHUNK), (&mut rounded, CHUNK), narrow_all);
-    rounded
-}
-
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw", "x86_64+avx2"))]
-fn narrow_all(values: &[f32], rounded: &mut [bf16]) {
+pub fn narrow_all(values: &[f32], rounded: &mut [bf16]) {
     for (rounded, value) in rounded.iter_mut().zip(values) {
         *rounded = bf16_from_f32(*value);
     }

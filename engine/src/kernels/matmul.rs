@@ -3,10 +3,9 @@
 use half::{bf16, f16};
 
 use super::defect::multiply_backwards;
-use super::element::to_bf16;
 use super::quantized::multiply_quantized;
 use super::tile::{Output, Tile};
-use super::{Compute, Defect, Element, KernelPath, QuantFormat, portable};
+use super::{Compute, Defect, Element, QuantFormat, portable};
 
 /// Stored weights, borrowed.
 #[derive(Clone, Copy)]
@@ -75,8 +74,8 @@ pub(super) fn multiply(compute: &Compute, x: &[f32], weight: &Matrix<'_>, y: &mu
     let rows = x.len() / weight.inputs;
     match weight.data {
         #[cfg(target_arch = "x86_64")]
-        WeightData::Bf16(data) if compute.path() == KernelPath::Avx512Bf16 => {
-            let x = to_bf16(compute, x);
+        WeightData::Bf16(data) if compute.path() == super::KernelPath::Avx512Bf16 => {
+            let x = super::avx512::to_bf16(compute, x);
             tiles(compute, rows, weight, y, |tile, out| super::avx512::tile(&x, data, tile, out));
         }
         WeightData::F32(data) => {
@@ -111,6 +110,7 @@ fn tiles(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::KernelPath;
     use crate::kernels::element::bf16_from_f32;
 
     fn numbers(count: usize, seed: u32) -> Vec<f32> {
