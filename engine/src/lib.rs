@@ -14,7 +14,7 @@ mod sampler;
 mod schedule;
 
 pub use engine::{Engine, EngineConfig, Load, RefusedSequence, SequenceOutput, StepOutput};
-pub use kernels::{Compute, Defect, KernelPath, QuantFormat};
+pub use kernels::{Compute, Defect, KernelPath};
 pub use kv::{BlockCounts, KvEvent, Reserved};
 pub use load_error::LoadError;
 pub use model::{Int8Cache, Model, ModelConfig, parse_json, read_optional};

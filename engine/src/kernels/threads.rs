@@ -1,8 +1,8 @@
 //! Threads that share one piece of work after another. Between two pieces they wait a little before
 //! they sleep, because a step has hundreds, microseconds apart; while they wait they let others run.
 //!
-//! Whoever has work takes part in it. No piece waits for a thread that is not running: what it has
-//! not begun, others do.
+//! Whoever has work takes part in it. What a thread has not begun, others do; only what it is in the
+//! middle of is waited for.
 
 use std::any::Any;
 use std::cell::Cell;

@@ -44,12 +44,15 @@ unsafe fn multiply<F: Unpack>(
     scratch: &mut Vec<PanelGroup>,
     set: impl Fn(usize, &[f32; OUTPUTS]),
 ) {
-    if x.rows() > ANY_ROWS_MAX {
-        // SAFETY: the caller's promises.
-        unsafe { put_down::<F>(panel, x.groups(), scratch) };
-    }
-    let weights =
-        if x.rows() > ANY_ROWS_MAX { Weights::Down(scratch) } else { Weights::Rows(panel) };
+    let weights = match x.rows() > ANY_ROWS_MAX {
+        false => Weights::Rows(panel),
+        true => {
+            scratch.resize(x.groups(), PanelGroup::ZERO);
+            // SAFETY: the caller's promises.
+            unsafe { put_down::<F>(panel, scratch) };
+            Weights::Down(scratch)
+        }
+    };
     for tile in x.tiles() {
         // SAFETY: the caller's promises.
         unsafe {
@@ -151,12 +154,11 @@ unsafe fn from_panel<F: Unpack, const ROWS: usize>(
 /// Unpacks a whole panel.
 ///
 /// # Safety
-/// As `multiply`.
+/// As `multiply`; `to` has as many groups as the rows.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-unsafe fn put_down<F: Unpack>(panel: PanelRows<'_>, groups: usize, scratch: &mut Vec<PanelGroup>) {
-    scratch.resize(groups, PanelGroup::ZERO);
+unsafe fn put_down<F: Unpack>(panel: PanelRows<'_>, to: &mut [PanelGroup]) {
     // SAFETY: the caller's promises.
-    unsafe { unpack::put_down::<F, __m512i>(panel, scratch) };
+    unsafe { unpack::put_down::<F, __m512i>(panel, to) };
 }
 
 /// Adds the products of one group; `x` is `[FIELDS, ROWS]`.
