@@ -126,6 +126,7 @@ async fn live_once(swarm: &Swarm, index: usize, leave: CancellationToken) -> Res
             step_target: None,
         },
         card: swarm.card.clone(),
+        hardware: None,
     })?;
     {
         let mut place = swarm.places[index].lock();

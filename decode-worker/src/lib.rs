@@ -16,7 +16,7 @@ use kv_transfer::Ways;
 use messaging::{Bus, Network};
 use protocol::v1::generation_server::{Generation, GenerationServer};
 use tokio_util::sync::CancellationToken;
-use worker::{EngineHost, Grammars, Presence, Worker, WorkerError};
+use worker::{EngineHost, Grammars, Presence, Transfers, Worker, WorkerError};
 
 use peers::Peers;
 use service::GenerationService;
@@ -29,6 +29,7 @@ struct Context {
     numerics_id: String,
     ways: Ways,
     peers: Peers,
+    transfers: Arc<Transfers>,
     bus: Bus,
 }
 
@@ -45,6 +46,7 @@ pub fn service(
         numerics_id: worker.numerics_id().to_string(),
         ways,
         peers: Peers::new(network.data_plane.clone()),
+        transfers: worker.transfers.clone(),
         bus: network.bus.clone(),
     });
     GenerationServer::new(GenerationService::new(context))

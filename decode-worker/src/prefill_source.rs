@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use kv_transfer::{BlockCopy, Capability, KvLayout, Lease, LeaseId, TransferError, Way, Ways};
 use protocol::v1::prefill_client::PrefillClient;
-use protocol::v1::{self, prefill_event::Kind};
-use protocol::{SILENCE_MAX, WorkerLife};
+use protocol::v1::{self, KvLink, prefill_event::Kind};
+use protocol::{SILENCE_MAX, WorkerLife, link};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Streaming;
@@ -62,6 +62,8 @@ pub struct Source {
     worker: WorkerLife,
     /// How its blocks are read.
     pub way: Way,
+    /// What lies between its blocks and ours.
+    pub link: KvLink,
     lease: Lease,
     lease_duration: Duration,
 }
@@ -83,8 +85,15 @@ impl Source {
         if WorkerLife::new(&granted.worker_id, granted.incarnation) != asked {
             return Err(PrefillError::Protocol("the lease is another worker's"));
         }
+        let way = ours.ways.choose(&granted.endpoints, &asked)?;
+        let way_name = match way {
+            Way::Local => link::WAY_LOCAL,
+            Way::Tcp(_) => kv_transfer::TCP,
+        };
+        let link = ours.transfers.link(way_name, granted.place.as_ref());
         Ok(Self {
-            way: ours.ways.choose(&granted.endpoints, &asked)?,
+            way,
+            link,
             worker: asked,
             lease: Lease { id: LeaseId(granted.lease), capability },
             lease_duration: Duration::from_millis(u64::from(granted.lease_ms.max(30))),

@@ -72,6 +72,8 @@ struct Handoff<'a> {
     announced: Vec<u32>,
     /// Blocks that were read, or are being read.
     pulled: usize,
+    /// Of the copy under way, or the last one.
+    copy_bytes: usize,
     first_token: Option<u32>,
     ended: bool,
     times: Times,
@@ -113,6 +115,7 @@ impl<'a> Handoff<'a> {
             blocks,
             announced: Vec::with_capacity(blocks),
             pulled: cached_blocks,
+            copy_bytes: 0,
             first_token: None,
             ended: false,
             times: Times::default(),
@@ -154,7 +157,7 @@ impl<'a> Handoff<'a> {
                     self.copying = None;
                     let (reservation, copied) = copied.map_err(|_| PrefillError::Copy)?;
                     self.reservation = Some(reservation);
-                    self.times.add_copy(copied?);
+                    self.add_copy(source, copied?);
                 }
                 event = events.next(), if !self.is_all_said() => self.take(event?).await?,
             }
@@ -221,14 +224,14 @@ impl<'a> Handoff<'a> {
         let copies = self.copies(wanted);
         self.pulled = self.announced.len();
         let ways = self.context.shared.ways.clone();
-        let is_little =
-            copies.len() * reservation.writer.layout().block_bytes() <= INLINE_COPY_BYTES;
+        self.copy_bytes = copies.len() * reservation.writer.layout().block_bytes();
+        let is_little = self.copy_bytes <= INLINE_COPY_BYTES;
         let source = source.clone();
         self.copying = match source.way {
             Way::Local if is_little => {
                 let copied = source.pull_here(&ways, &copies, &mut reservation);
                 self.reservation = Some(reservation);
-                self.times.add_copy(copied?);
+                self.add_copy(&source, copied?);
                 None
             }
             Way::Local => Some(tokio::task::spawn_blocking(move || {
@@ -241,6 +244,11 @@ impl<'a> Handoff<'a> {
             })),
         };
         Ok(())
+    }
+
+    fn add_copy(&mut self, source: &Source, took: Duration) {
+        self.times.add_copy(took);
+        self.context.shared.transfers.record(source.link, self.copy_bytes, took);
     }
 
     fn copies(&self, blocks: Range<usize>) -> Vec<BlockCopy> {

@@ -48,7 +48,7 @@ fn start_worker(name: &str, role: Role, model: &Arc<Model>) -> Worker {
     let card = v1::ModelCard { name: "m".into(), ..Default::default() };
     let runner = Box::new(CpuRunner::new(model.clone(), compute));
     let place = EnginePlace::Thread;
-    Worker::start(WorkerConfig { life, role, runner, place, engine, card }).unwrap()
+    Worker::start(WorkerConfig { life, role, runner, place, engine, card, hardware: None }).unwrap()
 }
 
 impl Pair {

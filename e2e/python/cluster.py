@@ -99,9 +99,9 @@ class Nats:
 class Starting:
     """A component as a process, which need not be ready yet. Killed on exit."""
 
-    def __init__(self, role, *arguments, binary=BINARY):
+    def __init__(self, role, *arguments, binary=BINARY, environment=None):
         self.role = role
-        self.process = start(role, *arguments, binary=binary)
+        self.process = start(role, *arguments, binary=binary, environment=environment)
         self.stdout, self.stderr = Lines(self.process.stdout), Lines(self.process.stderr)
         self._addresses = {}
 
@@ -155,8 +155,8 @@ class Starting:
 class Component(Starting):
     """`stator gateway`, `router`, `prefill-worker` or `decode-worker`, ready; killed on exit."""
 
-    def __init__(self, role, *arguments):
-        super().__init__(role, *arguments)
+    def __init__(self, role, *arguments, environment=None):
+        super().__init__(role, *arguments, environment=environment)
         try:
             self.ready()
         except BaseException:

@@ -26,9 +26,9 @@ def command(*arguments, binary=BINARY):
     return [str(binary), *map(str, arguments)]
 
 
-def run(*arguments):
+def run(*arguments, environment=None):
     """Runs a command that is expected to end by itself; a server that begins to serve is killed."""
-    process = start(*arguments)
+    process = start(*arguments, environment=environment)
     stdout, stderr = Lines(process.stdout), Lines(process.stderr)
     threading.Thread(target=kill_if_it_serves, args=(process, stdout), daemon=True).start()
     try:
@@ -38,8 +38,8 @@ def run(*arguments):
     return Ended(process.returncode, stdout.to_end(), stderr.to_end())
 
 
-def start(*arguments, binary=BINARY):
-    """The process, with pipes to read its outputs."""
+def start(*arguments, binary=BINARY, environment=None):
+    """The process, with pipes to read its outputs, and with more in its environment."""
     return subprocess.Popen(
         command(*arguments, binary=binary),
         stdin=subprocess.DEVNULL,
@@ -47,6 +47,7 @@ def start(*arguments, binary=BINARY):
         stderr=subprocess.PIPE,
         text=True,
         cwd=REPOSITORY,
+        env=os.environ | (environment or {}),
     )
 
 

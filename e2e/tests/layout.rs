@@ -6,12 +6,13 @@ use std::process::Command;
 use serde_json::Value;
 
 /// What each crate of the workspace may use of the others, and of the libraries that matter.
-const ALLOWED: [(&str, &[&str]); 18] = [
+const ALLOWED: [(&str, &[&str]); 19] = [
     ("protocol", &[]),
     ("testkit", &[]),
     ("messaging", &["protocol"]),
     ("kv-transfer", &["protocol"]),
     ("tokenizer", &[]),
+    ("topology", &["protocol"]),
     ("grammar", &["tokenizer"]),
     ("gguf", &[]),
     ("engine", &["gguf", "grammar", "kv-transfer", "protocol"]),
@@ -39,6 +40,7 @@ const ALLOWED: [(&str, &[&str]); 18] = [
             "protocol",
             "router",
             "telemetry",
+            "topology",
             "worker",
         ],
     ),

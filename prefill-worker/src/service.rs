@@ -26,6 +26,7 @@ pub struct PrefillService {
     life: WorkerLife,
     numerics_id: String,
     endpoints: Vec<v1::KvEndpoint>,
+    place: Option<v1::Place>,
 }
 
 impl PrefillService {
@@ -33,7 +34,8 @@ impl PrefillService {
     pub fn new(worker: &Worker, leases: Arc<LeaseTable>, endpoints: Vec<v1::KvEndpoint>) -> Self {
         let (host, life) = (worker.host.clone(), worker.life.clone());
         let (grammars, numerics_id) = (worker.grammars.clone(), worker.numerics_id().to_string());
-        Self { host, grammars, leases, life, numerics_id, endpoints }
+        let place = worker.kv_place().cloned();
+        Self { host, grammars, leases, life, numerics_id, endpoints, place }
     }
 
     fn check_addressee(&self, request: &v1::PrefillRequest) -> Result<(), Status> {
@@ -64,6 +66,7 @@ impl Prefill for PrefillService {
             leases: self.leases.clone(),
             life: self.life.clone(),
             endpoints: self.endpoints.clone(),
+            place: self.place.clone(),
             events,
         };
         tokio::spawn(prompt.run(request));
@@ -96,6 +99,7 @@ struct Prompt {
     leases: Arc<LeaseTable>,
     life: WorkerLife,
     endpoints: Vec<v1::KvEndpoint>,
+    place: Option<v1::Place>,
     events: mpsc::Sender<Result<v1::PrefillEvent, Status>>,
 }
 
@@ -173,6 +177,7 @@ impl Prompt {
             lease_ms: self.leases.limits().duration.as_millis() as u32,
             layout: Some(self.host.layout().into()),
             endpoints: self.endpoints.clone(),
+            place: self.place.clone(),
         }
     }
 

@@ -74,12 +74,34 @@ impl LatencyModel {
     /// The same for a prompt that another worker pulls: where it is long, its last tokens are a step
     /// of their own.
     pub fn predict_pulled_us(&self, cached: f32, tokens: f32, chunk_tokens: f32) -> f32 {
-        let last_chunk = tokens - (steps(tokens, chunk_tokens) - 1.0) * chunk_tokens.max(1.0);
-        let is_long = cached + tokens >= LONG_PROMPT_TOKENS as f32;
-        let has_own_step = is_long && last_chunk > LAST_STEP_TOKENS as f32;
+        let has_own_step = last_tokens(cached, tokens, chunk_tokens).1;
         let last_step_us = if has_own_step { self.step_us } else { 0.0 };
         self.predict_prefill_us(cached, tokens, chunk_tokens) + last_step_us
     }
+
+    /// How long such a prompt is computed after its first step: while what that step made, and what
+    /// follows, moves.
+    pub fn predict_after_first_step_us(&self, cached: f32, tokens: f32, chunk_tokens: f32) -> f32 {
+        let all_us = self.predict_pulled_us(cached, tokens, chunk_tokens);
+        let before_last = tokens - last_step_tokens(cached, tokens, chunk_tokens);
+        let first = if before_last > 0.0 { before_last.min(chunk_tokens.max(1.0)) } else { tokens };
+        (all_us - self.predict_prefill_us(cached, first, chunk_tokens)).max(0.0)
+    }
+}
+
+/// How many tokens of a prompt that another worker pulls are computed by the last step.
+pub fn last_step_tokens(cached: f32, tokens: f32, chunk_tokens: f32) -> f32 {
+    match last_tokens(cached, tokens, chunk_tokens) {
+        (_, true) => LAST_STEP_TOKENS as f32,
+        (last_chunk, false) => last_chunk,
+    }
+}
+
+/// How many there are in the last chunk, and whether some of these have a step of their own.
+fn last_tokens(cached: f32, tokens: f32, chunk_tokens: f32) -> (f32, bool) {
+    let last_chunk = tokens - (steps(tokens, chunk_tokens) - 1.0) * chunk_tokens.max(1.0);
+    let is_long = cached + tokens >= LONG_PROMPT_TOKENS as f32;
+    (last_chunk, is_long && last_chunk > LAST_STEP_TOKENS as f32)
 }
 
 /// In how many steps so many tokens are computed. (`f32::ceil` is a call where the compiler may not
@@ -120,5 +142,19 @@ mod tests {
         check(0.0, 1024.0, 4096.0, 2.0);
         check(1000.0, 24.0, 4096.0, 1.0);
         check(0.0, 1023.0, 4096.0, 1.0);
+    }
+
+    #[test]
+    fn what_is_computed_after_the_first_step() {
+        let model = LatencyModel::from_coefficients([100.0, 1.0, 0.0, 0.0, 0.0]);
+        let check = |cached, tokens, chunk, last, after_us| {
+            assert_eq!(last_step_tokens(cached, tokens, chunk), last, "{tokens}");
+            assert_eq!(model.predict_after_first_step_us(cached, tokens, chunk), after_us);
+        };
+        check(0.0, 2000.0, 512.0, 64.0, 4.0 * 100.0 + 1488.0);
+        check(0.0, 1024.0, 4096.0, 64.0, 164.0);
+        check(0.0, 1000.0, 4096.0, 1000.0, 0.0);
+        check(0.0, 1000.0, 600.0, 400.0, 500.0);
+        check(3000.0, 1.0, 512.0, 1.0, 0.0);
     }
 }

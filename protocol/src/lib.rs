@@ -1,15 +1,16 @@
 //! What crosses a process: the protobuf messages and gRPC services of `proto/`, the hashes that
-//! name KV blocks, the identities of workers, and the model of how long their steps take.
+//! name KV blocks, the identities of workers, and the models of how long their steps and copies take.
 
 mod block_hash;
 mod identity;
 mod latency;
+pub mod link;
 pub mod subjects;
 mod watchdog;
 
 pub use block_hash::{BlockHash, BlockHasher, hashes_from_bytes, hashes_to_bytes};
 pub use identity::{Incarnation, WorkerId, WorkerLife};
-pub use latency::{LAST_STEP_TOKENS, LONG_PROMPT_TOKENS, StepShape};
+pub use latency::{LAST_STEP_TOKENS, LONG_PROMPT_TOKENS, StepShape, last_step_tokens};
 pub use watchdog::{HEARTBEAT, SILENCE_MAX};
 
 /// Largest message of the data plane: a prompt of a million tokens fits.

@@ -1,5 +1,6 @@
 //! How long a routing decision takes: a prompt of 2,000 blocks among 10, 100 and 1,000 workers; also
-//! where nothing is known of prefix caches, as in a gateway that decides without a router.
+//! where nothing is known of prefix caches, as in a gateway that decides without a router, and where it is
+//! known where workers are: on GPUs of hosts with eight of them, all linked to each other.
 //!
 //! Each worker holds the blocks of the prompts it has seen. All share a system prompt of 100
 //! blocks; some have seen the beginning of this conversation. Prompts come in turn from many
@@ -9,7 +10,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use protocol::v1::{self, LatencyModel, Role};
+use protocol::v1::{self, Gpu, Hardware, LatencyModel, Nic, Place, Role};
 use protocol::{BlockHash, hashes_to_bytes};
 use router::{Core, Question};
 
@@ -65,7 +66,7 @@ fn name(worker: usize) -> String {
 
 /// Half of the workers prefill. Worker w has seen some of the conversations, each up to its own
 /// depth.
-fn core(workers: usize, has_index: bool, now: u64) -> Core {
+fn core(workers: usize, has_index: bool, has_places: bool, now: u64) -> Core {
     let mut core = Core::default();
     for worker in 0..workers {
         let role = if worker % 2 == 0 { Role::Prefill } else { Role::Decode };
@@ -79,6 +80,7 @@ fn core(workers: usize, has_index: bool, now: u64) -> Core {
                 kv_blocks: BLOCKS_PER_WORKER,
                 block_bytes: 1 << 21,
                 max_num_batched_tokens: 8192,
+                hardware: has_places.then(|| hardware(worker)),
                 ..Default::default()
             },
             now,
@@ -102,6 +104,27 @@ fn core(workers: usize, has_index: bool, now: u64) -> Core {
     core
 }
 
+fn hardware(worker: usize) -> Hardware {
+    let (host, pci_bus_id) = (worker / 8, format!("0000:{:02x}:00.0", worker % 8));
+    let uuid = format!("GPU-{worker}");
+    let place = Place {
+        host_id: vec![host as u8 + 1; 16].into(),
+        process_id: vec![worker as u8; 16].into(),
+        device: uuid.clone(),
+        pci_bus_id: pci_bus_id.clone(),
+    };
+    let gpu =
+        Gpu { uuid, pci_bus_id, nvlink_switch_bytes_per_s: 450_000_000_000, ..Default::default() };
+    let nic = Nic { bytes_per_s: 12_500_000_000, ..Default::default() };
+    Hardware {
+        place: Some(place),
+        gpus: vec![gpu],
+        nics: vec![nic],
+        kv_ways: vec!["cuda".into(), "tcp".into()],
+        ..Default::default()
+    }
+}
+
 /// A router that decides 1,000 times per second and hears from each worker every 100 ms.
 struct Life {
     core: Core,
@@ -111,9 +134,9 @@ struct Life {
 }
 
 impl Life {
-    fn new(workers: usize, has_index: bool) -> Self {
+    fn new(workers: usize, has_index: bool, has_places: bool) -> Self {
         let now = 0;
-        Self { core: core(workers, has_index, now), workers, now, decisions: 0 }
+        Self { core: core(workers, has_index, has_places, now), workers, now, decisions: 0 }
     }
 
     /// Decides once, and says how long that took, without the reports between decisions.
@@ -132,10 +155,12 @@ impl Life {
 
 fn decide(c: &mut Criterion) {
     let questions: Vec<Question> = (0..CONVERSATIONS).map(question).collect();
-    for (name, has_index) in [("decision", true), ("without an index", false)] {
+    let kinds =
+        [("decision", true, false), ("without an index", false, false), ("places", true, true)];
+    for (name, has_index, has_places) in kinds {
         let mut group = c.benchmark_group(name);
         for workers in [10, 100, 1000] {
-            let mut life = Life::new(workers, has_index);
+            let mut life = Life::new(workers, has_index, has_places);
             let mut times: Vec<Duration> =
                 (0..20_000).map(|index| life.decide(&questions[index % CONVERSATIONS])).collect();
             times.sort();

@@ -7,6 +7,7 @@ use protocol::WorkerLife;
 use crate::cost::{self, Cost, Sizes};
 use crate::gauge::{Gauge, Standing};
 use crate::holders::Slot;
+use crate::pair::{Half, Move, Pair, Pairs};
 use crate::pool::Pool;
 use crate::worker_table::Time;
 use crate::workers::Workers;
@@ -24,6 +25,8 @@ pub struct Route {
     pub cost: Cost,
     /// How long the prompt keeps the one busy that computes it, in microseconds.
     pub prefill_us: f32,
+    /// How the prompt's KV gets from one to the other.
+    pub moved: Option<Move>,
     /// The best choice of the other kind: with a prefill worker or without.
     pub otherwise: Option<Box<Route>>,
 }
@@ -41,6 +44,10 @@ impl fmt::Display for Route {
             f,
             "cached_blocks={cached_blocks};ttft_us={ttft_us:.0};slowdown_us={slowdown_us:.0}"
         )?;
+        if let Some(Move { link, exposed_us }) = self.moved {
+            let link = link.as_str_name().trim_start_matches("KV_LINK_").to_ascii_lowercase();
+            write!(f, ";link={link};exposed_us={exposed_us:.0}")?;
+        }
         match &self.otherwise {
             Some(other) => write!(f, ";otherwise=({other})"),
             None => Ok(()),
@@ -69,17 +76,22 @@ impl Choice<'_> {
     /// without a decode worker.
     pub fn among_decode_workers(&self, worst: Standing) -> Option<Route> {
         let Self { sizes, now, .. } = *self;
-        let (mut local, mut receive, mut prefill) = (None, None, None);
+        let cached_tokens =
+            |slot: Slot| self.cached_tokens(slot, &self.workers.gauges()[slot as usize]);
+        let prefill = self.able(&self.pool.prefill, worst);
+        let computing: Vec<Half> = prefill
+            .map(|(slot, gauge, cached)| (slot, cost::prefill(gauge, sizes, cached, now)))
+            .collect();
+        let mut pairs = Pairs::new(self.workers, sizes, &cached_tokens, &computing);
+        let mut local = None;
         for (slot, gauge, cached_tokens) in self.able(&self.pool.decode, worst) {
             let stream = cost::stream(gauge, sizes);
             keep_lower(&mut local, slot, cost::local(gauge, sizes, cached_tokens, now) + stream);
-            keep_lower(&mut receive, slot, cost::receive(gauge, sizes, cached_tokens) + stream);
+            pairs.decode((slot, cost::receive() + stream));
         }
-        for (slot, gauge, cached_tokens) in self.able(&self.pool.prefill, worst) {
-            keep_lower(&mut prefill, slot, cost::prefill(gauge, sizes, cached_tokens, now));
-        }
-        let remote = receive.zip(prefill).map(|((decode, receiving), (prefill, computing))| {
-            self.route(decode, Some(prefill), receiving + computing)
+        let remote = pairs.best().map(|Pair { decode, prefill, cost, moved }| Route {
+            moved: Some(moved),
+            ..self.route(decode, Some(prefill), cost)
         });
         let local = local.map(|(decode, cost)| self.route(decode, None, cost));
         match (local, remote) {
@@ -137,6 +149,7 @@ impl Choice<'_> {
             cached_blocks: self.cached_blocks[computing as usize] as usize,
             cost,
             prefill_us,
+            moved: None,
             otherwise: None,
         }
     }

@@ -1,7 +1,9 @@
 //! What a choice of workers is predicted to cost, in microseconds: the time to the first token,
-//! and by how much streams are slowed down. Both halves of a pair are predicted alone, so that the
-//! best pair is the best of each.
+//! and by how much streams are slowed down. Both halves of a pair are predicted alone, and what lies
+//! between them then.
 
+use protocol::last_step_tokens;
+use protocol::link::TransferRate;
 use protocol::v1::LatencyModel;
 
 use crate::gauge::Gauge;
@@ -89,10 +91,56 @@ pub fn prefill(worker: &Gauge, sizes: Sizes, cached_tokens: u32, now: Time) -> C
     Cost { ttft_us: ttft_us + wait_us(worker, sizes), slowdown_us: 0.0 }
 }
 
-/// A decode worker takes a prompt over that was computed elsewhere; what it lacks of it moves.
-pub fn receive(decode: &Gauge, sizes: Sizes, cached_tokens: u32) -> Cost {
-    let missing = sizes.prompt.saturating_sub(cached_tokens);
-    Cost { ttft_us: HANDOFF_US, slowdown_us: missing as f32 * decode.move_token_us }
+/// A decode worker takes a prompt over that was computed elsewhere.
+pub fn receive() -> Cost {
+    Cost { ttft_us: HANDOFF_US, slowdown_us: 0.0 }
+}
+
+/// How a prefill worker computes a prompt that another one pulls: what of the transfer that hides.
+#[derive(Clone, Copy, Debug)]
+pub struct Window {
+    /// Tokens that it computes …
+    tokens: f32,
+    /// … and that its last step does.
+    last_tokens: f32,
+    /// Time of all steps, and of those after the first.
+    all_us: f32,
+    after_first_us: f32,
+}
+
+impl Window {
+    /// That of one worker.
+    pub fn new(prefill: &Gauge, sizes: Sizes, cached_tokens: u32) -> Self {
+        let (cached, tokens) = computed(sizes, cached_tokens);
+        let (latency, chunk) = (&prefill.latency, prefill.chunk_tokens);
+        Self {
+            tokens,
+            last_tokens: last_step_tokens(cached, tokens, chunk),
+            all_us: latency.predict_pulled_us(cached, tokens, chunk),
+            after_first_us: latency.predict_after_first_step_us(cached, tokens, chunk),
+        }
+    }
+
+    /// Tokens that the last step computes.
+    pub fn last_tokens(&self) -> f32 {
+        self.last_tokens
+    }
+
+    /// By how much the second token is late because KV is still under way, in microseconds: what the
+    /// decode worker lacks of the prompt, so many tokens, moves while the prefill worker computes on, each
+    /// chunk once it is there. What the last step made always comes after it.
+    pub fn exposed_us(&self, missing_tokens: f32, token_bytes: f32, rate: TransferRate) -> f32 {
+        if missing_tokens <= 0.0 {
+            return 0.0;
+        }
+        let token_us = token_bytes * rate.byte_us;
+        let last = self.last_tokens.min(missing_tokens);
+        let before_us = (missing_tokens - last) * token_us;
+        // What the prefill worker had cached needs not wait for its first step.
+        let at_once_us = (missing_tokens - self.tokens).max(0.0) * token_us;
+        let hidden_us = self.after_first_us + at_once_us.min(self.all_us - self.after_first_us);
+        (before_us - hidden_us).max(0.0) + rate.copy_us + last * token_us
+    }
 }
 
 /// One more stream among those of a decode worker: its own steps, what it adds to those of the
@@ -110,4 +158,40 @@ pub fn stream(decode: &Gauge, sizes: Sizes) -> Cost {
 
 fn wait_us(worker: &Gauge, sizes: Sizes) -> f32 {
     if (sizes.prompt as f32) < worker.room_tokens { 0.0 } else { NO_ROOM_US }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A worker that computes a token in 10 us and a step in 100 us more, in chunks of 512 tokens of 1,000
+    /// bytes each.
+    fn worker() -> Gauge {
+        let latency = LatencyModel::from_coefficients([100.0, 10.0, 0.0, 0.0, 0.0]);
+        Gauge { latency, chunk_tokens: 512.0, token_bytes: 1_000.0, ..Default::default() }
+    }
+
+    #[test]
+    fn only_what_computing_does_not_hide_is_exposed() {
+        let check = |prompt, decode_tokens, prefill_tokens, token_us: f32, expected_us: f32| {
+            let sizes = Sizes { prompt, answer_max: 1 };
+            let missing = prompt.saturating_sub(decode_tokens) as f32;
+            let rate = TransferRate { copy_us: 7.0, byte_us: token_us / 1_000.0 };
+            let window = Window::new(&worker(), sizes, prefill_tokens);
+            let found = window.exposed_us(missing, worker().token_bytes, rate);
+            assert!((found - expected_us).abs() < 0.5, "{prompt} {token_us}: {found}");
+        };
+        // One step makes all of it.
+        check(512, 0, 0, 1.0, 7.0 + 512.0);
+        // The last 64 tokens of a long one come last, and all before them is hidden …
+        check(2_048, 0, 0, 1.0, 7.0 + 64.0);
+        // … unless it takes longer than the steps after the first: 1,536 tokens in four steps.
+        check(2_048, 0, 0, 10.0, 1_984.0 * 10.0 - (15_360.0 + 400.0) + 7.0 + 640.0);
+        // What both have, nothing moves for.
+        check(2_048, 2_048, 2_048, 10.0, 0.0);
+        check(2_048, 2_040, 0, 10.0, 7.0 + 80.0);
+        // What the prefill worker has moves from the start on, while it computes the rest.
+        check(1_000, 0, 900, 1.0, 7.0 + 100.0);
+        check(1_000, 0, 900, 10.0, 9_000.0 - 1_100.0 + 7.0 + 1_000.0);
+    }
 }

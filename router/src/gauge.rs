@@ -1,6 +1,7 @@
 //! A worker at a glance: all that a prediction needs of it, close together and without anything to
 //! look up, because a decision looks at every worker.
 
+use protocol::link::TransferRate;
 use protocol::v1::LatencyModel;
 
 use crate::worker_table::Time;
@@ -25,8 +26,14 @@ pub struct Gauge {
     pub block_size: u32,
     /// Prompt tokens that one of its steps computes at most.
     pub chunk_tokens: f32,
-    /// How long it takes to move one token's KV here.
-    pub move_token_us: f32,
+    /// One token's KV.
+    pub token_bytes: f32,
+    /// Which host it is on, as a number; absent where that is not known.
+    pub host: Option<u16>,
+    /// How fast KV gets to and from other hosts by its network card.
+    pub network: TransferRate,
+    /// The same by RDMA, where it can.
+    pub rdma: Option<TransferRate>,
     /// Streams that share its steps.
     pub streams: f32,
     /// Tokens present in those streams.

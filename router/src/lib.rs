@@ -11,6 +11,8 @@ mod fallback;
 mod feeds;
 mod gauge;
 mod holders;
+mod near;
+mod pair;
 mod pool;
 mod prefix_index;
 mod question;

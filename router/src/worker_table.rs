@@ -3,7 +3,8 @@
 
 use std::collections::VecDeque;
 
-use protocol::v1::{self, LatencyModel};
+use protocol::link::{self, TransferRate};
+use protocol::v1::{self, KvLink, LatencyModel, TransferModel};
 
 use crate::gauge::Gauge;
 
@@ -25,9 +26,6 @@ const TOLD_AFTER: Time = 10_000;
 /// Dispatches remembered per worker; at the limit the oldest are taken as reported.
 const DISPATCHES_MAX: usize = 1024;
 
-/// Bytes moved per microsecond (a memcpy's 10 GB/s).
-const TRANSFER_BYTES_PER_US: f32 = 10_000.0;
-
 /// Assumed while no worker of a numerics id has made a step.
 const UNMEASURED: LatencyModel = LatencyModel {
     step_us: 5_000.0,
@@ -42,12 +40,22 @@ const UNMEASURED: LatencyModel = LatencyModel {
 /// After so many steps of a kind, what a worker measured counts as much as what its equals did.
 const LEANING_STEPS: f32 = 8.0;
 
+/// After so many copies over a link, what a worker measured of it counts as much as what it promises.
+const LEANING_COPIES: f32 = 8.0;
+
+/// Links that a worker can tell of; there are not as many.
+const LINKS_MAX: usize = 16;
+
 /// One worker's life.
 pub struct WorkerEntry {
     /// Who it is and what it serves.
     pub registration: v1::WorkerRegistration,
+    /// On which host, as a number; the table's.
+    pub host: Option<u16>,
     /// How long its steps take.
     latency: LatencyModel,
+    /// How long copies to it took, by link.
+    transfers: Vec<TransferModel>,
     heard: Time,
     suspected_until: Time,
     /// When it will have computed all prompts that were sent to it.
@@ -86,7 +94,9 @@ impl WorkerEntry {
         Self {
             registration,
             reported: Reported { available_blocks, ..Default::default() },
+            host: None,
             latency: equals.unwrap_or(UNMEASURED),
+            transfers: Vec::new(),
             heard: now,
             suspected_until: 0,
             busy_until: now,
@@ -99,6 +109,9 @@ impl WorkerEntry {
     /// has measured little of leans on its equals.
     pub fn report(&mut self, load: &v1::LoadReport, equals: Option<LatencyModel>, now: Time) {
         self.latency = blended(load.latency, equals.or(load.latency).unwrap_or(UNMEASURED));
+        let told = load.transfers.iter().filter(|model| model.is_sound()).take(LINKS_MAX);
+        self.transfers.clear();
+        self.transfers.extend(told);
         let waiting_tokens = load.waiting_prompt_tokens as f32;
         let waiting_us = match load.waiting_prompt_tokens {
             0 => 0.0,
@@ -147,14 +160,16 @@ impl WorkerEntry {
     /// It at a glance.
     pub fn gauge(&self) -> Gauge {
         let block_size = self.registration.block_size.max(1);
-        let block_us = self.registration.block_bytes as f32 / TRANSFER_BYTES_PER_US;
         let available_tokens = u64::from(self.reported.available_blocks) * u64::from(block_size);
         let stream_tokens = self.reported.stream_tokens.saturating_add(self.dispatched_tokens);
         Gauge {
             latency: self.latency,
             block_size,
             chunk_tokens: self.chunk_tokens(),
-            move_token_us: block_us / block_size as f32,
+            token_bytes: self.registration.block_bytes as f32 / block_size as f32,
+            host: self.host,
+            network: self.rate(KvLink::Network, self.promised_network()),
+            rdma: self.promised_rdma().map(|promised| self.rate(KvLink::Rdma, promised)),
             streams: (self.reported.streams as usize + self.dispatched.len()) as f32,
             stream_tokens: stream_tokens as f32,
             room_tokens: available_tokens.saturating_sub(self.dispatched_tokens) as f32,
@@ -163,6 +178,28 @@ impl WorkerEntry {
             suspected_until: self.suspected_until,
             is_draining: self.registration.draining,
         }
+    }
+
+    /// How fast KV comes to it over a link: as fast as the link promises, and more and more as it did.
+    pub fn rate(&self, link: KvLink, promised: TransferRate) -> TransferRate {
+        let measured = self.transfers.iter().find(|model| model.link() == link);
+        let Some(measured) = measured else { return promised };
+        let share = measured.copies as f32 / (measured.copies as f32 + LEANING_COPIES);
+        let between = |measured: f32, promised: f32| share * measured + (1.0 - share) * promised;
+        let rate = measured.rate();
+        TransferRate {
+            copy_us: between(rate.copy_us, promised.copy_us),
+            byte_us: between(rate.byte_us, promised.byte_us),
+        }
+    }
+
+    fn promised_network(&self) -> TransferRate {
+        let hardware = self.registration.hardware.as_ref();
+        hardware.map_or_else(link::unknown, v1::Hardware::network)
+    }
+
+    fn promised_rdma(&self) -> Option<TransferRate> {
+        self.registration.hardware.as_ref()?.rdma()
     }
 
     fn chunk_tokens(&self) -> f32 {

@@ -6,6 +6,7 @@ use protocol::{Incarnation, WorkerLife};
 
 use crate::gauge::Gauge;
 use crate::holders::Slot;
+use crate::near::{Near, Neighbour};
 use crate::worker_table::WorkerEntry;
 
 /// Workers known at once; further ones are left out. A slot can name as many.
@@ -17,11 +18,12 @@ pub struct Workers {
     slots: BTreeMap<WorkerLife, Slot>,
     entries: Vec<Option<(WorkerLife, WorkerEntry)>>,
     gauges: Vec<Gauge>,
+    near: Near,
 }
 
 impl Workers {
     /// Adds a worker that is not there. None: there are too many.
-    pub fn add(&mut self, life: WorkerLife, entry: WorkerEntry) -> Option<Slot> {
+    pub fn add(&mut self, life: WorkerLife, mut entry: WorkerEntry) -> Option<Slot> {
         if self.slots.len() >= WORKERS_MAX {
             return None;
         }
@@ -31,6 +33,8 @@ impl Workers {
             self.gauges.push(Gauge::default());
             self.entries.len() - 1
         });
+        let known = |slot: Slot| self.entries.get(slot as usize)?.as_ref().map(|(_, entry)| entry);
+        entry.host = self.near.add(at as Slot, &entry.registration, known);
         self.gauges[at] = entry.gauge();
         self.entries[at] = Some((life.clone(), entry));
         self.slots.insert(life, at as Slot);
@@ -42,6 +46,7 @@ impl Workers {
         let slot = self.slots.remove(life)?;
         self.gauges[slot as usize] = Gauge::default();
         let (_, entry) = self.entries[slot as usize].take()?;
+        self.near.remove(slot, entry.host);
         Some((slot, entry))
     }
 
@@ -78,6 +83,21 @@ impl Workers {
             change(entry);
             self.gauges[slot as usize] = entry.gauge();
         }
+    }
+
+    /// Prefill workers near the one in a slot.
+    pub fn neighbours(&self, slot: Slot) -> &[Neighbour] {
+        self.near.neighbours(slot)
+    }
+
+    /// Whether any worker is near another.
+    pub fn has_neighbours(&self) -> bool {
+        self.near.has_neighbours()
+    }
+
+    /// The numbers of workers' hosts are below this.
+    pub fn hosts(&self) -> usize {
+        self.near.hosts()
     }
 
     /// All at a glance, by slot.

@@ -1,5 +1,5 @@
 //! The command's parts: its arguments, `serve`, which starts every component in one process, one
-//! file per component of a cluster, and `loadtest`, which measures a server.
+//! file per component of a cluster, `loadtest`, which measures a server, and `gpus`, which looks around.
 
 mod addresses;
 pub mod cli;
@@ -8,6 +8,9 @@ mod engines;
 pub mod error;
 pub mod exit;
 pub mod gateway;
+mod gpu_metrics;
+pub mod gpus;
+mod hardware;
 pub mod health;
 mod kv_source;
 pub mod load;

@@ -8,7 +8,7 @@ use protocol::v1::Role;
 use stator::cli::{Cli, Command};
 use stator::error::CommandError;
 use stator::exit::{self, Exit};
-use stator::{gateway, health, load, router, serve, worker};
+use stator::{gateway, gpus, health, load, router, serve, worker};
 
 /// The system's allocator costs a gateway a tenth of its time, and keeps more memory than is used
 /// (bench/RESULTS.md).
@@ -56,6 +56,7 @@ async fn run(command: Command) -> Result<(), (Exit, String)> {
         Command::PrefillWorker(arguments) => worker::command(Role::Prefill, arguments).await,
         Command::DecodeWorker(arguments) => worker::command(Role::Decode, arguments).await,
         Command::Health(arguments) => health::command(arguments).await,
+        Command::Gpus(arguments) => gpus::command(&arguments),
         Command::Loadtest(arguments) => {
             let ended = load::command(arguments).await;
             return ended.map_err(|error| (load::exit(&error), error.to_string()));

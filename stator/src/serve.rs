@@ -27,6 +27,7 @@ use crate::cli::{EngineKind, ServeArgs};
 use crate::engines::{self, Engines};
 use crate::error::CommandError;
 use crate::gateway::OPEN_API;
+use crate::hardware::Hardware;
 use crate::signals::Signals;
 use crate::{cluster, model_directory, observe};
 use joining::Joined;
@@ -91,7 +92,8 @@ pub async fn start(arguments: ServeArgs) -> Result<Serving, CommandError> {
     let (engines, card) = engines::load(model, arguments.engine.clone()).await?;
     let listener = addresses::bind("--listen", arguments.listen).await?;
     let joined = joining::join(&arguments, data_plane).await?;
-    launch(&arguments, &engines, card, listener, joined)
+    let machine = Hardware::find().await?;
+    launch(&arguments, &engines, card, listener, joined, machine)
 }
 
 fn launch(
@@ -100,12 +102,13 @@ fn launch(
     card: ModelCard,
     listener: TcpListener,
     joined: Joined,
+    machine: Hardware,
 ) -> Result<Serving, CommandError> {
     let Joined { network, ways, kv } = joined;
     let address = listener.local_addr()?;
     let (model_name, serves_chats) = (card.name.clone(), card.chat_template.is_some());
-    let prefill = start_worker(arguments, engines, &card, Role::Prefill)?;
-    let decode = start_worker(arguments, engines, &card, Role::Decode)?;
+    let prefill = start_worker(arguments, engines, &card, Role::Prefill, &machine)?;
+    let decode = start_worker(arguments, engines, &card, Role::Decode, &machine)?;
     let hosts = [&prefill, &decode].map(|worker| worker.host.clone());
     let used_by_others = arguments.nats.iter().flat_map(|_| [&prefill, &decode]);
     let presences = used_by_others.map(|worker| worker.presence.clone()).collect();
@@ -126,7 +129,7 @@ fn launch(
     rest.spawn(decode_worker::run(decode, network.clone(), ways.clone(), stop_rest.clone()));
     rest.spawn(prefill_worker::run(prefill, kv, network.clone(), ways, stop_rest.clone()));
 
-    let gateway = start_gateway(arguments, &network, &hosts, &leases);
+    let gateway = start_gateway(arguments, &network, &hosts, &leases, &machine);
     let (serving_gateway, stop) = (gateway.clone(), stop_gateway.clone());
     let gateway_task = tokio::spawn(async move { serving_gateway.serve(listener, stop).await });
     let [prefill, decode] = hosts;
@@ -152,13 +155,15 @@ fn start_worker(
     engines: &Engines,
     card: &ModelCard,
     role: Role,
+    machine: &Hardware,
 ) -> Result<Worker, CommandError> {
     let role_name = if role == Role::Prefill { "prefill" } else { "decode" };
     let id = joining::name(arguments, role_name)?.as_str().into();
     let life = WorkerLife { id, incarnation: Incarnation::begin() };
     let (runner, place, card) = (engines.runner(), EnginePlace::Thread, card.clone());
     let engine = engines::sizes(&arguments.engine, runner.as_ref());
-    Ok(Worker::start(WorkerConfig { life, role, runner, place, engine, card })?)
+    let hardware = Some(machine.registration());
+    Ok(Worker::start(WorkerConfig { life, role, runner, place, engine, card, hardware })?)
 }
 
 fn start_gateway(
@@ -166,11 +171,13 @@ fn start_gateway(
     network: &Network,
     hosts: &[Arc<EngineHost>],
     leases: &Arc<LeaseTable>,
+    machine: &Hardware,
 ) -> Arc<Gateway> {
     let metrics = Metrics::new();
     observe::network(&metrics, network);
     observe::engines(&metrics, hosts.to_vec());
     observe::leases(&metrics, leases);
+    machine.show(&metrics);
     let grace = Duration::from_secs(arguments.grace_period_s);
     let config = GatewayConfig { grace, ..arguments.clients.limits() };
     let gateway = Gateway::new(config, network.clone());

@@ -18,6 +18,7 @@ use worker::{EngineHost, EnginePlace, Presence, Worker, WorkerConfig, WorkerErro
 
 use crate::cli::{ComponentArgs, DataArgs, TestDefect, WorkerArgs};
 use crate::error::CommandError;
+use crate::hardware::Hardware;
 use crate::model_directory::{self, ModelDirectory};
 use crate::signals::Signals;
 use crate::{addresses, cluster, engines, kv_source, observe};
@@ -111,19 +112,21 @@ async fn start(
     let ComponentArgs { nats, login, .. } = &arguments.component;
     let network = cluster::join(nats, login, &name, data_plane).await?;
     let (engines, card) = engines::load(model, arguments.engine.clone()).await?;
+    let machine = Hardware::find().await?;
 
     let title = format!("{}-worker {name} ready, serving {}", short_name(role), card.name);
     let life = WorkerLife { id: name.as_str().into(), incarnation: Incarnation::begin() };
     let (runner, place) = (engines.runner(), EnginePlace::Thread);
     let engine = engines::sizes(&arguments.engine, runner.as_ref());
-    let worker = Worker::start(WorkerConfig { life, role, runner, place, engine, card })?;
+    let hardware = Some(machine.registration());
+    let worker = Worker::start(WorkerConfig { life, role, runner, place, engine, card, hardware })?;
     let (host, presence) = (worker.host.clone(), worker.presence.clone());
     let leases = Arc::new(LeaseTable::new(LeaseLimits::default()));
     let mut addresses = String::new();
     if let Some(kv) = &kv {
         addresses = format!("  kv    {}\n", kv.server.local_address()?);
     }
-    let admin = show(admin, &network, &host, &leases, &presence)?;
+    let admin = show(admin, &network, &host, &leases, &presence, &machine)?;
     addresses += &format!("  admin http://{admin}\n");
     let stop = CancellationToken::new();
     let (joined, stopping) = (network.clone(), stop.clone());
@@ -193,11 +196,13 @@ fn show(
     host: &Arc<EngineHost>,
     leases: &Arc<LeaseTable>,
     presence: &Arc<Presence>,
+    machine: &Hardware,
 ) -> std::io::Result<SocketAddr> {
     let metrics = Metrics::new();
     observe::network(&metrics, network);
     observe::engines(&metrics, vec![host.clone()]);
     observe::leases(&metrics, leases);
+    machine.show(&metrics);
     let presence = presence.clone();
     observe::serve(listener, &metrics, move || presence.is_ready())
 }

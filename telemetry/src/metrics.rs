@@ -63,10 +63,10 @@ impl Metrics {
     }
 
     /// Adds what `read` gives: pairs of a label's value and the metric's.
-    pub fn read(
+    pub fn read<L: AsRef<str> + 'static>(
         &self,
         reading: Reading,
-        read: impl Fn() -> Vec<(&'static str, f64)> + Send + Sync + 'static,
+        read: impl Fn() -> Vec<(L, f64)> + Send + Sync + 'static,
     ) {
         let collected = Collected { reading, read: Box::new(read) };
         self.registry.lock().register_collector(Box::new(collected));
@@ -87,18 +87,18 @@ impl Default for Metrics {
     }
 }
 
-struct Collected {
+struct Collected<L> {
     reading: Reading,
-    read: Box<dyn Fn() -> Vec<(&'static str, f64)> + Send + Sync>,
+    read: Box<dyn Fn() -> Vec<(L, f64)> + Send + Sync>,
 }
 
-impl fmt::Debug for Collected {
+impl<L> fmt::Debug for Collected<L> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.reading.name)
     }
 }
 
-impl Collector for Collected {
+impl<L: AsRef<str> + 'static> Collector for Collected<L> {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let Reading { name, help, is_counter, label } = self.reading;
         let kind = if is_counter { MetricType::Counter } else { MetricType::Gauge };
@@ -108,7 +108,7 @@ impl Collector for Collected {
             return values.first().map_or(Ok(()), |(_, number)| write(is_counter, *number, metric));
         };
         for (value, number) in values {
-            write(is_counter, number, metric.encode_family(&[(label, value)])?)?;
+            write(is_counter, number, metric.encode_family(&[(label, value.as_ref())])?)?;
         }
         Ok(())
     }

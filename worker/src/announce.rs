@@ -9,7 +9,7 @@ use prost::Message;
 use protocol::{BlockHash, WorkerLife, hashes_to_bytes, subjects, v1};
 use tokio::time::Instant;
 
-use crate::host::{EngineHost, KvEventBatch};
+use crate::host::KvEventBatch;
 use crate::{Worker, WorkerError, admission};
 
 /// Between two load reports.
@@ -57,11 +57,11 @@ pub async fn run(
             // Not left to the interval: a worker that only seems busy costs its prefix cache.
             () = host.became_idle(), if !is_news_due => is_news_due = true,
             () = tokio::time::sleep_until(last_report + LOAD_REPORT_PAUSE), if is_news_due => {
-                publish_load(host, registration, network);
+                publish_load(worker, registration, network);
                 (last_report, is_news_due) = (Instant::now(), false);
             }
             _ = interval.tick() => {
-                publish_load(host, registration, network);
+                publish_load(worker, registration, network);
                 reports = reports.saturating_add(1);
                 let is_look_due =
                     reports.is_multiple_of(REPORTS_PER_LOOK) && reports <= LOOKS * REPORTS_PER_LOOK;
@@ -103,12 +103,13 @@ impl Drop for RegistryEntry {
     }
 }
 
-fn publish_load(host: &EngineHost, registration: &v1::WorkerRegistration, network: &Network) {
-    let report = load_report(host, registration);
+fn publish_load(worker: &Worker, registration: &v1::WorkerRegistration, network: &Network) {
+    let report = load_report(worker, registration);
     network.bus.publish(subjects::LOAD, report.encode_to_vec().into());
 }
 
-fn load_report(host: &EngineHost, registration: &v1::WorkerRegistration) -> v1::LoadReport {
+fn load_report(worker: &Worker, registration: &v1::WorkerRegistration) -> v1::LoadReport {
+    let host = &worker.host;
     let load = host.load();
     v1::LoadReport {
         worker_id: registration.worker_id.clone(),
@@ -122,6 +123,7 @@ fn load_report(host: &EngineHost, registration: &v1::WorkerRegistration) -> v1::
         sequence_tokens: load.sequence_tokens as u64,
         latency: host.latency(),
         kv_sequence: host.kv_sequence(),
+        transfers: worker.transfers.models(),
     }
 }
 

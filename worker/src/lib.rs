@@ -10,7 +10,9 @@ mod host;
 mod latency;
 mod news;
 mod presence;
+mod regression;
 mod service;
+mod transfers;
 
 use std::sync::Arc;
 
@@ -28,6 +30,7 @@ pub use grammars::Grammars;
 pub use host::{EngineHost, HostError, KvSnapshot, Reservation, SequenceHandle};
 pub use news::{News, Outputs, outputs};
 pub use presence::Presence;
+pub use transfers::Transfers;
 
 /// What a worker is made of.
 pub struct WorkerConfig {
@@ -43,6 +46,8 @@ pub struct WorkerConfig {
     pub engine: EngineConfig,
     /// What gateways need to know of the model (`load_card`).
     pub card: v1::ModelCard,
+    /// What it runs on, as far as that is known.
+    pub hardware: Option<v1::Hardware>,
 }
 
 /// Where an engine's steps are made.
@@ -64,6 +69,8 @@ pub struct Worker {
     pub presence: Arc<Presence>,
     /// What its requests' answers must match.
     pub grammars: Arc<Grammars>,
+    /// What it learns of how fast blocks come from others.
+    pub transfers: Arc<Transfers>,
     registration: v1::WorkerRegistration,
     card: v1::ModelCard,
 }
@@ -71,7 +78,7 @@ pub struct Worker {
 impl Worker {
     /// Starts the engine. Errors: the system refuses memory or a thread.
     pub fn start(config: WorkerConfig) -> std::io::Result<Self> {
-        let WorkerConfig { life, role, runner, place, engine: sizes, mut card } = config;
+        let WorkerConfig { life, role, runner, place, engine: sizes, mut card, hardware } = config;
         let model_id = admission::model_id(&runner.facts().weights_id, &card);
         let grammars = Arc::new(Grammars::new(
             card.tokenizer_json.clone(),
@@ -94,13 +101,20 @@ impl Worker {
             draining: false,
             model_id,
             features: features(&grammars),
+            hardware,
         };
         let host = match place {
             EnginePlace::Thread => EngineHost::start(engine, &life)?,
             EnginePlace::Task => EngineHost::start_as_task(engine),
         };
         let (host, presence) = (Arc::new(host), Arc::new(Presence::new()));
-        Ok(Self { life, host, presence, grammars, registration, card })
+        let transfers = Arc::new(Transfers::new(registration.hardware.clone()));
+        Ok(Self { life, host, presence, grammars, transfers, registration, card })
+    }
+
+    /// Where its KV blocks lie, as far as that is known.
+    pub fn kv_place(&self) -> Option<&v1::Place> {
+        self.registration.hardware.as_ref()?.place.as_ref()
     }
 
     /// Tokens computed by workers of one id are equal.

@@ -192,6 +192,7 @@ fn start_worker(endpoint: &str, role: Role, engine: EngineConfig) -> Worker {
         place: EnginePlace::Task,
         engine,
         card: v1::ModelCard { name: "m".into(), ..Default::default() },
+        hardware: None,
     })
     .unwrap()
 }

@@ -97,6 +97,7 @@ impl Cluster {
             place: EnginePlace::Task,
             engine: sizes,
             card: model::card(),
+            hardware: None,
         };
         let worker = Worker::start(config).unwrap();
         let host = worker.host.clone();

@@ -1,5 +1,7 @@
 //! Whom a request goes to, as tables over described workers.
 
+mod places;
+
 use protocol::v1::LatencyModel;
 
 use super::*;
@@ -24,6 +26,9 @@ struct Worker {
     silent: bool,
     suspected: bool,
     draining: bool,
+    block_bytes: u32,
+    hardware: Option<v1::Hardware>,
+    transfers: Vec<v1::TransferModel>,
 }
 
 fn decode(name: &'static str) -> Worker {
@@ -36,6 +41,7 @@ fn decode(name: &'static str) -> Worker {
         us_per_token: 100.0,
         step_us: 1000.0,
         steps: 1_000_000_000,
+        block_bytes: 1 << 16,
         ..Default::default()
     }
 }
@@ -70,9 +76,10 @@ fn registration(worker: &Worker) -> v1::WorkerRegistration {
         numerics_id: worker.numerics_id.into(),
         block_size: 16,
         kv_blocks: 1000,
-        block_bytes: 1 << 16,
+        block_bytes: worker.block_bytes,
         max_num_batched_tokens: 512,
         draining: worker.draining,
+        hardware: worker.hardware.clone(),
         ..Default::default()
     }
 }
@@ -93,6 +100,7 @@ fn report(worker: &Worker) -> v1::LoadReport {
             ..Default::default()
         }),
         kv_sequence: 1,
+        transfers: worker.transfers.clone(),
         ..Default::default()
     }
 }

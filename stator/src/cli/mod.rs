@@ -38,6 +38,8 @@ pub enum Command {
     DecodeWorker(WorkerArgs),
     /// Ask a component whether it is ready: exit code 0, or 69
     Health(HealthArgs),
+    /// Show the GPUs of this machine, how they reach each other, and the host around them
+    Gpus(GpusArgs),
     /// Measure an OpenAI-compatible server under load: latencies, throughput, goodput
     Loadtest(loadtest::Args),
 }
@@ -136,6 +138,14 @@ pub struct HealthArgs {
     /// The component's admin address, or a gateway's address
     #[arg(default_value = "http://127.0.0.1:8000")]
     pub url: String,
+}
+
+/// Arguments of `gpus`.
+#[derive(Clone, Debug, Args)]
+pub struct GpusArgs {
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of every worker's engine.

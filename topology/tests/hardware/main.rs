@@ -1,0 +1,7 @@
+//! What is read of hosts that are made up: a tree of files in place of /sys and /proc, and a library in
+//! place of the NVIDIA driver's.
+
+mod fake;
+mod gpus;
+mod host;
+mod registration;
