@@ -3,7 +3,8 @@
 //! computed. Random scenarios on each kernel path of this CPU.
 //!
 //! `STATOR_SCENARIOS=n` runs that many, `STATOR_SEED=n` begins at that seed (and runs one), and
-//! `STATOR_TEST_KERNEL_PATH=portable|avx512-bf16` tests one path alone, which must be there.
+//! `STATOR_TEST_KERNEL_PATH=portable|avx512-bf16|amx-bf16` tests one path alone, which must be
+//! there.
 
 // A test fails by panicking.
 #![allow(clippy::unwrap_used)]
