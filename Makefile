@@ -18,7 +18,7 @@ PYTEST := $(VENV)/bin/pytest
 # A worker of this commit must be able to serve in a cluster of the present version.
 EARLIER := 4c55971bdc675c57028f6689a17b1c7941c02dac
 
-test: $(VENV)/.installed target/earlier/$(EARLIER)
+test: $(VENV)/.installed target/earlier/$(EARLIER) target/.g++
 	cargo build --workspace --all-targets --locked
 	cargo test --workspace --locked
 	STATOR_BINARY=target/debug/stator $(PYTEST) -q -rs e2e/python
@@ -113,6 +113,11 @@ target/earlier/$(EARLIER):
 	  cargo build --manifest-path target/earlier/source/Cargo.toml --target-dir target --locked --package stator && \
 	  cp target/debug/stator target/earlier/stator && rm -r target/earlier/source && touch $@; \
 	else echo "commit $(EARLIER) is not in this clone: version skew is NOT tested (git fetch --unshallow)"; fi
+
+# The CUDA kernels are tested on the CPU, as C++.
+target/.g++:
+	command -v g++ > /dev/null || { apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends g++; }
+	mkdir -p target && touch $@
 
 $(VENV)/.installed: e2e/python/requirements.txt
 	$(PYTHON) -m venv $(VENV)
