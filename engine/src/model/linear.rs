@@ -28,6 +28,12 @@ impl Linear {
         &self.weight
     }
 
+    /// Its bias.
+    #[cfg(feature = "candle")]
+    pub fn bias(&self) -> Option<&[f32]> {
+        self.bias.as_deref()
+    }
+
     /// `[rows, inputs]` to `[rows, outputs]`, which `y` becomes. A bias is added to the finished sum of
     /// a product.
     pub fn apply(&self, compute: &Compute, x: &[f32], y: &mut Vec<f32>) {
