@@ -27,13 +27,13 @@ pub struct Span<'a> {
 
 /// The layers of a model.
 pub struct Decoder {
-    config: ModelConfig,
-    embedding: WeightMatrix,
-    layers: Vec<Layer>,
-    final_norm: Vec<f32>,
+    pub(crate) config: ModelConfig,
+    pub(crate) embedding: WeightMatrix,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) final_norm: Vec<f32>,
     /// Absent where the output layer is the embedding.
-    output: Option<WeightMatrix>,
-    rope: RopeTable,
+    pub(crate) output: Option<WeightMatrix>,
+    pub(crate) rope: RopeTable,
     kv_element: KvElement,
 }
 

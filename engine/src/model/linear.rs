@@ -28,6 +28,12 @@ impl Linear {
         &self.weight
     }
 
+    /// Its bias.
+    #[cfg(feature = "candle")]
+    pub fn bias(&self) -> Option<&[f32]> {
+        self.bias.as_deref()
+    }
+
     /// The product with `rows` rows of x that makes `y` `[rows, outputs]`. A bias is added to its
     /// finished sums.
     pub fn product<'a>(&'a self, rows: usize, y: &'a mut Vec<f32>) -> Product<'a> {
