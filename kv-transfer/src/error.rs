@@ -4,6 +4,7 @@ use std::io;
 
 use protocol::WorkerLife;
 
+use crate::cuda::CudaError;
 use crate::{LeaseError, PlanError};
 
 /// Why blocks could not be moved. What was written into the destination until then does not count.
@@ -47,6 +48,9 @@ pub enum TransferError {
     /// Bytes were changed on their way.
     #[error("a checksum of what came from {0} is wrong")]
     Checksum(String),
+    /// A GPU did not do what was asked.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
     /// The other side does not speak our protocol, or speaks it wrongly.
     #[error("{address} broke the protocol: {what}")]
     Protocol {
@@ -86,9 +90,10 @@ impl TransferError {
         match self {
             Self::Broken(..) | Self::Busy(_) | Self::Checksum(_) => Advice::RetrySame,
             Self::SourceGone(_) | Self::Connect(..) | Self::Silent(_) => Advice::RetryOther,
+            Self::Cuda(error) if !error.is_device_lost() => Advice::RetryOther,
             Self::Lease(LeaseError::NotAnnounced) => Advice::Fatal,
             Self::Lease(_) | Self::Deadline(_) => Advice::Recompute,
-            Self::LayoutMismatch | Self::Plan(_) => Advice::Fatal,
+            Self::LayoutMismatch | Self::Plan(_) | Self::Cuda(_) => Advice::Fatal,
             Self::OverCredit { .. } | Self::Protocol { .. } => Advice::Fatal,
         }
     }

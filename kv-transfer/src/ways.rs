@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! // Once per process; `LocalPools` is the one that this process's own sources were added to.
-//! let ways = Ways { local: pools, tcp: tcp::Connections::default() };
+//! let ways = Ways { local: pools, ..Ways::default() };
 //! // Once per lease.
 //! let way = ways.choose(&descriptor.endpoints, &worker)?;
 //! // Per announcement, in a task that owns the reservation, so that cancelling the request does
@@ -21,16 +21,35 @@ use std::sync::Arc;
 use protocol::{WorkerLife, v1};
 use tokio::time::Instant;
 
-use crate::{BlockCopy, BlockWriter, Lease, LocalPools, TransferError, tcp};
+use crate::{
+    BlockCopy, BlockWriter, KvMemory, Lease, LocalPools, LocalSource, TransferError, cuda, tcp,
+};
 
 /// The name of the tcp way in a `KvEndpoint`.
 pub const TCP: &str = "tcp";
+
+/// The name of the cuda way in a `KvEndpoint`, whose address is "host's id@host:port".
+pub const CUDA: &str = "cuda";
+
+/// How readers in other processes come to a pool, the best way first. `address` ("host:port") is
+/// where its process's `tcp::Server` listens.
+pub fn endpoints(source: &LocalSource, address: &str) -> Vec<v1::KvEndpoint> {
+    let endpoint = |way: &str, address| v1::KvEndpoint { way: way.into(), address };
+    let host_id = match source.memory {
+        KvMemory::Host(_) => None,
+        KvMemory::Cuda(_) => cuda::host_id(),
+    };
+    let cuda = host_id.map(|host_id| endpoint(CUDA, cuda::address_of(&host_id, address)));
+    cuda.into_iter().chain([endpoint(TCP, address.to_string())]).collect()
+}
 
 /// A way to one worker's blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Way {
     /// Its pool is in this process.
     Local,
+    /// Its pool is on a GPU of this host; its process listens at "host:port".
+    Cuda(String),
     /// Over a connection to "host:port".
     Tcp(String),
 }
@@ -40,13 +59,15 @@ pub enum Way {
 pub struct Ways {
     /// Pools of this process.
     pub local: Arc<LocalPools>,
+    /// Pools of other processes on GPUs of this host.
+    pub cuda: cuda::Reader,
     /// Connections to other processes.
     pub tcp: tcp::Connections,
 }
 
 impl Ways {
-    /// The best way to the blocks of `worker`: local if its pool is here, else the first of the
-    /// lease's endpoints that is known. Errors: there is none.
+    /// The best way to the blocks of `worker`: local if its pool is here, cuda between GPUs of this
+    /// host, else tcp, by the lease's endpoints. Errors: there is none.
     pub fn choose(
         &self,
         endpoints: &[v1::KvEndpoint],
@@ -54,6 +75,9 @@ impl Ways {
     ) -> Result<Way, TransferError> {
         if self.local.source(worker).is_some() {
             return Ok(Way::Local);
+        }
+        if let Some(address) = self.cuda.address(endpoints, worker) {
+            return Ok(Way::Cuda(address));
         }
         let tcp = endpoints.iter().find(|endpoint| endpoint.way == TCP);
         let tcp = tcp.map(|endpoint| Way::Tcp(endpoint.address.clone()));
@@ -77,9 +101,36 @@ impl Ways {
                 let now = Instant::now().into_std();
                 self.local.pull(now, worker, lease, copies, writer)
             }
+            Way::Cuda(address) => {
+                self.pull_by_cuda(address, worker, lease, copies, writer, deadline).await
+            }
             Way::Tcp(address) => {
                 self.tcp.pull(address, worker, lease, copies, writer, deadline).await
             }
         }
+    }
+
+    /// By cuda, or else by tcp from the same process: this time, and as long as it lives.
+    async fn pull_by_cuda(
+        &self,
+        address: &str,
+        worker: &WorkerLife,
+        lease: Lease,
+        copies: &[BlockCopy],
+        writer: &mut BlockWriter,
+        deadline: Instant,
+    ) -> Result<(), TransferError> {
+        if let KvMemory::Cuda(memory) = writer.memory() {
+            let (memory, right) = (memory.clone(), tcp::Right { worker, lease });
+            let lender = tcp::Lender { connections: &self.tcp, address, right, deadline };
+            let pulling = self.cuda.pull(&lender, copies, writer, &memory);
+            match pulling.await {
+                Err(TransferError::Cuda(error)) if !error.is_device_lost() => {
+                    self.cuda.give_up(worker, &error);
+                }
+                pulled => return pulled,
+            }
+        }
+        self.tcp.pull(address, worker, lease, copies, writer, deadline).await
     }
 }

@@ -93,7 +93,8 @@ async fn prepare(role: Role, arguments: &WorkerArgs) -> Result<Prepared, Command
     engines::check(&arguments.engine).map_err(CommandError::Arguments)?;
     let model = model_directory::named(arguments.model.as_deref(), arguments.model_name.as_deref())
         .map_err(CommandError::Arguments)?;
-    let ways = Ways { local: Arc::new(pools(arguments)), tcp: kv_source::connections(&data_plane) };
+    let local = Arc::new(pools(arguments));
+    let ways = Ways { local, tcp: kv_source::connections(&data_plane), ..Ways::default() };
     let kv = match role {
         Role::Prefill => Some(kv_listener(arguments, &ways, &data_plane).await?),
         _ => None,

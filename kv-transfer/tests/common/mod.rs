@@ -2,15 +2,19 @@
 
 #![allow(dead_code, clippy::unwrap_used)] // helpers of tests; each binary uses a part
 
+pub mod fake_cuda;
+pub mod process;
 pub mod proxy;
 pub mod tls;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use fake_cuda::{Fake, pool_with_content};
+use kv_transfer::cuda::{CudaMemory, Device};
 use kv_transfer::{
-    BlockCopy, BlockWriter, HostMemory, KvLayout, Lease, LeaseLimits, LeaseTable, LocalPools,
-    LocalSource, TransferError, TransferFaults, Way, Ways, tcp,
+    BlockCopy, BlockWriter, HostMemory, KvLayout, KvMemory, Lease, LeaseLimits, LeaseTable,
+    LocalPools, LocalSource, TransferError, TransferFaults, Way, Ways, endpoints, tcp,
 };
 use protocol::{WorkerLife, v1};
 use rand::rngs::SmallRng;
@@ -47,11 +51,12 @@ pub fn source(blocks: u32, layout: KvLayout, limits: LeaseLimits) -> Arc<LocalSo
         // SAFETY: nobody else has this memory yet.
         unsafe { memory.write(block, 0, bytes) }.copy_from_slice(&content(block, bytes));
     }
-    Arc::new(LocalSource {
-        layout,
-        memory: Arc::new(memory),
-        leases: Arc::new(LeaseTable::new(limits)),
-    })
+    source_in(Arc::new(memory).into(), layout, limits)
+}
+
+/// A source whose blocks lie there.
+pub fn source_in(memory: KvMemory, layout: KvLayout, limits: LeaseLimits) -> Arc<LocalSource> {
+    Arc::new(LocalSource { layout, memory, leases: Arc::new(LeaseTable::new(limits)) })
 }
 
 /// A lease over blocks that are announced.
@@ -67,24 +72,45 @@ pub fn now() -> std::time::Instant {
 
 /// The destination of `blocks` blocks, which lie scattered in its pool.
 pub struct Destination {
-    memory: Arc<HostMemory>,
+    pub memory: KvMemory,
     places: Vec<u32>,
     pub writer: BlockWriter,
 }
 
 impl Destination {
     pub fn new(places: Vec<u32>, layout: KvLayout) -> Self {
-        let blocks = places.iter().max().map_or(1, |last| *last as usize + 2);
-        let memory = Arc::new(HostMemory::new(blocks, layout.block_bytes()).unwrap());
+        let memory = HostMemory::new(Self::blocks(&places), layout.block_bytes()).unwrap();
+        Self::within(Arc::new(memory).into(), places, layout)
+    }
+
+    pub fn on(device: &Arc<Device>, places: Vec<u32>, layout: KvLayout) -> Self {
+        let memory = CudaMemory::new(device, Self::blocks(&places), layout.block_bytes());
+        Self::within(Arc::new(memory.unwrap()).into(), places, layout)
+    }
+
+    fn blocks(places: &[u32]) -> usize {
+        places.iter().max().map_or(1, |last| *last as usize + 2)
+    }
+
+    fn within(memory: KvMemory, places: Vec<u32>, layout: KvLayout) -> Self {
         // SAFETY: this test alone uses the memory, and reads only between pulls.
         let writer = unsafe { BlockWriter::new(memory.clone(), layout, places.clone()) };
         Self { memory, places, writer }
     }
 
     /// The bytes of the `index`th block.
-    pub fn block(&self, index: usize) -> &[u8] {
+    pub fn block(&self, index: usize) -> Vec<u8> {
+        self.in_pool(self.places[index])
+    }
+
+    fn in_pool(&self, block: u32) -> Vec<u8> {
         // SAFETY: no pull is under way.
-        unsafe { self.memory.read(self.places[index], 0, self.memory.block_bytes()) }
+        unsafe {
+            match &self.memory {
+                KvMemory::Host(memory) => memory.read_blocks(block, 1).to_vec(),
+                KvMemory::Cuda(memory) => memory.read_blocks(block, 1).unwrap(),
+            }
+        }
     }
 
     /// Every block named is as at the source, and every other untouched.
@@ -95,9 +121,7 @@ impl Destination {
             expected[self.places[copy.destination] as usize] = content(copy.source, bytes);
         }
         for (block, expected) in expected.iter().enumerate() {
-            // SAFETY: no pull is under way.
-            let found = unsafe { self.memory.read(block as u32, 0, bytes) };
-            assert!(found == expected, "block {block} differs");
+            assert!(self.in_pool(block as u32) == *expected, "block {block} differs");
         }
     }
 }
@@ -114,6 +138,89 @@ pub enum Over {
     Local,
     Tcp,
     Tls,
+    /// Both pools on one GPU of this process.
+    OneGpu,
+    /// On two of them.
+    TwoGpus,
+    /// Two that cannot reach each other.
+    GpusApart,
+    /// On GPUs that two processes use, each with a driver of its own: here both are this one.
+    Cuda,
+    /// The same over tcp.
+    CudaByTcp,
+}
+
+impl Over {
+    pub const ALL: [Self; 8] = [
+        Self::Local,
+        Self::Tcp,
+        Self::Tls,
+        Self::OneGpu,
+        Self::TwoGpus,
+        Self::GpusApart,
+        Self::Cuda,
+        Self::CudaByTcp,
+    ];
+}
+
+/// The GPUs of a test, if it has some.
+#[derive(Default)]
+pub struct Gpus {
+    pub source: Option<Arc<Device>>,
+    pub reader: Option<Arc<Device>>,
+    pub fakes: Vec<Fake>,
+}
+
+impl Gpus {
+    pub fn of(over: Over) -> Self {
+        let one = |source, reader| {
+            let fake = Fake::new();
+            let (source, reader) = (fake.device(source), fake.device(reader));
+            Self { source: Some(source), reader: Some(reader), fakes: vec![fake] }
+        };
+        match over {
+            Over::Local | Over::Tcp | Over::Tls => Self::default(),
+            Over::OneGpu => one(1, 1),
+            Over::TwoGpus => one(0, 1),
+            Over::GpusApart => {
+                let gpus = one(0, 1);
+                gpus.fakes[0].allow_peers(false);
+                gpus
+            }
+            Over::Cuda | Over::CudaByTcp => {
+                let fakes = vec![Fake::new(), Fake::new()];
+                let (source, reader) = (fakes[0].device(0), fakes[1].device(1));
+                Self { source: Some(source), reader: Some(reader), fakes }
+            }
+        }
+    }
+
+    /// A pool whose blocks hold their `content`.
+    pub fn source(&self, blocks: u32, layout: KvLayout, limits: LeaseLimits) -> Arc<LocalSource> {
+        match &self.source {
+            None => source(blocks, layout, limits),
+            Some(device) => {
+                let memory = pool_with_content(device, blocks, &layout);
+                source_in(memory.into(), layout, limits)
+            }
+        }
+    }
+
+    pub fn destination(&self, places: Vec<u32>, layout: KvLayout) -> Destination {
+        match &self.reader {
+            None => Destination::new(places, layout),
+            Some(device) => Destination::on(device, places, layout),
+        }
+    }
+
+    /// Everything that used the GPUs has gone: so is what they had.
+    pub async fn end(self) {
+        let Self { source, reader, fakes } = self;
+        drop((source, reader));
+        for fake in &fakes {
+            eventually("the driver has nothing left", || fake.left().is_empty()).await;
+        }
+    }
 }
 
 /// A source, and a reader's ways to it.
@@ -165,8 +272,10 @@ impl System {
             serving: None,
         };
         match over {
-            Over::Local => system.ways.local = pools,
-            Over::Tcp | Over::Tls => {
+            Over::Local | Over::OneGpu | Over::TwoGpus | Over::GpusApart => {
+                system.ways.local = pools;
+            }
+            Over::Tcp | Over::Tls | Over::Cuda | Over::CudaByTcp => {
                 let server = tcp::Server::bind("127.0.0.1:0", pools, limits).await;
                 let mut server = server.unwrap();
                 if matches!(over, Over::Tls) {
@@ -176,10 +285,13 @@ impl System {
                     system.ways.tcp = tcp::Connections::with_tls(limits, connects);
                 }
                 let address = server.local_address().unwrap().to_string();
-                system.endpoints = vec![
-                    v1::KvEndpoint { way: "of the future".into(), address: String::new() },
-                    v1::KvEndpoint { way: "tcp".into(), address },
-                ];
+                let unknown =
+                    v1::KvEndpoint { way: "of the future".into(), address: String::new() };
+                let known = endpoints(&system.source, &address);
+                let is_wanted = |endpoint: &v1::KvEndpoint| {
+                    endpoint.way == "tcp" || !matches!(over, Over::CudaByTcp)
+                };
+                system.endpoints = [unknown].into_iter().chain(known).filter(is_wanted).collect();
                 system.sender = Some(server.sender());
                 system.serving = Some(tokio::spawn(server.run()));
             }
@@ -188,7 +300,7 @@ impl System {
     }
 
     pub fn address(&self) -> &str {
-        &self.endpoints[1].address
+        &self.endpoints.iter().find(|endpoint| endpoint.way == "tcp").unwrap().address
     }
 
     /// Pulls as a reader does that was given a lease and endpoints.
