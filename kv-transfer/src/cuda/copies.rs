@@ -113,7 +113,7 @@ impl Copies {
     ///
     /// # Safety
     /// As for `on_devices`.
-    pub(super) unsafe fn to_device(
+    pub(super) unsafe fn copy_in(
         &mut self,
         to: DevicePointer,
         from: &[u8],
@@ -130,7 +130,7 @@ impl Copies {
     ///
     /// # Safety
     /// As for `on_devices`.
-    pub(super) unsafe fn to_host(
+    pub(super) unsafe fn copy_out(
         &mut self,
         to: &mut [u8],
         from: DevicePointer,
