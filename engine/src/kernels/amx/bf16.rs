@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use half::bf16;
 
-use super::{ROW_BYTES, ROWS, Tiles, transposed};
+use super::{InLines, ROW_BYTES, ROWS, Tiles, transposed};
 use crate::kernels::Compute;
 use crate::kernels::tile::{Output, Tile, prefetch, prefetch_near};
 
@@ -30,7 +30,7 @@ pub struct PackedRows {
     steps: usize,
     /// Of each 16 rows (at the end fewer), `[steps, 16 pairs, rows]` pairs of elements; zeros where the
     /// reduction has ended.
-    pairs: Vec<u32>,
+    pairs: InLines<u32>,
 }
 
 /// 16 rows of x, or fewer.
@@ -45,10 +45,10 @@ impl PackedRows {
     /// Rounds `x` (`[rows, inputs]`), and brings it into tiles.
     pub fn new(compute: &Compute, x: &[f32], inputs: usize) -> Self {
         let (rows, steps) = (x.len() / inputs, inputs.div_ceil(STEP));
-        let mut pairs = vec![0; rows * steps * STEP / 2];
+        let mut pairs = InLines::new(0, rows * steps * STEP / 2);
         compute.split_chunks(
             (x, ROWS * inputs),
-            (&mut pairs, ROWS * steps * STEP / 2),
+            (pairs.get_mut(), ROWS * steps * STEP / 2),
             |x, pairs| pack(x, inputs, pairs),
         );
         Self { rows, steps, pairs }
@@ -56,7 +56,7 @@ impl PackedRows {
 
     fn tiles(&self, first: usize) -> RowTiles<'_> {
         let (rows, row_len) = (ROWS.min(self.rows - first), self.steps * STEP / 2);
-        RowTiles { first, rows, pairs: &self.pairs[first * row_len..][..rows * row_len] }
+        RowTiles { first, rows, pairs: &self.pairs.get()[first * row_len..][..rows * row_len] }
     }
 }
 
@@ -77,7 +77,14 @@ pub fn tile(x: &PackedRows, w: &[bf16], tile: Tile, y: &Output<'_>) {
     let Tile { rows, inputs, .. } = tile;
     assert_eq!((x.rows, x.steps), (rows, inputs.div_ceil(STEP)), "x is [rows, inputs]");
     assert!(w.len() >= tile.outputs.end * inputs && y.has(&tile), "a tile of w and of y");
-    let mut work = Work { x, w, tile, y, packed: Vec::new() };
+    let is_whole = inputs % STEP == 0 && tile.outputs.len() % ROWS == 0;
+    let to_pack = match rows {
+        ..=ROWS if is_whole => 0,
+        ..=ROWS => ROWS,
+        _ => OUTPUTS,
+    };
+    let packed = InLines::new(bf16::ZERO, to_pack * inputs.next_multiple_of(STEP));
+    let mut work = Work { x, w, tile, y, packed };
     // SAFETY: the path was chosen by detecting tiles and AVX-512; bounds are asserted above.
     unsafe {
         match rows {
@@ -93,7 +100,7 @@ struct Work<'a> {
     tile: Tile,
     y: &'a Output<'a>,
     /// Weights as tiles, `[tiles of outputs, steps, 16, 32]`, zeros where there are none.
-    packed: Vec<bf16>,
+    packed: InLines<bf16>,
 }
 
 /// Elements of a tile.
@@ -130,7 +137,7 @@ impl Work<'_> {
                 if whole * STEP < inputs {
                     self.pack(outputs.clone(), whole * STEP..inputs, 0);
                     for step in whole..self.x.steps {
-                        let w = self.packed.as_ptr().add((step - whole) * TILE);
+                        let w = self.packed.get().as_ptr().add((step - whole) * TILE);
                         few_rows_step(w, ROW_BYTES, x, step);
                     }
                 }
@@ -183,10 +190,7 @@ impl Work<'_> {
     #[target_feature(enable = "avx512f,avx512bw")]
     unsafe fn pack(&mut self, outputs: Range<usize>, k: Range<usize>, at: usize) {
         let (inputs, steps) = (self.tile.inputs, k.len().div_ceil(STEP));
-        if self.packed.len() < (at + 1) * steps * TILE {
-            self.packed.resize((at + 1) * steps * TILE, bf16::ZERO);
-        }
-        let packed = &mut self.packed[at * steps * TILE..][..steps * TILE];
+        let packed = &mut self.packed.get_mut()[at * steps * TILE..][..steps * TILE];
         if outputs.len() < ROWS {
             packed.fill(bf16::ZERO);
         }
@@ -218,7 +222,8 @@ impl Work<'_> {
         outputs: Range<usize>,
     ) {
         let steps = self.x.steps;
-        let (w0, w1) = (self.packed.as_ptr(), self.packed[steps * TILE..].as_ptr());
+        let packed = self.packed.get();
+        let (w0, w1) = (packed.as_ptr(), packed[steps * TILE..].as_ptr());
         let mut sums = [[0.0f32; ROWS * ROWS]; 4];
         // SAFETY: the caller's promises: steps lie within weights and x; sums are as large as tiles.
         unsafe {

@@ -18,6 +18,29 @@ const ROWS: usize = 16;
 /// Bytes of a tile's row at most.
 const ROW_BYTES: usize = 64;
 
+/// Numbers that begin with a line of the cache: rows of a tile that lie in two lines take several times as
+/// long to load.
+struct InLines<T> {
+    numbers: Vec<T>,
+    start: usize,
+}
+
+impl<T: Copy> InLines<T> {
+    fn new(value: T, len: usize) -> Self {
+        let numbers = vec![value; len + ROW_BYTES / size_of::<T>()];
+        let start = numbers.as_ptr().align_offset(ROW_BYTES);
+        Self { numbers, start }
+    }
+
+    fn get(&self) -> &[T] {
+        &self.numbers[self.start..]
+    }
+
+    fn get_mut(&mut self) -> &mut [T] {
+        &mut self.numbers[self.start..]
+    }
+}
+
 /// Whether tiles, and their products of bf16 and of 8 bits, are there. The system lets a process use
 /// them when it asks, which is done once.
 pub fn is_available() -> bool {
