@@ -77,7 +77,7 @@ pub fn tile(x: &PackedRows, w: &[bf16], tile: Tile, y: &Output<'_>) {
     let Tile { rows, inputs, .. } = tile;
     assert_eq!((x.rows, x.steps), (rows, inputs.div_ceil(STEP)), "x is [rows, inputs]");
     assert!(w.len() >= tile.outputs.end * inputs && y.has(&tile), "a tile of w and of y");
-    let is_whole = inputs % STEP == 0 && tile.outputs.len() % ROWS == 0;
+    let is_whole = inputs.is_multiple_of(STEP) && tile.outputs.len().is_multiple_of(ROWS);
     let to_pack = match rows {
         ..=ROWS if is_whole => 0,
         ..=ROWS => ROWS,
