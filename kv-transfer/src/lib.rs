@@ -13,6 +13,7 @@ mod local;
 mod memory;
 mod plan;
 pub mod tcp;
+pub mod ucx;
 mod ways;
 
 pub use error::{Advice, TransferError};
@@ -21,4 +22,4 @@ pub use lease::{Capability, Holder, Lease, LeaseError, LeaseId, LeaseLimits, Lea
 pub use local::{LocalPools, LocalSource, TransferFaults};
 pub use memory::{BlockWriter, HostMemory};
 pub use plan::{BlockCopy, CopyOp, Extent, PlanError, plan};
-pub use ways::{TCP, Way, Ways};
+pub use ways::{TCP, UCX, Way, Ways};

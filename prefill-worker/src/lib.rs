@@ -51,11 +51,18 @@ pub async fn run(
         leases: leases.clone(),
     });
     ways.local.add(worker.life.clone(), &source);
-    let endpoint = |listener: &KvListener| v1::KvEndpoint {
-        way: kv_transfer::TCP.into(),
+    let mut ways_in = vec![kv_transfer::TCP];
+    if let (Some(agent), Some(listener)) = (&ways.ucx, &listener) {
+        listener.server.sender().lend_by(agent.clone());
+        ways_in.insert(0, kv_transfer::UCX);
+    }
+    let endpoint = |way: &str, listener: &KvListener| v1::KvEndpoint {
+        way: way.into(),
         address: listener.address.clone(),
     };
-    let endpoints = listener.iter().map(endpoint).collect();
+    let endpoints =
+        listener.iter().flat_map(|listener| ways_in.iter().map(|way| endpoint(way, listener)));
+    let endpoints = endpoints.collect();
     let prefill = PrefillServer::new(PrefillService::new(&worker, leases.clone(), endpoints))
         .max_decoding_message_size(protocol::MESSAGE_BYTES_MAX);
     // Its role is a preference: where no decode worker is left, it owns requests too.

@@ -93,6 +93,7 @@ fn engine(directory: &Path, path: KernelPath, sizes: Sizes) -> Engine {
         waiting_sequences_max: 64,
         speculative_tokens: 0,
         step_target: None,
+        shares_memory: false,
     };
     let compute = Arc::new(Compute::new(sizes.threads, path).unwrap());
     Engine::new(Box::new(CpuRunner::new(model, compute)), config).unwrap()

@@ -12,7 +12,7 @@ use super::wire::{
 };
 use super::{ASK_MAX, CREDIT_WAIT_MAX, IDLE_MAX, READ_MAX};
 use crate::local::LocalSource;
-use crate::{LocalPools, TransferError};
+use crate::{LocalPools, ReadPin, TransferError};
 
 /// Bytes that are checksummed and then written at once: what stays in a core's cache in between.
 const BATCH_BYTES: usize = 512 * 1024;
@@ -25,8 +25,12 @@ pub async fn serve(mut stream: impl Stream, sender: &Sender) -> Result<(), Broke
     let credit = u64::from(sender.limits.credit_bytes).to_le_bytes();
     say(&mut stream, Kind::Hello, 0, &credit).await?;
     for read in 1.. {
-        let Some(request) = next_request(&mut stream, read).await? else { return Ok(()) };
-        match answer(&mut stream, sender, read, &request).await? {
+        let Some((kind, request)) = next_request(&mut stream, read).await? else { return Ok(()) };
+        let answered = match kind {
+            Kind::BorrowByUcx => lend(&mut stream, sender, read, &request).await?,
+            _ => answer(&mut stream, sender, read, &request).await?,
+        };
+        match answered {
             Ok(()) => say(&mut stream, Kind::Done, read, &[]).await?,
             Err(refusal) => say(&mut stream, Kind::Refused, read, &refusal.encode()).await?,
         }
@@ -50,7 +54,10 @@ async fn say(
 }
 
 /// Waits for what is asked next; `None` when nothing more is.
-async fn next_request(stream: &mut impl Stream, read: u32) -> Result<Option<ReadRequest>, Broken> {
+async fn next_request(
+    stream: &mut impl Stream,
+    read: u32,
+) -> Result<Option<(Kind, ReadRequest)>, Broken> {
     let mut header = [0; HEADER_BYTES];
     match read_within(stream, &mut header[..1], IDLE_MAX).await {
         Err(Broken::Silent) => return Ok(None),
@@ -60,11 +67,11 @@ async fn next_request(stream: &mut impl Stream, read: u32) -> Result<Option<Read
     let asked = async {
         read_bytes(stream, &mut header[1..]).await?;
         let header = Header::decode(&header)?;
-        if header.kind != Kind::Read || header.read != read {
+        if !matches!(header.kind, Kind::Read | Kind::BorrowByUcx) || header.read != read {
             return Err(WireError::Malformed("not the read that was due").into());
         }
         let payload = read_payload(stream, &header, READ_BYTES_MAX).await?;
-        Ok(Some(ReadRequest::decode(&payload)?))
+        Ok(Some((header.kind, ReadRequest::decode(&payload)?)))
     };
     timeout(ASK_MAX, asked).await.map_err(|_| Broken::Silent)?
 }
@@ -83,17 +90,10 @@ async fn answer(
         Some(bytes) if bytes <= sender.limits.credit_bytes => bytes,
         _ => return Ok(Err(Refusal::OverCredit)),
     };
-    if let Err(error) = sender.pools.before_read(&request.worker) {
-        return Ok(Err(Refusal::of(error)));
-    }
-    let blocks = request.runs.iter().flat_map(|run| run.numbers());
-    let pin = match source.leases.pin(Instant::now().into_std(), request.lease, blocks) {
+    let pin = match pin(sender, &source, request) {
         Ok(pin) => pin,
-        Err(error) => return Ok(Err(error.into())),
+        Err(refusal) => return Ok(Err(refusal)),
     };
-    if request.layout != source.layout {
-        return Ok(Err(Refusal::LayoutMismatch));
-    }
     let _under_way = Under::way(&sender.status.reads);
     let credit = timeout(CREDIT_WAIT_MAX, sender.credit.acquire_many(bytes)).await;
     let Ok(Ok(_credit)) = credit else { return Ok(Err(Refusal::Busy)) };
@@ -103,15 +103,64 @@ async fn answer(
     Ok(pin.check(Instant::now().into_std()).map_err(Refusal::from))
 }
 
+/// Lends what is asked for, pinned until the reader says that it has read it. The inner error is for
+/// the reader.
+async fn lend(
+    stream: &mut impl Stream,
+    sender: &Sender,
+    read: u32,
+    request: &ReadRequest,
+) -> Result<Result<(), Refusal>, Broken> {
+    let Some(source) = sender.pools.source(&request.worker) else {
+        return Ok(Err(Refusal::SourceGone));
+    };
+    if !request.runs.iter().all(|run| is_in_pool(&source, run)) {
+        return Ok(Err(Refusal::OverCredit));
+    }
+    let pin = match pin(sender, &source, request) {
+        Ok(pin) => pin,
+        Err(refusal) => return Ok(Err(refusal)),
+    };
+    let Some(keys) = sender.agent().and_then(|agent| agent.keys(&source.memory)) else {
+        return Ok(Err(Refusal::NotLent));
+    };
+    let _under_way = Under::way(&sender.status.reads);
+    say(stream, Kind::Lent, read, &keys).await?;
+    let mut header = [0; HEADER_BYTES];
+    read_within(stream, &mut header, READ_MAX).await?;
+    let header = Header::decode(&header)?;
+    if header.kind != Kind::Returned || header.read != read {
+        return Err(WireError::Malformed("not the end of the loan").into());
+    }
+    read_payload(stream, &header, 0).await?;
+    Ok(pin.check(Instant::now().into_std()).map_err(Refusal::from))
+}
+
+/// Pins what is asked for, if the reader has the right to it and understands it.
+fn pin<'a>(
+    sender: &Sender,
+    source: &'a LocalSource,
+    request: &ReadRequest,
+) -> Result<ReadPin<'a>, Refusal> {
+    sender.pools.before_read(&request.worker).map_err(Refusal::of)?;
+    let blocks = request.runs.iter().flat_map(|run| run.numbers());
+    let pin = source.leases.pin(Instant::now().into_std(), request.lease, blocks)?;
+    if request.layout != source.layout {
+        return Err(Refusal::LayoutMismatch);
+    }
+    Ok(pin)
+}
+
 /// Bytes of all runs, if every block is in the pool and no run is empty.
 fn bytes_asked_for(source: &LocalSource, runs: &[Run]) -> Option<u32> {
-    let in_pool = |run: &Run| {
-        let behind = u64::from(run.first) + u64::from(run.blocks);
-        run.blocks > 0 && behind <= source.memory.blocks() as u64
-    };
     let blocks: u64 = runs.iter().map(|run| u64::from(run.blocks)).sum();
     let bytes = blocks.checked_mul(source.memory.block_bytes() as u64)?;
-    u32::try_from(bytes).ok().filter(|_| runs.iter().all(in_pool))
+    u32::try_from(bytes).ok().filter(|_| runs.iter().all(|run| is_in_pool(source, run)))
+}
+
+fn is_in_pool(source: &LocalSource, run: &Run) -> bool {
+    let behind = u64::from(run.first) + u64::from(run.blocks);
+    run.blocks > 0 && behind <= source.memory.blocks() as u64
 }
 
 /// Sends a frame per run. The caller holds a pin on them.

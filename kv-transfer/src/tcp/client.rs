@@ -7,7 +7,8 @@ use protocol::WorkerLife;
 
 use super::stream::{Broken, Stream, read, read_header, read_payload, write};
 use super::wire::{
-    ANSWER_BYTES_MAX, Header, Kind, RUNS_MAX, ReadRequest, Refusal, Run, WireError, encode_frame,
+    ANSWER_BYTES_MAX, Header, Kind, LENT_BYTES_MAX, RUNS_MAX, ReadRequest, Refusal, Run, WireError,
+    encode_frame,
 };
 use crate::plan::{CopyOp, split};
 use crate::{BlockCopy, BlockWriter, KvLayout, Lease, PlanError};
@@ -109,21 +110,43 @@ impl<S: Stream> Connection<S> {
         let reads_max = if blocks_max >= READS_MAX { READS_MAX } else { 1 };
         let per_frame = (FRAME_BYTES / block_bytes).clamp(1, per_read);
         let ops = split(ops, per_frame as u32);
-        let mut waiting = reads(&ops, per_read);
+        let mut waiting = batches(&ops, per_read);
         let mut under_way = VecDeque::with_capacity(reads_max);
         loop {
             while under_way.len() < reads_max
                 && let Some(ops) = waiting.next()
             {
-                under_way.push_back((self.ask(right, &layout, ops).await?, ops));
+                under_way.push_back((self.ask(Kind::Read, right, &layout, ops).await?, ops));
             }
             let Some((read, ops)) = under_way.pop_front() else { return Ok(()) };
             self.receive(read, ops, writer).await?;
         }
     }
 
+    /// Asks to read blocks for itself, and is told how. The blocks are pinned until `give_back`, or
+    /// until the connection is dropped.
+    pub(super) async fn borrow(
+        &mut self,
+        kind: Kind,
+        right: Right<'_>,
+        layout: &KvLayout,
+        ops: &[CopyOp],
+    ) -> Result<Vec<u8>, Failure> {
+        let number = self.ask(kind, right, layout, ops).await?;
+        let header = self.next_frame(number, Kind::Lent).await?;
+        Ok(read_payload(&mut self.stream, &header, LENT_BYTES_MAX).await?)
+    }
+
+    /// Says that the blocks were read. Errors: what was read does not count.
+    pub(super) async fn give_back(&mut self) -> Result<(), Failure> {
+        let frame = encode_frame(Kind::Returned, self.reads, &[]);
+        write(&mut self.stream, &mut [IoSlice::new(&frame)]).await?;
+        self.done(self.reads).await
+    }
+
     async fn ask(
         &mut self,
+        kind: Kind,
         right: Right<'_>,
         layout: &KvLayout,
         ops: &[CopyOp],
@@ -132,7 +155,7 @@ impl<S: Stream> Connection<S> {
         let runs = ops.iter().map(|op| Run { first: op.source, blocks: op.blocks }).collect();
         let (worker, lease) = (right.worker.clone(), right.lease);
         let request = ReadRequest { worker, lease, layout: layout.clone(), runs };
-        let frame = encode_frame(Kind::Read, self.reads, &request.encode()?);
+        let frame = encode_frame(kind, self.reads, &request.encode()?);
         write(&mut self.stream, &mut [IoSlice::new(&frame)]).await?;
         Ok(self.reads)
     }
@@ -154,6 +177,11 @@ impl<S: Stream> Connection<S> {
             read(&mut self.stream, destination).await?;
             header.check(destination)?;
         }
+        self.done(number).await
+    }
+
+    /// The source says that the lease has lasted.
+    async fn done(&mut self, number: u32) -> Result<(), Failure> {
         let done = self.next_frame(number, Kind::Done).await?;
         read_payload(&mut self.stream, &done, 0).await?;
         Ok(())
@@ -176,8 +204,8 @@ impl<S: Stream> Connection<S> {
     }
 }
 
-/// Gathers operations into reads of at most so many blocks.
-fn reads(mut ops: &[CopyOp], blocks_max: usize) -> impl Iterator<Item = &[CopyOp]> {
+/// Gathers operations into requests of at most so many blocks.
+pub(crate) fn batches(mut ops: &[CopyOp], blocks_max: usize) -> impl Iterator<Item = &[CopyOp]> {
     std::iter::from_fn(move || {
         let mut blocks = 0;
         let fits = |op: &&CopyOp| {
@@ -185,8 +213,8 @@ fn reads(mut ops: &[CopyOp], blocks_max: usize) -> impl Iterator<Item = &[CopyOp
             blocks <= blocks_max
         };
         let count = ops.iter().take(RUNS_MAX).take_while(fits).count();
-        let (read, rest) = ops.split_at(count);
+        let (batch, rest) = ops.split_at(count);
         ops = rest;
-        (!read.is_empty()).then_some(read)
+        (!batch.is_empty()).then_some(batch)
     })
 }

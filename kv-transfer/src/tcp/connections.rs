@@ -21,8 +21,9 @@ use super::CONNECT_MAX;
 use super::client::{Connection, Failure, Right};
 use super::failure::{failed, not_connected};
 use super::stream::{Broken, Stream};
+use super::wire::Kind;
 use crate::plan::CopyOp;
-use crate::{BlockCopy, BlockWriter, Lease, TransferError};
+use crate::{BlockCopy, BlockWriter, KvLayout, Lease, TransferError};
 
 /// Idle connections are closed after this, before their source does it (`IDLE_MAX`).
 const KEPT_MAX: Duration = Duration::from_secs(30);
@@ -128,6 +129,28 @@ impl Connections {
         pulled.map_err(|_| TransferError::Deadline(address.to_string()))?
     }
 
+    /// Asks the source at `address` to lend blocks, which it keeps pinned for as long as the loan
+    /// lives. Returns also how they are reached.
+    pub(crate) async fn borrow(
+        &self,
+        kind: Kind,
+        address: &str,
+        right: Right<'_>,
+        layout: &KvLayout,
+        ops: &[CopyOp],
+        deadline: Instant,
+    ) -> Result<(Loan<'_>, Vec<u8>), TransferError> {
+        let borrowing = async {
+            let slot = self.0.slots.acquire().await.expect("this semaphore is never closed");
+            let (connection, lent) = self.0.borrow(kind, address, right, layout, ops).await?;
+            let (shared, address) = (&self.0, address.to_string());
+            let worker = right.worker.clone();
+            Ok((Loan { shared, connection, address, worker, _slot: slot }, lent))
+        };
+        let borrowed = timeout_at(deadline, borrowing).await;
+        borrowed.map_err(|_| TransferError::Deadline(address.to_string()))?
+    }
+
     /// Waits for a connection's place, and for credit.
     async fn admit(&self, bytes: usize) -> (SemaphorePermit<'_>, SemaphorePermit<'_>) {
         let credit = bytes.min(self.0.limits.credit_bytes as usize) as u32;
@@ -138,7 +161,49 @@ impl Connections {
     }
 }
 
+/// Blocks that their source keeps pinned until they are given back, or this is dropped.
+pub(crate) struct Loan<'a> {
+    shared: &'a Arc<Shared>,
+    connection: Boxed,
+    address: String,
+    worker: WorkerLife,
+    _slot: SemaphorePermit<'a>,
+}
+
+impl Loan<'_> {
+    /// Says that the blocks were read. Errors: what was read does not count.
+    pub(crate) async fn give_back(mut self, deadline: Instant) -> Result<(), TransferError> {
+        let returned = timeout_at(deadline, self.connection.give_back()).await;
+        let returned = returned.map_err(|_| TransferError::Deadline(self.address.clone()))?;
+        returned.map_err(|failure| failed(failure, &self.address, &self.worker, 0))?;
+        self.shared.keep(&self.address, self.connection);
+        Ok(())
+    }
+}
+
 impl Shared {
+    async fn borrow(
+        &self,
+        kind: Kind,
+        address: &str,
+        right: Right<'_>,
+        layout: &KvLayout,
+        ops: &[CopyOp],
+    ) -> Result<(Boxed, Vec<u8>), TransferError> {
+        let failed = |failure| failed(failure, address, right.worker, layout.block_bytes());
+        if let Some(mut connection) = self.take_idle(address).await {
+            match connection.borrow(kind, right, layout, ops).await {
+                Ok(lent) => return Ok((connection, lent)),
+                // Its source may have closed it just now.
+                Err(Failure::Broken(Broken::Io(_))) => {}
+                Err(failure) => return Err(failed(failure)),
+            }
+        }
+        let mut connection = self.connect(address).await?;
+        let lent = connection.borrow(kind, right, layout, ops).await.map_err(failed)?;
+        Ok((connection, lent))
+    }
+
     async fn pull(
         self: &Arc<Self>,
         address: &str,

@@ -50,6 +50,7 @@ fn refused(refusal: Refusal, address: String, worker: &WorkerLife) -> TransferEr
         Refusal::LeaseUnknown => LeaseError::Unknown.into(),
         Refusal::LeaseExpired => LeaseError::Expired.into(),
         Refusal::NotAnnounced => LeaseError::NotAnnounced.into(),
+        Refusal::NotLent => TransferError::NotLent(address),
         Refusal::OverCredit => {
             let what = "it says that it was asked for more than it has or grants";
             TransferError::Protocol { address, what }

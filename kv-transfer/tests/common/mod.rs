@@ -4,8 +4,10 @@
 
 pub mod proxy;
 pub mod tls;
+pub mod ucx;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use kv_transfer::{
@@ -42,7 +44,7 @@ pub fn content(block: u32, bytes: usize) -> Vec<u8> {
 /// A pool whose blocks hold their `content`.
 pub fn source(blocks: u32, layout: KvLayout, limits: LeaseLimits) -> Arc<LocalSource> {
     let bytes = layout.block_bytes();
-    let memory = HostMemory::new(blocks as usize, bytes).unwrap();
+    let memory = HostMemory::shared(blocks as usize, bytes).unwrap();
     for block in 0..blocks {
         // SAFETY: nobody else has this memory yet.
         unsafe { memory.write(block, 0, bytes) }.copy_from_slice(&content(block, bytes));
@@ -75,10 +77,28 @@ pub struct Destination {
 impl Destination {
     pub fn new(places: Vec<u32>, layout: KvLayout) -> Self {
         let blocks = places.iter().max().map_or(1, |last| *last as usize + 2);
-        let memory = Arc::new(HostMemory::new(blocks, layout.block_bytes()).unwrap());
+        let memory = Arc::new(HostMemory::shared(blocks, layout.block_bytes()).unwrap());
+        Self::within(memory, places, layout)
+    }
+
+    /// In a pool that others fill too, elsewhere.
+    pub fn within(memory: Arc<HostMemory>, places: Vec<u32>, layout: KvLayout) -> Self {
         // SAFETY: this test alone uses the memory, and reads only between pulls.
         let writer = unsafe { BlockWriter::new(memory.clone(), layout, places.clone()) };
         Self { memory, places, writer }
+    }
+
+    /// Its pool.
+    pub fn memory(&self) -> &Arc<HostMemory> {
+        &self.memory
+    }
+
+    /// Whether the blocks that are copied are as at the source.
+    pub fn has(&self, copies: &[BlockCopy]) -> bool {
+        let bytes = self.memory.block_bytes();
+        let is_as_at_source =
+            |copy: &BlockCopy| self.block(copy.destination) == content(copy.source, bytes);
+        copies.iter().all(is_as_at_source)
     }
 
     /// The bytes of the `index`th block.
@@ -114,6 +134,8 @@ pub enum Over {
     Local,
     Tcp,
     Tls,
+    /// By UCX, over these of its transports.
+    Ucx(&'static str),
 }
 
 /// A source, and a reader's ways to it.
@@ -123,6 +145,9 @@ pub struct System {
     pub ways: Ways,
     pub endpoints: Vec<v1::KvEndpoint>,
     pub sender: Option<Arc<tcp::Sender>>,
+    /// Of the source's pool, over UCX.
+    pub agent: Option<kv_transfer::ucx::Agent>,
+    over: Over,
     serving: Option<JoinHandle<()>>,
 }
 
@@ -162,11 +187,13 @@ impl System {
             ways: Ways::default(),
             endpoints: Vec::new(),
             sender: None,
+            agent: None,
+            over,
             serving: None,
         };
         match over {
             Over::Local => system.ways.local = pools,
-            Over::Tcp | Over::Tls => {
+            Over::Tcp | Over::Tls | Over::Ucx(_) => {
                 let server = tcp::Server::bind("127.0.0.1:0", pools, limits).await;
                 let mut server = server.unwrap();
                 if matches!(over, Over::Tls) {
@@ -180,6 +207,13 @@ impl System {
                     v1::KvEndpoint { way: "of the future".into(), address: String::new() },
                     v1::KvEndpoint { way: "tcp".into(), address },
                 ];
+                if let Over::Ucx(transports) = over {
+                    let agent = ucx::agent(&system.source.memory, transports).await;
+                    server.sender().lend_by(agent.clone());
+                    system.agent = Some(agent);
+                    let address = system.endpoints[1].address.clone();
+                    system.endpoints.push(v1::KvEndpoint { way: "ucx".into(), address });
+                }
                 system.sender = Some(server.sender());
                 system.serving = Some(tokio::spawn(server.run()));
             }
@@ -199,9 +233,23 @@ impl System {
         copies: &[BlockCopy],
         destination: &mut Destination,
     ) -> Result<(), TransferError> {
-        let way = self.ways.choose(&self.endpoints, worker)?;
+        let mut ways = self.ways.clone();
+        if let Over::Ucx(transports) = self.over {
+            ways.ucx = Some(ucx::agent(destination.memory(), transports).await);
+        }
+        let way = ways.choose(&self.endpoints, worker)?;
         let deadline = Instant::now() + PULL_MAX;
-        self.ways.pull(&way, worker, lease, copies, &mut destination.writer, deadline).await
+        let writer = &mut destination.writer;
+        let pulled = ways.pull(&way, worker, lease, copies, writer, deadline).await;
+        if let Some(agent) = &ways.ucx {
+            assert!(matches!(way, Way::Ucx(_)), "{way:?}");
+            let status = agent.status();
+            assert_eq!(status.failures.load(Ordering::Relaxed), 0, "it was no other way");
+            let bytes = copies.len() * destination.memory().block_bytes();
+            let expected = if pulled.is_ok() { bytes as u64 } else { 0 };
+            assert_eq!(status.bytes.load(Ordering::Relaxed), expected);
+        }
+        pulled
     }
 
     /// Ends the source's server, and with it its listener.

@@ -11,7 +11,7 @@ use gateway::{ConnectionLimits, GatewayConfig};
 
 pub use cluster::{
     AdminArgs, ComponentArgs, DataArgs, GatewayArgs, NatsArgs, RouterArgs, TestDefect, TlsArgs,
-    WorkerArgs,
+    UcxMode, WorkerArgs,
 };
 
 /// OpenAI-compatible LLM inference, from a laptop to a cluster.
@@ -40,6 +40,9 @@ pub enum Command {
     Health(HealthArgs),
     /// Measure an OpenAI-compatible server under load: latencies, throughput, goodput
     Loadtest(loadtest::Args),
+    /// What a worker starts to move KV blocks by UCX
+    #[command(hide = true)]
+    UcxAgent,
 }
 
 /// Arguments of `serve`.
