@@ -12,6 +12,8 @@ use std::ptr::NonNull;
 
 use libloading::Library;
 
+use crate::library::why_not;
+
 /// By the name that packages give it on every distribution.
 const LIBRARY: &str = "libucp.so.0";
 
@@ -221,8 +223,9 @@ pub fn load() -> Result<(Functions, String), String> {
     // process, which exists for that.
     let library = unsafe { Library::new(LIBRARY) };
     let library = library.map_err(|error| {
+        let why = why_not(&error);
         format!(
-            "{LIBRARY} cannot be loaded ({error}); install UCX 1.13 or newer, for example \
+            "{LIBRARY} cannot be loaded ({why}); install UCX 1.13 or newer, for example \
             Debian's libucx0, or add its directory to LD_LIBRARY_PATH"
         )
     })?;
