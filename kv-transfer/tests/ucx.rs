@@ -309,7 +309,7 @@ async fn an_agent_that_cannot_begin_says_why() {
     let other = Launch { program: "/bin/true".into(), ..launch("tcp") };
     for (launch, expected) in [
         (missing, "cannot start the UCX agent"),
-        (other, "its process ended"),
+        (other, "process ended"),
         (with("LD_LIBRARY_PATH", no_library.to_str().unwrap()), "install UCX 1.13 or newer"),
         (with("UCX_TLS", "nonsense"), "UCX_TLS"),
     ] {

@@ -42,7 +42,8 @@ impl Process {
         let process = launch.spawn(theirs).map_err(UcxError::Start)?;
         let process = Self(Mutex::new(process));
         let bytes = (memory.blocks() * memory.block_bytes()) as u64;
-        send_pool(&ours, file, bytes).map_err(UcxError::Start)?;
+        let ended = |_| UcxError::Unusable("the UCX agent's process ended at once".into());
+        send_pool(&ours, file, bytes).map_err(ended)?;
         ours.set_nonblocking(true).map_err(UcxError::Start)?;
         Ok((process, ours))
     }

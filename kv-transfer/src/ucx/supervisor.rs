@@ -348,7 +348,9 @@ impl Supervised {
                 return Err((is_final, UcxError::Unusable(reason)));
             }
             Ok(Ok(_)) => return Err(unusable("the UCX agent's first words make no sense")),
-            Ok(Err(reason)) => return Err(unusable(reason)),
+            Ok(Err(reason)) => {
+                return Err(unusable(&format!("the UCX agent cannot be used: {reason}")));
+            }
             Err(_) => return Err(unusable("the UCX agent does not become ready")),
         };
         let socket = reading.reunite(writing).map_err(|_| unusable("two sockets"))?;
@@ -406,8 +408,8 @@ async fn say(mut writing: OwnedWriteHalf, mut requests: mpsc::Receiver<Vec<u8>>)
 
 async fn read_reply(socket: &mut OwnedReadHalf) -> Result<Reply, &'static str> {
     let mut length = [0; LENGTH_BYTES];
-    socket.read_exact(&mut length).await.map_err(|_| "its process ended")?;
+    socket.read_exact(&mut length).await.map_err(|_| "the process ended")?;
     let mut body = vec![0; following(length).ok_or("what it says is too long")?];
-    socket.read_exact(&mut body).await.map_err(|_| "its process ended")?;
+    socket.read_exact(&mut body).await.map_err(|_| "the process ended")?;
     Reply::decode(&body).ok_or("what it says makes no sense")
 }
