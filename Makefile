@@ -74,6 +74,8 @@ bench: $(VENV)/.installed
 	cargo bench --locked --package grammar
 	cargo bench --locked --package tokenizer
 	cargo run --release --locked --package kv-transfer --example tcp_ratio
+	LD_LIBRARY_PATH=$$(echo $(CURDIR)/$(VENV)/lib/python3*/site-packages/libucx/lib) \
+	  cargo run --release --locked --package kv-transfer --example ucx_ratio
 	cargo build --release --locked --package decode-worker --example swarm
 	$(PYTHON) bench/swarm.py target/release/stator target/release/examples/swarm --nats-server $(VENV)/bin/nats-server
 

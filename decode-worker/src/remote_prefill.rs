@@ -236,7 +236,7 @@ impl<'a> Handoff<'a> {
                 let copied = source.pull_here(&ways, &copies, &mut reservation);
                 (reservation, copied)
             })),
-            Way::Cuda(_) | Way::Tcp(_) => Some(tokio::spawn(async move {
+            Way::Cuda(_) | Way::Ucx(_) | Way::Tcp(_) => Some(tokio::spawn(async move {
                 let copied = source.pull(&ways, &copies, &mut reservation).await;
                 (reservation, copied)
             })),

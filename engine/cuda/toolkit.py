@@ -66,7 +66,7 @@ def make_stubs(home: pathlib.Path) -> None:
 
 def cudarc() -> pathlib.Path:
     """The source of the bindings that the build uses."""
-    command = ["cargo", "metadata", "--format-version", "1", "--locked", "--features", "stator/cuda"]
+    command = ["cargo", "metadata", "--format-version", "1", "--locked", "--all-features"]
     metadata = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = re.search(r'"manifest_path":"([^"]*/cudarc-[^"/]*)/Cargo.toml"', metadata)
     if not found:

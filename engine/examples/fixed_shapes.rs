@@ -70,6 +70,7 @@ impl Measured {
             waiting_sequences_max: 64,
             speculative_tokens: 0,
             step_target: None,
+            shares_memory: false,
         };
         Ok(Self { engine: Engine::new(runner, config)?, next_id: 0 })
     }

@@ -5,6 +5,7 @@ use std::io;
 use protocol::WorkerLife;
 
 use crate::cuda::CudaError;
+use crate::ucx::UcxError;
 use crate::{LeaseError, PlanError};
 
 /// Why blocks could not be moved. What was written into the destination until then does not count.
@@ -45,6 +46,12 @@ pub enum TransferError {
         /// Bytes of one block.
         block_bytes: usize,
     },
+    /// The source sends these blocks, but does not let others read them for themselves.
+    #[error("{0} does not lend its blocks this way")]
+    NotLent(String),
+    /// UCX did not move them.
+    #[error("cannot read from {0} by UCX: {1}")]
+    Ucx(String, #[source] UcxError),
     /// Bytes were changed on their way.
     #[error("a checksum of what came from {0} is wrong")]
     Checksum(String),
@@ -90,6 +97,7 @@ impl TransferError {
         match self {
             Self::Broken(..) | Self::Busy(_) | Self::Checksum(_) => Advice::RetrySame,
             Self::SourceGone(_) | Self::Connect(..) | Self::Silent(_) => Advice::RetryOther,
+            Self::NotLent(_) | Self::Ucx(..) => Advice::RetryOther,
             Self::Cuda(error) if !error.is_device_lost() => Advice::RetryOther,
             Self::Lease(LeaseError::NotAnnounced) => Advice::Fatal,
             Self::Lease(_) | Self::Deadline(_) => Advice::Recompute,

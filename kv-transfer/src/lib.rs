@@ -10,10 +10,12 @@ pub mod cuda;
 mod error;
 mod layout;
 mod lease;
+mod library;
 mod local;
 mod memory;
 mod plan;
 pub mod tcp;
+pub mod ucx;
 mod ways;
 
 pub use error::{Advice, TransferError};
@@ -22,4 +24,4 @@ pub use lease::{Capability, Holder, Lease, LeaseError, LeaseId, LeaseLimits, Lea
 pub use local::{LocalPools, LocalSource, TransferFaults};
 pub use memory::{BlockWriter, HostMemory, KvMemory};
 pub use plan::{BlockCopy, CopyOp, Extent, PlanError, plan};
-pub use ways::{CUDA, TCP, Way, Ways, endpoints};
+pub use ways::{CUDA, TCP, UCX, Way, Ways, endpoints};

@@ -2,9 +2,11 @@
 
 use std::borrow::Cow;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use memmap2::{MmapMut, MmapOptions};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 
 use crate::KvLayout;
 use crate::cuda::{self, CudaError, CudaMemory};
@@ -18,10 +20,13 @@ pub struct HostMemory {
     block_bytes: usize,
     blocks: usize,
     _mapping: MmapMut,
+    /// Of memory that other processes may map.
+    file: Option<OwnedFd>,
 }
 
-// SAFETY: `base` points into a private mapping owned by this struct; all access goes through the
-// unsafe functions below, whose callers promise not to race.
+// SAFETY: `base` points into a mapping owned by this struct; all access goes through the unsafe
+// functions below, whose callers promise not to race. Who is given the file keeps to their promises
+// too: it writes only for a writer, and reads only what is leased.
 unsafe impl Send for HostMemory {}
 // SAFETY: as above.
 unsafe impl Sync for HostMemory {}
@@ -29,10 +34,27 @@ unsafe impl Sync for HostMemory {}
 impl HostMemory {
     /// Maps room for `blocks` blocks. Errors: the system's, when the address space is refused.
     pub fn new(blocks: usize, block_bytes: usize) -> io::Result<Self> {
-        let bytes = blocks.checked_mul(block_bytes).filter(|bytes| *bytes > 0);
-        let bytes = bytes.ok_or_else(|| io::Error::other("the KV pool's size overflows"))?;
+        let bytes = pool_bytes(blocks, block_bytes)?;
         let mut mapping = MmapOptions::new().len(bytes).no_reserve_swap().map_anon()?;
-        Ok(Self { base: mapping.as_mut_ptr(), block_bytes, blocks, _mapping: mapping })
+        let base = mapping.as_mut_ptr();
+        Ok(Self { base, block_bytes, blocks, _mapping: mapping, file: None })
+    }
+
+    /// As `new`, in memory that can be given to another process, which neither can shrink.
+    pub fn shared(blocks: usize, block_bytes: usize) -> io::Result<Self> {
+        let bytes = pool_bytes(blocks, block_bytes)?;
+        let file = memfd_create("kv-pool", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+        ftruncate(&file, bytes as u64)?;
+        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        // SAFETY: the file keeps its size; for its bytes the same promises hold as for private ones.
+        let mut mapping = unsafe { MmapOptions::new().len(bytes).map_mut(&file) }?;
+        let base = mapping.as_mut_ptr();
+        Ok(Self { base, block_bytes, blocks, _mapping: mapping, file: Some(file) })
+    }
+
+    /// What another process can map, if the memory is shared.
+    pub fn file(&self) -> Option<&OwnedFd> {
+        self.file.as_ref()
     }
 
     /// Number of blocks.
@@ -98,6 +120,11 @@ impl HostMemory {
         // SAFETY: in bounds by the assertions; exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.block_start(block).add(offset), bytes) }
     }
+}
+
+fn pool_bytes(blocks: usize, block_bytes: usize) -> io::Result<usize> {
+    let bytes = blocks.checked_mul(block_bytes).filter(|bytes| *bytes > 0);
+    bytes.ok_or_else(|| io::Error::other("the KV pool's size overflows"))
 }
 
 /// Where a pool's blocks lie. Clones are the same pool.
@@ -195,6 +222,11 @@ impl BlockWriter {
     /// What the blocks' bytes must mean.
     pub fn layout(&self) -> &KvLayout {
         &self.layout
+    }
+
+    /// Whether the blocks lie in this memory.
+    pub(crate) fn is_of(&self, memory: &Arc<HostMemory>) -> bool {
+        matches!(&self.memory, KvMemory::Host(ours) if Arc::ptr_eq(ours, memory))
     }
 
     /// How many blocks may be filled.

@@ -22,7 +22,8 @@ use protocol::{WorkerLife, v1};
 use tokio::time::Instant;
 
 use crate::{
-    BlockCopy, BlockWriter, KvMemory, Lease, LocalPools, LocalSource, TransferError, cuda, tcp,
+    Advice, BlockCopy, BlockWriter, KvMemory, Lease, LocalPools, LocalSource, TransferError, cuda,
+    tcp, ucx,
 };
 
 /// The name of the tcp way in a `KvEndpoint`.
@@ -31,16 +32,25 @@ pub const TCP: &str = "tcp";
 /// The name of the cuda way in a `KvEndpoint`, whose address is "host's id@host:port".
 pub const CUDA: &str = "cuda";
 
+/// The name of the ucx way in a `KvEndpoint`, whose address is that of the tcp way.
+pub const UCX: &str = "ucx";
+
 /// How readers in other processes come to a pool, the best way first. `address` ("host:port") is
-/// where its process's `tcp::Server` listens.
-pub fn endpoints(source: &LocalSource, address: &str) -> Vec<v1::KvEndpoint> {
+/// where its process's `tcp::Server` listens, which lends by `agent` if there is one.
+pub fn endpoints(
+    source: &LocalSource,
+    agent: Option<&ucx::Agent>,
+    address: &str,
+) -> Vec<v1::KvEndpoint> {
     let endpoint = |way: &str, address| v1::KvEndpoint { way: way.into(), address };
     let host_id = match source.memory {
         KvMemory::Host(_) => None,
         KvMemory::Cuda(_) => cuda::host_id(),
     };
     let cuda = host_id.map(|host_id| endpoint(CUDA, cuda::address_of(&host_id, address)));
-    cuda.into_iter().chain([endpoint(TCP, address.to_string())]).collect()
+    let ucx = agent.map(|_| endpoint(UCX, address.to_string()));
+    let tcp = endpoint(TCP, address.to_string());
+    cuda.into_iter().chain(ucx).chain([tcp]).collect()
 }
 
 /// A way to one worker's blocks.
@@ -50,6 +60,8 @@ pub enum Way {
     Local,
     /// Its pool is on a GPU of this host; its process listens at "host:port".
     Cuda(String),
+    /// One-sided by UCX; its process listens at "host:port".
+    Ucx(String),
     /// Over a connection to "host:port".
     Tcp(String),
 }
@@ -61,13 +73,15 @@ pub struct Ways {
     pub local: Arc<LocalPools>,
     /// Pools of other processes on GPUs of this host.
     pub cuda: cuda::Reader,
+    /// What reads from other hosts for this process's one pool, if anything does.
+    pub ucx: Option<ucx::Agent>,
     /// Connections to other processes.
     pub tcp: tcp::Connections,
 }
 
 impl Ways {
     /// The best way to the blocks of `worker`: local if its pool is here, cuda between GPUs of this
-    /// host, else tcp, by the lease's endpoints. Errors: there is none.
+    /// host, ucx where both sides have it, else tcp, by the lease's endpoints. Errors: there is none.
     pub fn choose(
         &self,
         endpoints: &[v1::KvEndpoint],
@@ -79,9 +93,16 @@ impl Ways {
         if let Some(address) = self.cuda.address(endpoints, worker) {
             return Ok(Way::Cuda(address));
         }
-        let tcp = endpoints.iter().find(|endpoint| endpoint.way == TCP);
-        let tcp = tcp.map(|endpoint| Way::Tcp(endpoint.address.clone()));
-        tcp.ok_or_else(|| TransferError::SourceGone(worker.clone()))
+        let address = |way| {
+            let mut endpoints = endpoints.iter();
+            endpoints.find(|endpoint| endpoint.way == way).map(|found| found.address.clone())
+        };
+        if self.ucx.as_ref().is_some_and(|agent| agent.reads_from(worker))
+            && let Some(address) = address(UCX)
+        {
+            return Ok(Way::Ucx(address));
+        }
+        address(TCP).map(Way::Tcp).ok_or_else(|| TransferError::SourceGone(worker.clone()))
     }
 
     /// Copies blocks of `worker`'s pool into the writer's. What was copied counts only once
@@ -104,6 +125,9 @@ impl Ways {
             Way::Cuda(address) => {
                 self.pull_by_cuda(address, worker, lease, copies, writer, deadline).await
             }
+            Way::Ucx(address) => {
+                self.pull_by_ucx(address, worker, lease, copies, writer, deadline).await
+            }
             Way::Tcp(address) => {
                 self.tcp.pull(address, worker, lease, copies, writer, deadline).await
             }
@@ -125,9 +149,36 @@ impl Ways {
             let lender = tcp::Lender { connections: &self.tcp, address, right, deadline };
             let pulling = self.cuda.pull(&lender, copies, writer, &memory);
             match pulling.await {
-                Err(TransferError::Cuda(error)) if !error.is_device_lost() => {
+                Err(error @ (TransferError::Cuda(_) | TransferError::NotLent(_)))
+                    if error.advice() == Advice::RetryOther =>
+                {
                     self.cuda.give_up(worker, &error);
                 }
+                pulled => return pulled,
+            }
+        }
+        self.tcp.pull(address, worker, lease, copies, writer, deadline).await
+    }
+
+    /// By ucx, or else by tcp from the same process: this time, and for a while.
+    async fn pull_by_ucx(
+        &self,
+        address: &str,
+        worker: &WorkerLife,
+        lease: Lease,
+        copies: &[BlockCopy],
+        writer: &mut BlockWriter,
+        deadline: Instant,
+    ) -> Result<(), TransferError> {
+        if let Some(agent) = &self.ucx {
+            let right = tcp::Right { worker, lease };
+            let pulled = agent.pull(&self.tcp, address, right, copies, writer, deadline).await;
+            match pulled {
+                Err(
+                    error @ (TransferError::Ucx(..)
+                    | TransferError::NotLent(_)
+                    | TransferError::Silent(_)),
+                ) => agent.avoid(worker, &error),
                 pulled => return pulled,
             }
         }

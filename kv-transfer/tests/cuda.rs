@@ -425,10 +425,15 @@ async fn a_pull_that_is_dropped_waits_for_the_copy_that_has_begun() {
             let runtime = tokio::runtime::Handle::current();
             let (world, destination, is_copying) = (&world, &mut destination, &is_copying);
             let dropped = scope.spawn(move || {
+                // Before the pull is dropped, which waits.
+                let copying = async {
+                    until_copying(world).await;
+                    is_copying.store(true, Ordering::Relaxed);
+                };
                 runtime.block_on(async {
                     tokio::select! {
                         pulled = world.pull(destination) => panic!("{pulled:?}"),
-                        () = until_copying(world) => is_copying.store(true, Ordering::Relaxed),
+                        () = copying => {}
                     }
                 });
                 // The pull was dropped: the copies have ended, so that this reads what they wrote.

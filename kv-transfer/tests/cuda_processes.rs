@@ -179,7 +179,7 @@ async fn a_reader_unmaps_the_pool_of_a_killed_source() {
     let device = fake.device(1);
     let ways = Ways::default();
     let mut destination = Destination::on(&device, wanted(), layout(BLOCK_BYTES));
-    let way = ways.choose(&endpoints(&source_on(&device), &address), &life(1)).unwrap();
+    let way = ways.choose(&endpoints(&source_on(&device), None, &address), &life(1)).unwrap();
     assert_eq!(way, Way::Cuda(address));
     let copies = copies(&wanted());
     let mut pull = async || {

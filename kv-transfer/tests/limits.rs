@@ -285,7 +285,7 @@ async fn what_was_borrowed_is_pinned_until_it_is_returned_or_time_is_up() {
     let blocks = gpus.source(BLOCKS, layout(BLOCK_BYTES), LEASE);
     let source = Source::of(ServerLimits::default(), blocks);
     let (mut reader, served) = source.connect().await;
-    reader.write_all(&source.asking(Kind::Borrow, 1, &[run(0, 8)])).await.unwrap();
+    reader.write_all(&source.asking(Kind::BorrowByCuda, 1, &[run(0, 8)])).await.unwrap();
     assert_eq!(next(&mut reader).await.0.kind, Kind::Lent);
     sleep(READ_MAX / 2).await;
     assert_eq!(source.reads(), 1);
@@ -293,7 +293,7 @@ async fn what_was_borrowed_is_pinned_until_it_is_returned_or_time_is_up() {
     assert_eq!(next(&mut reader).await.0.kind, Kind::Done);
     assert_eq!(source.reads(), 0);
     let borrowed_again = Instant::now();
-    reader.write_all(&source.asking(Kind::Borrow, 2, &[run(0, 8)])).await.unwrap();
+    reader.write_all(&source.asking(Kind::BorrowByCuda, 2, &[run(0, 8)])).await.unwrap();
     assert_eq!(next(&mut reader).await.0.kind, Kind::Lent);
     let (served, _) = served.await.unwrap();
     assert!(matches!(served, Err(Broken::Silent)), "{served:?}");
@@ -315,7 +315,7 @@ async fn a_loan_ends_with_its_connection_and_with_whatever_is_said_but_that_it_i
     ];
     for said in said {
         let (mut reader, served) = source.connect().await;
-        reader.write_all(&source.asking(Kind::Borrow, 1, &[run(0, 8)])).await.unwrap();
+        reader.write_all(&source.asking(Kind::BorrowByCuda, 1, &[run(0, 8)])).await.unwrap();
         assert_eq!(next(&mut reader).await.0.kind, Kind::Lent);
         reader.write_all(&said).await.unwrap();
         drop(reader);
@@ -336,7 +336,7 @@ async fn what_lies_on_the_host_or_outside_of_the_pool_is_not_lent() {
     ];
     for (source, unwanted, refused) in cases {
         let (mut reader, _served) = source.connect().await;
-        reader.write_all(&source.asking(Kind::Borrow, 1, &[unwanted])).await.unwrap();
+        reader.write_all(&source.asking(Kind::BorrowByCuda, 1, &[unwanted])).await.unwrap();
         assert_eq!(refusal(&mut reader).await, refused);
         source.assert_all_let_go();
     }

@@ -51,7 +51,12 @@ pub async fn run(
         leases: leases.clone(),
     });
     ways.local.add(worker.life.clone(), &source);
-    let endpoints = |listener: &KvListener| kv_transfer::endpoints(&source, &listener.address);
+    if let (Some(agent), Some(listener)) = (&ways.ucx, &listener) {
+        listener.server.sender().lend_by(agent.clone());
+    }
+    let endpoints = |listener: &KvListener| {
+        kv_transfer::endpoints(&source, ways.ucx.as_ref(), &listener.address)
+    };
     let endpoints = listener.as_ref().map(endpoints).unwrap_or_default();
     let prefill = PrefillServer::new(PrefillService::new(&worker, leases.clone(), endpoints))
         .max_decoding_message_size(protocol::MESSAGE_BYTES_MAX);

@@ -189,5 +189,6 @@ pub fn sizes(arguments: &EngineArgs, runner: &dyn Runner) -> EngineConfig {
             0 => None,
             target_ms => Some(Duration::from_millis(target_ms.into())),
         },
+        shares_memory: false,
     }
 }

@@ -100,6 +100,7 @@ fn engine_of(runner: Box<dyn Runner>, sizes: Sizes) -> Engine {
         waiting_sequences_max: 64,
         speculative_tokens: 0,
         step_target: None,
+        shares_memory: false,
     };
     Engine::new(runner, config).unwrap()
 }

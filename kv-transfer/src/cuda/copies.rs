@@ -113,11 +113,7 @@ impl Copies {
     ///
     /// # Safety
     /// As for `on_devices`.
-    pub(super) unsafe fn copy_in(
-        &mut self,
-        to: DevicePointer,
-        from: &[u8],
-    ) -> Result<(), CudaError> {
+    pub(super) unsafe fn send(&mut self, to: DevicePointer, from: &[u8]) -> Result<(), CudaError> {
         let Held { device, lane } = &*self.held;
         let _current = device.enter()?;
         self.is_settled = false;
@@ -130,7 +126,7 @@ impl Copies {
     ///
     /// # Safety
     /// As for `on_devices`.
-    pub(super) unsafe fn copy_out(
+    pub(super) unsafe fn fetch(
         &mut self,
         to: &mut [u8],
         from: DevicePointer,

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use libloading::Library;
 
 use super::CudaError;
+use crate::library::why_not;
 
 /// The driver, by the name that its package gives it on every distribution.
 const LIBRARY: &str = "libcuda.so.1";
@@ -160,7 +161,7 @@ impl Driver {
     pub fn load_from(path: impl AsRef<OsStr>) -> Result<Arc<Self>, CudaError> {
         // SAFETY: a driver's initialisers may run on any thread at any time.
         let library = unsafe { Library::new(path.as_ref()) };
-        let library = library.map_err(|error| CudaError::NoDriver(error.to_string()))?;
+        let library = library.map_err(|error| CudaError::NoDriver(why_not(&error)))?;
         let library = ManuallyDrop::new(library);
         let driver = Self { functions: Functions::find(&library)?, _library: library };
         // SAFETY: it takes no pointers.

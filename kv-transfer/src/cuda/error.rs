@@ -63,9 +63,6 @@ pub enum CudaError {
         /// What it answered.
         code: DriverCode,
     },
-    /// The source of a pool does not lend it, for a reason of its own that its log tells.
-    #[error("the source's process does not share its GPU memory")]
-    NotLent,
     /// The GPU, or this process's use of it, is lost until the process starts anew.
     #[error("the GPU is lost to this process, which has to be restarted: {call} says {code}")]
     DeviceLost {

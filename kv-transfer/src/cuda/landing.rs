@@ -51,7 +51,7 @@ impl Landing {
         let to = self.memory.run(op.destination, op.blocks).start;
         // SAFETY: the run is in the pool, which this holds; exclusive by the caller's promise. The
         // bytes stay as they are until the copies are settled (`used`).
-        unsafe { self.copies.copy_in(to, self.buffer.slice(self.room.clone())) }?;
+        unsafe { self.copies.send(to, self.buffer.slice(self.room.clone())) }?;
         self.used = self.room.end;
         Ok(())
     }
@@ -93,7 +93,7 @@ impl<'a> Staging<'a> {
             let part = self.buffer.slice_mut(at..at + run_bytes(run));
             at += part.len();
             // SAFETY: the run is in the pool; unwritten by the caller's promise; settled below.
-            unsafe { self.copies.copy_out(part, self.memory.run(run.first, run.blocks).start) }?;
+            unsafe { self.copies.fetch(part, self.memory.run(run.first, run.blocks).start) }?;
         }
         self.copies.settled().await?;
         Ok(self.buffer.slice(0..bytes))

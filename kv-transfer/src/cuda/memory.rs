@@ -117,7 +117,7 @@ impl CudaMemory {
         for start in run.clone().step_by(buffer.len()) {
             let length = buffer.len().min((run.end - start) as usize);
             // SAFETY: in the pool; unwritten by the caller's promise; settled before it is looked at.
-            unsafe { copies.copy_out(buffer.slice_mut(0..length), start) }?;
+            unsafe { copies.fetch(buffer.slice_mut(0..length), start) }?;
             copies.settle()?;
             bytes.extend_from_slice(buffer.slice(0..length));
         }
@@ -138,7 +138,7 @@ impl CudaMemory {
             buffer.slice_mut(0..part.len()).copy_from_slice(part);
             // SAFETY: in the pool; exclusive by the caller's promise; settled before the buffer is
             // filled again.
-            unsafe { copies.copy_in(to, buffer.slice(0..part.len())) }?;
+            unsafe { copies.send(to, buffer.slice(0..part.len())) }?;
             copies.settle()?;
             to += part.len() as u64;
         }

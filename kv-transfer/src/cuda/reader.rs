@@ -10,6 +10,7 @@ use super::copies::Copies;
 use super::driver::{DevicePointer, Handle, IPC_LAZY_PEER_ACCESS};
 use super::{CudaError, CudaMemory, Device, Lent};
 use crate::plan::{CopyOp, split};
+use crate::tcp::wire::Kind;
 use crate::tcp::{Lender, batches};
 use crate::{BlockCopy, BlockWriter, CUDA, TransferError, tcp};
 
@@ -72,7 +73,7 @@ impl Reader {
     }
 
     /// From now on `worker` is read by another way, as long as it lives.
-    pub(crate) fn give_up(&self, worker: &WorkerLife, error: &CudaError) {
+    pub(crate) fn give_up(&self, worker: &WorkerLife, error: &TransferError) {
         let mut refused = self.0.refused.lock();
         if refused.len() >= REFUSED_MAX {
             refused.clear();
@@ -99,7 +100,12 @@ impl Reader {
         let blocks_max = (LOAN_BYTES / memory.block_bytes()).clamp(1, u32::MAX as usize);
         let ops = split(&writer.plan_from_afar(copies)?, blocks_max as u32);
         for batch in batches(&ops, blocks_max) {
-            let (loan, lent) = lender.borrow(writer.layout(), batch).await?;
+            let (loan, lent) = lender.borrow(Kind::BorrowByCuda, writer.layout(), batch).await?;
+            let what = "a loan that cannot be understood";
+            let lent = Lent::decode(&lent).ok_or_else(|| TransferError::Protocol {
+                address: lender.address.to_string(),
+                what,
+            })?;
             let mapping = self.mapping(lender, memory, &lent)?;
             // SAFETY: the loan pins the source's blocks, and the writer, which the caller has to
             // itself, was asked for the operations.

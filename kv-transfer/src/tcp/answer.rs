@@ -27,8 +27,8 @@ pub async fn serve(mut stream: impl Stream, sender: &Sender) -> Result<(), Broke
     for read in 1.. {
         let Some((kind, request)) = next_request(&mut stream, read).await? else { return Ok(()) };
         let answered = match kind {
-            Kind::Borrow => lend(&mut stream, sender, read, &request).await?,
-            _ => answer(&mut stream, sender, read, &request).await?,
+            Kind::Read => answer(&mut stream, sender, read, &request).await?,
+            borrow => lend(&mut stream, sender, read, borrow, &request).await?,
         };
         match answered {
             Ok(()) => say(&mut stream, Kind::Done, read, &[]).await?,
@@ -67,7 +67,8 @@ async fn next_request(
     let asked = async {
         read_bytes(stream, &mut header[1..]).await?;
         let header = Header::decode(&header)?;
-        if !matches!(header.kind, Kind::Read | Kind::Borrow) || header.read != read {
+        let is_asked = matches!(header.kind, Kind::Read | Kind::BorrowByCuda | Kind::BorrowByUcx);
+        if !is_asked || header.read != read {
             return Err(WireError::Malformed("not the read that was due").into());
         }
         let payload = read_payload(stream, &header, READ_BYTES_MAX).await?;
@@ -112,6 +113,7 @@ async fn lend(
     stream: &mut impl Stream,
     sender: &Sender,
     read: u32,
+    kind: Kind,
     request: &ReadRequest,
 ) -> Result<Result<(), Refusal>, Broken> {
     let Some(source) = sender.pools.source(&request.worker) else {
@@ -124,21 +126,12 @@ async fn lend(
         Ok(pin) => pin,
         Err(refusal) => return Ok(Err(refusal)),
     };
-    let lent = match &source.memory {
-        // Faults happen to blocks that come through here.
-        KvMemory::Cuda(memory) if !sender.pools.are_faulty() => memory.lend(),
-        _ => Err(CudaError::NotLent),
-    };
-    let lent = match lent {
+    let lent = match how_to_reach(sender, &source, kind) {
         Ok(lent) => lent,
-        Err(error) if error.is_device_lost() => return Ok(Err(unreadable(&error))),
-        Err(error) => {
-            tracing::debug!(%error, "lends no KV blocks");
-            return Ok(Err(Refusal::NotLent));
-        }
+        Err(refusal) => return Ok(Err(refusal)),
     };
     let _under_way = Under::way(&sender.status.reads);
-    say(stream, Kind::Lent, read, &lent.encode()).await?;
+    say(stream, Kind::Lent, read, &lent).await?;
     let mut header = [0; HEADER_BYTES];
     let returned = timeout(READ_MAX, read_within(stream, &mut header, READ_MAX)).await;
     returned.map_err(|_| Broken::Silent)??;
@@ -148,6 +141,28 @@ async fn lend(
     }
     read_payload(stream, &header, 0).await?;
     Ok(pin.check(Instant::now().into_std()).map_err(Refusal::from))
+}
+
+/// What a reader has to know to read a pool in the way that it asks for.
+fn how_to_reach(sender: &Sender, source: &LocalSource, kind: Kind) -> Result<Vec<u8>, Refusal> {
+    // Faults happen to blocks that come through here.
+    if sender.pools.are_faulty() {
+        return Err(Refusal::NotLent);
+    }
+    match (kind, &source.memory) {
+        (Kind::BorrowByCuda, KvMemory::Cuda(memory)) => match memory.lend() {
+            Ok(lent) => Ok(lent.encode()),
+            Err(error) if error.is_device_lost() => Err(unreadable(&error)),
+            Err(error) => {
+                tracing::debug!(%error, "lends no KV blocks");
+                Err(Refusal::NotLent)
+            }
+        },
+        (Kind::BorrowByUcx, KvMemory::Host(memory)) => {
+            sender.agent().and_then(|agent| agent.keys(memory)).ok_or(Refusal::NotLent)
+        }
+        _ => Err(Refusal::NotLent),
+    }
 }
 
 /// Pins what is asked for, if the reader has the right to it and understands it.

@@ -7,9 +7,10 @@ use protocol::WorkerLife;
 
 use super::stream::{Broken, Stream, read, read_header, read_payload, write};
 use super::wire::{
-    ANSWER_BYTES_MAX, Header, Kind, RUNS_MAX, ReadRequest, Refusal, Run, WireError, encode_frame,
+    ANSWER_BYTES_MAX, Header, Kind, LENT_BYTES_MAX, RUNS_MAX, ReadRequest, Refusal, Run, WireError,
+    encode_frame,
 };
-use crate::cuda::{CudaError, Lent};
+use crate::cuda::CudaError;
 use crate::memory::Receiving;
 use crate::plan::{CopyOp, split};
 use crate::{BlockCopy, BlockWriter, KvLayout, Lease, PlanError};
@@ -132,15 +133,14 @@ impl<S: Stream> Connection<S> {
     /// until the connection is dropped.
     pub(super) async fn borrow(
         &mut self,
+        kind: Kind,
         right: Right<'_>,
         layout: &KvLayout,
         ops: &[CopyOp],
-    ) -> Result<Lent, Failure> {
-        let number = self.ask(Kind::Borrow, right, layout, ops).await?;
+    ) -> Result<Vec<u8>, Failure> {
+        let number = self.ask(kind, right, layout, ops).await?;
         let header = self.next_frame(number, Kind::Lent).await?;
-        let payload = read_payload(&mut self.stream, &header, ANSWER_BYTES_MAX).await?;
-        let malformed = WireError::Malformed("a loan that cannot be understood");
-        Ok(Lent::decode(&payload).ok_or(malformed)?)
+        Ok(read_payload(&mut self.stream, &header, LENT_BYTES_MAX).await?)
     }
 
     /// Says that the blocks were read. Errors: what was read does not count.

@@ -21,7 +21,7 @@ use super::CONNECT_MAX;
 use super::client::{Connection, Failure, Right};
 use super::failure::{failed, not_connected};
 use super::stream::{Broken, Stream};
-use crate::cuda::Lent;
+use super::wire::Kind;
 use crate::plan::CopyOp;
 use crate::{BlockCopy, BlockWriter, KvLayout, Lease, TransferError};
 
@@ -146,7 +146,7 @@ impl Connections {
     }
 }
 
-/// A source on this host, which lends blocks.
+/// A source that lends blocks.
 pub(crate) struct Lender<'a> {
     pub connections: &'a Connections,
     /// "host:port"
@@ -157,16 +157,19 @@ pub(crate) struct Lender<'a> {
 }
 
 impl Lender<'_> {
-    /// Asks for blocks, which the source keeps pinned for as long as the loan lives.
+    /// Asks for blocks, which the source keeps pinned for as long as the loan lives; `kind` says by
+    /// which way they will be read. Returns also how they are reached.
     pub(crate) async fn borrow(
         &self,
+        kind: Kind,
         layout: &KvLayout,
         ops: &[CopyOp],
-    ) -> Result<(Loan<'_>, Lent), TransferError> {
+    ) -> Result<(Loan<'_>, Vec<u8>), TransferError> {
         let shared = &self.connections.0;
         let borrowing = async {
             let slot = shared.slots.acquire().await.expect("this semaphore is never closed");
-            let (connection, lent) = shared.borrow(self.address, self.right, layout, ops).await?;
+            let (address, right) = (self.address, self.right);
+            let (connection, lent) = shared.borrow(kind, address, right, layout, ops).await?;
             Ok((Loan { lender: self, connection, _slot: slot }, lent))
         };
         self.in_time(borrowing).await?
@@ -199,14 +202,15 @@ impl Loan<'_> {
 impl Shared {
     async fn borrow(
         &self,
+        kind: Kind,
         address: &str,
         right: Right<'_>,
         layout: &KvLayout,
         ops: &[CopyOp],
-    ) -> Result<(Boxed, Lent), TransferError> {
+    ) -> Result<(Boxed, Vec<u8>), TransferError> {
         let failed = |failure| failed(failure, address, right.worker, layout.block_bytes());
         if let Some(mut connection) = self.take_idle(address).await {
-            match connection.borrow(right, layout, ops).await {
+            match connection.borrow(kind, right, layout, ops).await {
                 Ok(lent) => return Ok((connection, lent)),
                 // Its source may have closed it just now.
                 Err(Failure::Broken(Broken::Io(_))) => {}
@@ -214,7 +218,7 @@ impl Shared {
             }
         }
         let mut connection = self.connect(address).await?;
-        let lent = connection.borrow(right, layout, ops).await.map_err(failed)?;
+        let lent = connection.borrow(kind, right, layout, ops).await.map_err(failed)?;
         Ok((connection, lent))
     }
 

@@ -7,7 +7,6 @@ use protocol::WorkerLife;
 use super::client::Failure;
 use super::stream::Broken;
 use super::wire::{Refusal, WireError};
-use crate::cuda::CudaError;
 use crate::{LeaseError, TransferError};
 
 /// Why there is no connection.
@@ -53,7 +52,7 @@ fn refused(refusal: Refusal, address: String, worker: &WorkerLife) -> TransferEr
         Refusal::LeaseUnknown => LeaseError::Unknown.into(),
         Refusal::LeaseExpired => LeaseError::Expired.into(),
         Refusal::NotAnnounced => LeaseError::NotAnnounced.into(),
-        Refusal::NotLent => CudaError::NotLent.into(),
+        Refusal::NotLent => TransferError::NotLent(address),
         Refusal::OverCredit => {
             let what = "it says that it was asked for more than it has or grants";
             TransferError::Protocol { address, what }

@@ -6,8 +6,10 @@ pub mod fake_cuda;
 pub mod process;
 pub mod proxy;
 pub mod tls;
+pub mod ucx;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use fake_cuda::{Fake, pool_with_content};
@@ -46,7 +48,7 @@ pub fn content(block: u32, bytes: usize) -> Vec<u8> {
 /// A pool whose blocks hold their `content`.
 pub fn source(blocks: u32, layout: KvLayout, limits: LeaseLimits) -> Arc<LocalSource> {
     let bytes = layout.block_bytes();
-    let memory = HostMemory::new(blocks as usize, bytes).unwrap();
+    let memory = HostMemory::shared(blocks as usize, bytes).unwrap();
     for block in 0..blocks {
         // SAFETY: nobody else has this memory yet.
         unsafe { memory.write(block, 0, bytes) }.copy_from_slice(&content(block, bytes));
@@ -57,6 +59,12 @@ pub fn source(blocks: u32, layout: KvLayout, limits: LeaseLimits) -> Arc<LocalSo
 /// A source whose blocks lie there.
 pub fn source_in(memory: KvMemory, layout: KvLayout, limits: LeaseLimits) -> Arc<LocalSource> {
     Arc::new(LocalSource { layout, memory, leases: Arc::new(LeaseTable::new(limits)) })
+}
+
+/// A pool that is not on a GPU.
+pub fn host(memory: &KvMemory) -> &Arc<HostMemory> {
+    let KvMemory::Host(memory) = memory else { panic!("it is on a GPU") };
+    memory
 }
 
 /// A lease over blocks that are announced.
@@ -79,23 +87,38 @@ pub struct Destination {
 
 impl Destination {
     pub fn new(places: Vec<u32>, layout: KvLayout) -> Self {
-        let memory = HostMemory::new(Self::blocks(&places), layout.block_bytes()).unwrap();
-        Self::within(Arc::new(memory).into(), places, layout)
+        let memory = HostMemory::shared(Self::blocks(&places), layout.block_bytes()).unwrap();
+        Self::within(Arc::new(memory), places, layout)
     }
 
     pub fn on(device: &Arc<Device>, places: Vec<u32>, layout: KvLayout) -> Self {
         let memory = CudaMemory::new(device, Self::blocks(&places), layout.block_bytes());
-        Self::within(Arc::new(memory.unwrap()).into(), places, layout)
+        Self::within(Arc::new(memory.unwrap()), places, layout)
     }
 
     fn blocks(places: &[u32]) -> usize {
         places.iter().max().map_or(1, |last| *last as usize + 2)
     }
 
-    fn within(memory: KvMemory, places: Vec<u32>, layout: KvLayout) -> Self {
+    /// In a pool that others fill too, elsewhere.
+    pub fn within(memory: impl Into<KvMemory>, places: Vec<u32>, layout: KvLayout) -> Self {
+        let memory = memory.into();
         // SAFETY: this test alone uses the memory, and reads only between pulls.
         let writer = unsafe { BlockWriter::new(memory.clone(), layout, places.clone()) };
         Self { memory, places, writer }
+    }
+
+    /// Its pool, on the host.
+    pub fn memory(&self) -> &Arc<HostMemory> {
+        host(&self.memory)
+    }
+
+    /// Whether the blocks that are copied are as at the source.
+    pub fn has(&self, copies: &[BlockCopy]) -> bool {
+        let bytes = self.memory.block_bytes();
+        let is_as_at_source =
+            |copy: &BlockCopy| self.block(copy.destination) == content(copy.source, bytes);
+        copies.iter().all(is_as_at_source)
     }
 
     /// The bytes of the `index`th block.
@@ -148,10 +171,12 @@ pub enum Over {
     Cuda,
     /// The same over tcp.
     CudaByTcp,
+    /// By UCX, over these of its transports.
+    Ucx(&'static str),
 }
 
 impl Over {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Local,
         Self::Tcp,
         Self::Tls,
@@ -160,6 +185,8 @@ impl Over {
         Self::GpusApart,
         Self::Cuda,
         Self::CudaByTcp,
+        Self::Ucx("tcp"),
+        Self::Ucx("shm,tcp,self"),
     ];
 }
 
@@ -179,7 +206,7 @@ impl Gpus {
             Self { source: Some(source), reader: Some(reader), fakes: vec![fake] }
         };
         match over {
-            Over::Local | Over::Tcp | Over::Tls => Self::default(),
+            Over::Local | Over::Tcp | Over::Tls | Over::Ucx(_) => Self::default(),
             Over::OneGpu => one(1, 1),
             Over::TwoGpus => one(0, 1),
             Over::GpusApart => {
@@ -230,6 +257,9 @@ pub struct System {
     pub ways: Ways,
     pub endpoints: Vec<v1::KvEndpoint>,
     pub sender: Option<Arc<tcp::Sender>>,
+    /// Of the source's pool, over UCX.
+    pub agent: Option<kv_transfer::ucx::Agent>,
+    over: Over,
     serving: Option<JoinHandle<()>>,
 }
 
@@ -269,13 +299,15 @@ impl System {
             ways: Ways::default(),
             endpoints: Vec::new(),
             sender: None,
+            agent: None,
+            over,
             serving: None,
         };
         match over {
             Over::Local | Over::OneGpu | Over::TwoGpus | Over::GpusApart => {
                 system.ways.local = pools;
             }
-            Over::Tcp | Over::Tls | Over::Cuda | Over::CudaByTcp => {
+            Over::Tcp | Over::Tls | Over::Cuda | Over::CudaByTcp | Over::Ucx(_) => {
                 let server = tcp::Server::bind("127.0.0.1:0", pools, limits).await;
                 let mut server = server.unwrap();
                 if matches!(over, Over::Tls) {
@@ -285,9 +317,14 @@ impl System {
                     system.ways.tcp = tcp::Connections::with_tls(limits, connects);
                 }
                 let address = server.local_address().unwrap().to_string();
+                if let Over::Ucx(transports) = over {
+                    let agent = ucx::agent(host(&system.source.memory), transports).await;
+                    server.sender().lend_by(agent.clone());
+                    system.agent = Some(agent);
+                }
                 let unknown =
                     v1::KvEndpoint { way: "of the future".into(), address: String::new() };
-                let known = endpoints(&system.source, &address);
+                let known = endpoints(&system.source, system.agent.as_ref(), &address);
                 let is_wanted = |endpoint: &v1::KvEndpoint| {
                     endpoint.way == "tcp" || !matches!(over, Over::CudaByTcp)
                 };
@@ -311,9 +348,23 @@ impl System {
         copies: &[BlockCopy],
         destination: &mut Destination,
     ) -> Result<(), TransferError> {
-        let way = self.ways.choose(&self.endpoints, worker)?;
+        let mut ways = self.ways.clone();
+        if let Over::Ucx(transports) = self.over {
+            ways.ucx = Some(ucx::agent(destination.memory(), transports).await);
+        }
+        let way = ways.choose(&self.endpoints, worker)?;
         let deadline = Instant::now() + PULL_MAX;
-        self.ways.pull(&way, worker, lease, copies, &mut destination.writer, deadline).await
+        let writer = &mut destination.writer;
+        let pulled = ways.pull(&way, worker, lease, copies, writer, deadline).await;
+        if let Some(agent) = &ways.ucx {
+            assert!(matches!(way, Way::Ucx(_)), "{way:?}");
+            let status = agent.status();
+            assert_eq!(status.failures.load(Ordering::Relaxed), 0, "it was no other way");
+            let bytes = copies.len() * destination.memory().block_bytes();
+            let expected = if pulled.is_ok() { bytes as u64 } else { 0 };
+            assert_eq!(status.bytes.load(Ordering::Relaxed), expected);
+        }
+        pulled
     }
 
     /// Ends the source's server, and with it its listener.

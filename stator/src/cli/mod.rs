@@ -12,7 +12,7 @@ use gateway::{ConnectionLimits, GatewayConfig};
 
 pub use cluster::{
     AdminArgs, ComponentArgs, DataArgs, GatewayArgs, NatsArgs, RouterArgs, TestDefect, TlsArgs,
-    WorkerArgs,
+    UcxMode, WorkerArgs,
 };
 pub use device::Device;
 
@@ -42,6 +42,9 @@ pub enum Command {
     Health(HealthArgs),
     /// Measure an OpenAI-compatible server under load: latencies, throughput, goodput
     Loadtest(loadtest::Args),
+    /// What a worker starts to move KV blocks by UCX
+    #[command(hide = true)]
+    UcxAgent,
 }
 
 /// Arguments of `serve`.
