@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 
 /// What each crate of the workspace may use of the others, and of the libraries that matter.
-const ALLOWED: [(&str, &[&str]); 19] = [
+const ALLOWED: [(&str, &[&str]); 18] = [
     ("protocol", &[]),
     ("testkit", &[]),
     ("messaging", &["protocol"]),
@@ -14,7 +14,6 @@ const ALLOWED: [(&str, &[&str]); 19] = [
     ("tokenizer", &[]),
     ("grammar", &["tokenizer"]),
     ("gguf", &[]),
-    ("cuda-kernels", &[]),
     ("engine", &["gguf", "grammar", "kv-transfer", "protocol"]),
     ("chaos", &["testkit"]),
     ("loadtest", &[]),
