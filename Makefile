@@ -46,7 +46,7 @@ CUDA_COMPUTE_CAP ?= 80
 CUDA_HOME = $(CURDIR)/target/cuda/nvidia/cu13
 CUDA = CUDA_HOME=$(CUDA_HOME) CUDA_PATH=$(CUDA_HOME) PATH="$(CUDA_HOME)/bin:$$PATH" CUDA_COMPUTE_CAP=$(CUDA_COMPUTE_CAP)
 cuda-check: target/cuda/.installed
-	$(CUDA) cargo clippy --locked --package stator --package engine --features stator/cuda -- -D warnings
+	$(CUDA) cargo clippy --release --locked --package stator --package engine --features stator/cuda -- -D warnings
 
 cuda-build: target/cuda/.installed
 	$(CUDA) cargo build --release --locked --package stator --features cuda
