@@ -121,11 +121,10 @@ async fn lend(
         Ok(pin) => pin,
         Err(refusal) => return Ok(Err(refusal)),
     };
-    let Some(keys) = sender.agent().and_then(|agent| agent.keys(&source.memory)) else {
-        return Ok(Err(Refusal::NotLent));
-    };
+    let keys = || sender.agent().and_then(|agent| agent.keys(&source.memory));
+    let Some(lent) = keys() else { return Ok(Err(Refusal::NotLent)) };
     let _under_way = Under::way(&sender.status.reads);
-    say(stream, Kind::Lent, read, &keys).await?;
+    say(stream, Kind::Lent, read, &lent).await?;
     let mut header = [0; HEADER_BYTES];
     read_within(stream, &mut header, READ_MAX).await?;
     let header = Header::decode(&header)?;
@@ -133,6 +132,10 @@ async fn lend(
         return Err(WireError::Malformed("not the end of the loan").into());
     }
     read_payload(stream, &header, 0).await?;
+    if keys() != Some(lent) {
+        // Who knows what was read from where another agent, or none, was by then.
+        return Ok(Err(Refusal::NotLent));
+    }
     Ok(pin.check(Instant::now().into_std()).map_err(Refusal::from))
 }
 

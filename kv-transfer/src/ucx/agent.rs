@@ -24,7 +24,10 @@ use super::{AGENT_GETS_MAX, SILENCE_MAX};
 const GET_BYTES: u64 = 1 << 20;
 
 /// Reads under way; further ones wait their turn, one of each get.
-const UNDER_WAY_MAX: usize = 64;
+const UNDER_WAY_MAX: usize = 128;
+
+/// Of these, from one peer: one that has stopped does not keep all others waiting.
+const UNDER_WAY_EACH_MAX: usize = 32;
 
 /// Peers that are kept connected; of more, those that were not used for longest are closed.
 const PEERS_MAX: usize = 256;
@@ -275,16 +278,22 @@ impl Serving {
 
     /// Begins reads as long as there is room, one of each get in turn.
     fn begin(&mut self, now: Instant) {
+        let mut passed_over = 0;
         while self.under_way.len() < UNDER_WAY_MAX
+            && passed_over < self.waiting.len()
             && let Some(id) = self.waiting.pop_front()
         {
             let Some(job) = self.gets.get_mut(&id).filter(|job| job.failed.is_none()) else {
                 continue;
             };
-            let (Some(copy), Some(connected)) = (job.next_copy(), self.peers.get_mut(&job.peer))
-            else {
+            let Some(connected) = self.peers.get_mut(&job.peer) else { continue };
+            if connected.reads >= UNDER_WAY_EACH_MAX {
+                passed_over += 1;
+                self.waiting.push_back(id);
                 continue;
-            };
+            }
+            passed_over = 0;
+            let Some(copy) = job.next_copy() else { continue };
             if connected.reads == 0 {
                 connected.moved = now;
             }
