@@ -290,6 +290,50 @@ async fn what_was_lent_by_an_agent_that_is_gone_does_not_count() {
     assert_eq!(pair.finish(), Ok(()), "no pin is left");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_of_which_many_peers_failed_makes_room_for_another() {
+    let mut pair = Pair::new(4, 64, LeaseLimits::default()).await;
+    let dead = dead_keys(&pair).await;
+    let (wanted, worker) = (pair.copies(), life(1));
+    let first = pair.reader.process_id().unwrap();
+    let mut failed = 0;
+    while pair.reader.process_id() == Some(first) {
+        let (address, serving) = lend_wrongly(dead.clone()).await;
+        let right = Right { worker: &worker, lease: pair.lease };
+        let (connections, writer) = (tcp::Connections::default(), &mut pair.destination.writer);
+        let pulled = pair.reader.pull(&connections, &address, right, &wanted, writer, soon()).await;
+        assert!(matches!(pulled, Err(TransferError::Ucx(..))), "{pulled:?}");
+        serving.await.unwrap();
+        failed += 1;
+        if failed % 64 == 0 {
+            let files = std::fs::read_dir(format!("/proc/{first}/fd"));
+            println!("{failed} failed: {:?} files", files.map(|files| files.count()));
+        }
+        assert!(failed <= 300, "the same agent after {failed} failures");
+    }
+    assert!(failed >= 256, "another agent after {failed} failures");
+    until_back(&pair.reader).await;
+    let (pulled, destination) = pair.pull(soon()).await.unwrap();
+    pulled.unwrap();
+    destination.assert_holds(&pair.copies());
+}
+
+/// How the pool of an agent is reached that is dead then.
+async fn dead_keys(pair: &Pair) -> Vec<u8> {
+    let mut stream = TcpStream::connect(pair.system.address()).await.unwrap();
+    assert_eq!(hear(&mut stream).await.0, Kind::Hello);
+    let runs = vec![Run { first: 0, blocks: 4 }];
+    let (worker, layout) = (life(1), layout(64));
+    let request = ReadRequest { worker, lease: pair.lease, layout, runs };
+    let asked = encode_frame(Kind::BorrowByUcx, 1, &request.encode().unwrap());
+    stream.write_all(&asked).await.unwrap();
+    let (kind, keys) = hear(&mut stream).await;
+    assert_eq!(kind, Kind::Lent);
+    strike(pair.source_agent(), Signal::KILL);
+    until_back(pair.source_agent()).await;
+    keys
+}
+
 async fn hear(stream: &mut TcpStream) -> (Kind, Vec<u8>) {
     let mut header = [0; HEADER_BYTES];
     stream.read_exact(&mut header).await.unwrap();

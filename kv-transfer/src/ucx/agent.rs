@@ -32,6 +32,10 @@ const UNDER_WAY_EACH_MAX: usize = 32;
 /// Peers that are kept connected; of more, those that were not used for longest are closed.
 const PEERS_MAX: usize = 256;
 
+/// Peers that failed, after which an agent makes room for the next one: of a connection that is
+/// refused UCX (1.13, 1.22) keeps a file open.
+const FAILED_PEERS_MAX: usize = 256;
+
 /// How often time limits are looked at while something is under way.
 const CHECK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
 
@@ -78,6 +82,7 @@ fn serve() -> Result<(), String> {
         incoming: Vec::new(),
         peers: HashMap::new(),
         peers_seen: 0,
+        peers_failed: 0,
         gets: HashMap::new(),
         waiting: VecDeque::new(),
         under_way: Vec::new(),
@@ -135,6 +140,7 @@ struct Serving {
     peers: HashMap<u64, Connected>,
     /// Names the next one.
     peers_seen: u64,
+    peers_failed: usize,
     gets: HashMap<u64, Job>,
     /// Gets with something left to begin, in turn.
     waiting: VecDeque<u64>,
@@ -176,6 +182,9 @@ impl Serving {
             self.give_up(Instant::now());
             self.begin(Instant::now());
             self.answer()?;
+            if self.peers_failed >= FAILED_PEERS_MAX && self.is_idle() {
+                return Err(format!("{FAILED_PEERS_MAX} of its peers have failed"));
+            }
             let is_armed = self.pool.arm()?;
             let limit = match (is_armed, self.is_idle()) {
                 (false, _) => Some(AT_ONCE),
@@ -263,6 +272,7 @@ impl Serving {
             .filter_map(|(peer, connected)| Some((*peer, reason(*peer, connected)?)))
             .collect();
         for (peer, reason) in given_up {
+            self.peers_failed += 1;
             self.close(peer, reason);
         }
     }
@@ -379,7 +389,9 @@ impl Serving {
             return Ok(*peer);
         }
         self.make_room();
-        let (peer, reads) = (self.pool.connect(&keys)?, 0);
+        let connected = self.pool.connect(&keys);
+        self.peers_failed += usize::from(connected.is_err());
+        let (peer, reads) = (connected?, 0);
         self.peers_seen += 1;
         let connected = Connected { peer, keys, reads, moved: now, used: now };
         self.peers.insert(self.peers_seen, connected);

@@ -18,6 +18,7 @@
 //! - Bytes under way at an agent: 128 reads of at most 1 MiB, 32 from one peer; further ones wait
 //!   their turn.
 //! - Peers of an agent: 256 stay connected; those that were not used for longest are closed.
+//! - What UCX does not give back: an agent of which 256 peers have failed ends, and another begins.
 //! - Time: a peer from which nothing comes for `SILENCE_MAX` is given up, an agent that does not
 //!   answer for `ANSWER_MAX` is killed; restarts wait longer each time.
 //!
