@@ -10,13 +10,13 @@ use std::time::Duration;
 
 use common::ucx::*;
 use common::*;
-use kv_transfer::tcp::wire::{HEADER_BYTES, Kind, encode_frame};
+use kv_transfer::tcp::wire::{HEADER_BYTES, Header, Kind, ReadRequest, Refusal, Run, encode_frame};
 use kv_transfer::tcp::{self, Right};
 use kv_transfer::ucx::{ANSWER_MAX, Agent, Launch, SILENCE_MAX, UcxError};
 use kv_transfer::{Advice, HostMemory, LeaseError, LeaseLimits, TransferError, Way, Ways};
 use rustix::process::{Pid, Signal, test_kill_process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -65,7 +65,7 @@ async fn a_source_whose_agent_is_killed_in_a_transfer_is_read_by_tcp() {
     let mut pair = Pair::large().await;
     let memory = pair.destination.memory().clone();
     let pulling = pair.pull(soon());
-    some_has_come(&memory).await;
+    until_file_has_some(&memory).await;
     strike(pair.source_agent(), Signal::KILL);
     let began = Instant::now();
     let (pulled, destination) = pulling.await.unwrap();
@@ -91,7 +91,7 @@ async fn a_reader_whose_agent_is_killed_in_a_transfer_goes_on_by_tcp() {
     let mut pair = Pair::large().await;
     let memory = pair.destination.memory().clone();
     let pulling = pair.pull(soon());
-    some_has_come(&memory).await;
+    until_file_has_some(&memory).await;
     strike(&pair.reader, Signal::KILL);
     let began = Instant::now();
     let (pulled, destination) = pulling.await.unwrap();
@@ -125,7 +125,7 @@ async fn a_pull_that_fails_in_the_middle_is_done_by_tcp_at_once() {
         let pulled = puller.pull(&way, &life(1), lease, &wanted, writer, deadline).await;
         (pulled, destination)
     });
-    some_has_come(&memory).await;
+    until_file_has_some(&memory).await;
     strike(&pair.reader, Signal::KILL);
     let (pulled, destination) = pulling.await.unwrap();
     pulled.unwrap();
@@ -210,7 +210,7 @@ async fn a_pull_that_is_dropped_writes_nothing_more() {
         pulled = pair.reader.pull(connections, address, right, &wanted, &mut destination.writer, soon()) => {
             panic!("{pulled:?}")
         }
-        () = some_has_come(&memory) => {}
+        () = until_file_has_some(&memory) => {}
     }
     assert!(test_kill_process(process).is_err(), "the agent is gone when the future is");
     let then = bytes(&destination);
@@ -260,6 +260,87 @@ async fn keys_that_make_no_sense_are_an_error() {
     let (pulled, destination) = pair.pull(soon()).await.unwrap();
     pulled.unwrap();
     destination.assert_holds(&pair.copies());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_lent_by_an_agent_that_is_gone_does_not_count() {
+    let pair = Pair::new(4, 64, LeaseLimits::default()).await;
+    let mut stream = TcpStream::connect(pair.system.address()).await.unwrap();
+    let runs = vec![Run { first: 0, blocks: 4 }];
+    let (worker, layout) = (life(1), layout(64));
+    let request = ReadRequest { worker, lease: pair.lease, layout, runs }.encode().unwrap();
+    for (read, expected) in [(1, Kind::Done), (2, Kind::Refused)] {
+        if read == 1 {
+            assert_eq!(hear(&mut stream).await.0, Kind::Hello);
+        }
+        let asked = encode_frame(Kind::BorrowByUcx, read, &request);
+        stream.write_all(&asked).await.unwrap();
+        assert_eq!(hear(&mut stream).await.0, Kind::Lent);
+        if expected == Kind::Refused {
+            strike(pair.source_agent(), Signal::KILL);
+            until_back(pair.source_agent()).await;
+        }
+        stream.write_all(&encode_frame(Kind::Returned, read, &[])).await.unwrap();
+        let (kind, payload) = hear(&mut stream).await;
+        assert_eq!(kind, expected);
+        if kind == Kind::Refused {
+            assert_eq!(Refusal::decode(&payload), Ok(Refusal::NotLent));
+        }
+    }
+    assert_eq!(pair.finish(), Ok(()), "no pin is left");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_agent_of_which_many_peers_failed_makes_room_for_another() {
+    let mut pair = Pair::new(4, 64, LeaseLimits::default()).await;
+    let dead = dead_keys(&pair).await;
+    let (wanted, worker) = (pair.copies(), life(1));
+    let first = pair.reader.process_id().unwrap();
+    let mut failed = 0;
+    while pair.reader.process_id() == Some(first) {
+        let (address, serving) = lend_wrongly(dead.clone()).await;
+        let right = Right { worker: &worker, lease: pair.lease };
+        let (connections, writer) = (tcp::Connections::default(), &mut pair.destination.writer);
+        let pulled = pair.reader.pull(&connections, &address, right, &wanted, writer, soon()).await;
+        assert!(matches!(pulled, Err(TransferError::Ucx(..))), "{pulled:?}");
+        serving.await.unwrap();
+        failed += 1;
+        if failed % 64 == 0 {
+            let files = std::fs::read_dir(format!("/proc/{first}/fd"));
+            println!("{failed} failed: {:?} files", files.map(|files| files.count()));
+        }
+        assert!(failed <= 300, "the same agent after {failed} failures");
+    }
+    assert!(failed >= 256, "another agent after {failed} failures");
+    until_back(&pair.reader).await;
+    let (pulled, destination) = pair.pull(soon()).await.unwrap();
+    pulled.unwrap();
+    destination.assert_holds(&pair.copies());
+}
+
+/// How the pool of an agent is reached that is dead then.
+async fn dead_keys(pair: &Pair) -> Vec<u8> {
+    let mut stream = TcpStream::connect(pair.system.address()).await.unwrap();
+    assert_eq!(hear(&mut stream).await.0, Kind::Hello);
+    let runs = vec![Run { first: 0, blocks: 4 }];
+    let (worker, layout) = (life(1), layout(64));
+    let request = ReadRequest { worker, lease: pair.lease, layout, runs };
+    let asked = encode_frame(Kind::BorrowByUcx, 1, &request.encode().unwrap());
+    stream.write_all(&asked).await.unwrap();
+    let (kind, keys) = hear(&mut stream).await;
+    assert_eq!(kind, Kind::Lent);
+    strike(pair.source_agent(), Signal::KILL);
+    until_back(pair.source_agent()).await;
+    keys
+}
+
+async fn hear(stream: &mut TcpStream) -> (Kind, Vec<u8>) {
+    let mut header = [0; HEADER_BYTES];
+    stream.read_exact(&mut header).await.unwrap();
+    let header = Header::decode(&header).unwrap();
+    let mut payload = vec![0; header.length as usize];
+    stream.read_exact(&mut payload).await.unwrap();
+    (header.kind, payload)
 }
 
 /// A source that answers the first question with these keys.

@@ -27,7 +27,7 @@ async fn agents_that_die_in_transfers_leave_nothing_behind() {
             let mut pair = Pair::large().await;
             let memory = pair.destination.memory().clone();
             let pulling = pair.pull(soon());
-            some_has_come(&memory).await;
+            until_file_has_some(&memory).await;
             let agents = [&pair.reader, pair.source_agent()];
             strike(agents[round % 2], Signal::KILL);
             let (pulled, _) = pulling.await.unwrap();

@@ -140,6 +140,10 @@ async fn lend(
         return Err(WireError::Malformed("not the end of the loan").into());
     }
     read_payload(stream, &header, 0).await?;
+    // Who knows what was read from where another agent, or none, was by then.
+    if kind == Kind::BorrowByUcx && how_to_reach(sender, &source, kind).ok() != Some(lent) {
+        return Ok(Err(Refusal::NotLent));
+    }
     Ok(pin.check(Instant::now().into_std()).map_err(Refusal::from))
 }
 

@@ -24,10 +24,17 @@ use super::{AGENT_GETS_MAX, SILENCE_MAX};
 const GET_BYTES: u64 = 1 << 20;
 
 /// Reads under way; further ones wait their turn, one of each get.
-const UNDER_WAY_MAX: usize = 64;
+const UNDER_WAY_MAX: usize = 128;
+
+/// Of these, from one peer: one that has stopped does not keep all others waiting.
+const UNDER_WAY_EACH_MAX: usize = 32;
 
 /// Peers that are kept connected; of more, those that were not used for longest are closed.
 const PEERS_MAX: usize = 256;
+
+/// Peers that failed, after which an agent makes room for the next one: of a connection that is
+/// refused UCX (1.13, 1.22) keeps a file open.
+const FAILED_PEERS_MAX: usize = 256;
 
 /// How often time limits are looked at while something is under way.
 const CHECK: Timespec = Timespec { tv_sec: 0, tv_nsec: 50_000_000 };
@@ -75,6 +82,7 @@ fn serve() -> Result<(), String> {
         incoming: Vec::new(),
         peers: HashMap::new(),
         peers_seen: 0,
+        peers_failed: 0,
         gets: HashMap::new(),
         waiting: VecDeque::new(),
         under_way: Vec::new(),
@@ -132,6 +140,7 @@ struct Serving {
     peers: HashMap<u64, Connected>,
     /// Names the next one.
     peers_seen: u64,
+    peers_failed: usize,
     gets: HashMap<u64, Job>,
     /// Gets with something left to begin, in turn.
     waiting: VecDeque<u64>,
@@ -173,6 +182,9 @@ impl Serving {
             self.give_up(Instant::now());
             self.begin(Instant::now());
             self.answer()?;
+            if self.peers_failed >= FAILED_PEERS_MAX && self.is_idle() {
+                return Err(format!("{FAILED_PEERS_MAX} of its peers have failed"));
+            }
             let is_armed = self.pool.arm()?;
             let limit = match (is_armed, self.is_idle()) {
                 (false, _) => Some(AT_ONCE),
@@ -260,6 +272,7 @@ impl Serving {
             .filter_map(|(peer, connected)| Some((*peer, reason(*peer, connected)?)))
             .collect();
         for (peer, reason) in given_up {
+            self.peers_failed += 1;
             self.close(peer, reason);
         }
     }
@@ -275,16 +288,22 @@ impl Serving {
 
     /// Begins reads as long as there is room, one of each get in turn.
     fn begin(&mut self, now: Instant) {
+        let mut passed_over = 0;
         while self.under_way.len() < UNDER_WAY_MAX
+            && passed_over < self.waiting.len()
             && let Some(id) = self.waiting.pop_front()
         {
             let Some(job) = self.gets.get_mut(&id).filter(|job| job.failed.is_none()) else {
                 continue;
             };
-            let (Some(copy), Some(connected)) = (job.next_copy(), self.peers.get_mut(&job.peer))
-            else {
+            let Some(connected) = self.peers.get_mut(&job.peer) else { continue };
+            if connected.reads >= UNDER_WAY_EACH_MAX {
+                passed_over += 1;
+                self.waiting.push_back(id);
                 continue;
-            };
+            }
+            passed_over = 0;
+            let Some(copy) = job.next_copy() else { continue };
             if connected.reads == 0 {
                 connected.moved = now;
             }
@@ -370,7 +389,9 @@ impl Serving {
             return Ok(*peer);
         }
         self.make_room();
-        let (peer, reads) = (self.pool.connect(&keys)?, 0);
+        let connected = self.pool.connect(&keys);
+        self.peers_failed += usize::from(connected.is_err());
+        let (peer, reads) = (connected?, 0);
         self.peers_seen += 1;
         let connected = Connected { peer, keys, reads, moved: now, used: now };
         self.peers.insert(self.peers_seen, connected);

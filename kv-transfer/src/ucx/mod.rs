@@ -15,8 +15,10 @@
 //!
 //! What is bounded, and what happens at the bound:
 //! - Gets at an agent: `AGENT_GETS_MAX`; beyond, they fail. A reader's limits are below that.
-//! - Bytes under way at an agent: 64 reads of 1 MiB; further ones wait their turn.
+//! - Bytes under way at an agent: 128 reads of at most 1 MiB, 32 from one peer; further ones wait
+//!   their turn.
 //! - Peers of an agent: 256 stay connected; those that were not used for longest are closed.
+//! - What UCX does not give back: an agent of which 256 peers have failed ends, and another begins.
 //! - Time: a peer from which nothing comes for `SILENCE_MAX` is given up, an agent that does not
 //!   answer for `ANSWER_MAX` is killed; restarts wait longer each time.
 //!

@@ -154,7 +154,7 @@ pub fn strike(agent: &Agent, signal: Signal) {
 }
 
 /// Waits until the first byte of some block has come, seen through the file that the pool is.
-pub async fn some_has_come(memory: &HostMemory) {
+pub async fn until_file_has_some(memory: &HostMemory) {
     let file = File::from(memory.file().unwrap().try_clone().unwrap());
     let deadline = soon();
     let has_come = |block: u32| {
