@@ -19,4 +19,5 @@ mod observe;
 pub mod router;
 pub mod serve;
 pub mod signals;
+mod ucx;
 pub mod worker;
