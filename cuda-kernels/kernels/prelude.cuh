@@ -19,6 +19,7 @@ struct f16 { unsigned short bits; };
 
 #ifndef EMULATED
 #define INLINE static __device__ __forceinline__
+#define OUTLINE static __device__ __noinline__
 // Memory that a block of threads shares: as much as the launch says, or one value of a type.
 #define DYNAMIC_SHARED(name) extern __shared__ __align__(16) u8 name[]
 #define SHARED(type, name) __shared__ Of<type> name

@@ -5,7 +5,7 @@
 //
 // A block of threads has a row. Grid: (rows).
 
-#define SAMPLE_THREADS 1024
+#define SAMPLE_THREADS 512
 #define SAMPLE_WARPS (SAMPLE_THREADS / WARP)
 // As many candidates are ranked here; a row that needs more is NOT_DECIDED.
 #define CANDIDATES_MAX 1024
@@ -78,8 +78,9 @@ INLINE u64 best_logit(const ACT* logits, u32 vocabulary, Shared& shared) {
     return best_of_block(best, shared);
 }
 
-// e^((logit - max) / temperature): its probability, divided by the largest.
-INLINE float relative_weight(ACT logit, float max, float temperature) {
+// e^((logit - max) / temperature): its probability, divided by the largest. A function of its own,
+// because in each of its places it would take registers that are then spilled.
+OUTLINE float relative_weight(ACT logit, float max, float temperature) {
     float weight = exponential((widen(logit) - max) / temperature);
     return weight != weight ? 0.0f : weight;
 }
@@ -249,8 +250,12 @@ INLINE void draw_from_all(ByWeight by, u32 vocabulary, double random, Shared& sh
     if (lane == 0 && last != NOT_DECIDED) shared.chosen = last;
 }
 
-// chosen [rows]: the token of each row; NOT_DECIDED where more than CANDIDATES_MAX candidates would
-// have to be ranked.
+INLINE bool is_ranked(Sampling sampling) {
+    return sampling.temperature != 0.0f && (sampling.top_k > 0 || sampling.top_p < 1.0f);
+}
+
+// chosen [rows]: the token of each row that takes the most likely token, or draws among all. Other rows
+// are left to `sample_ranked`: two kernels, because one would spill registers.
 extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample(
     u32* __restrict__ chosen, const ACT* __restrict__ all_logits,
     const Sampling* __restrict__ samplings, u32 vocabulary) {
@@ -258,35 +263,45 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample(
     u32 row = blockIdx.x;
     const ACT* logits = all_logits + (u64)row * vocabulary;
     Sampling sampling = samplings[row];
+    if (is_ranked(sampling)) return;
     u64 best = best_logit(logits, vocabulary, shared);
-    if (sampling.temperature == 0.0f) {
-        if (threadIdx.x == 0) chosen[row] = id_at(best);
-        return;
-    }
-    ByWeight by = {logits, number_at(best), sampling.temperature, sampling.min_p};
     if (threadIdx.x == 0) shared.chosen = id_at(best);
     __syncthreads();
-    if (sampling.top_k == 0 && sampling.top_p >= 1.0f) {
+    if (sampling.temperature != 0.0f) {
+        ByWeight by = {logits, number_at(best), sampling.temperature, sampling.min_p};
         draw_from_all(by, vocabulary, sampling.random, shared);
         __syncthreads();
-    } else {
-        double sum = 0.0, likely = 0.0;
-        for (u32 id = threadIdx.x; id < vocabulary; id += SAMPLE_THREADS) {
-            sum += ByWeight::weight(by, id);
-            likely += ByWeight::rank(by, id) != 0 ? 1.0 : 0.0;
-        }
-        sum = sum_of_block(sum, shared);
-        likely = sum_of_block(likely, shared);
-        u32 count = smaller((u32)likely, CANDIDATES_MAX);
-        if (sampling.top_k > 0) count = smaller(count, sampling.top_k);
-        if (count > 0) {
-            rank_best(by, vocabulary, count, shared);
-            if (threadIdx.x == 0) {
-                shared.chosen = draw_ranked(shared, sampling, count, (u32)likely, sum);
-            }
-        }
     }
     if (threadIdx.x == 0) chosen[row] = shared.chosen;
+}
+
+// chosen [rows]: the token of each row that draws among its best, by top_k or top_p; NOT_DECIDED where
+// more than CANDIDATES_MAX candidates would have to be ranked. Other rows are left alone.
+extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample_ranked(
+    u32* __restrict__ chosen, const ACT* __restrict__ all_logits,
+    const Sampling* __restrict__ samplings, u32 vocabulary) {
+    SHARED(Shared, shared);
+    u32 row = blockIdx.x;
+    const ACT* logits = all_logits + (u64)row * vocabulary;
+    Sampling sampling = samplings[row];
+    if (!is_ranked(sampling)) return;
+    u64 best = best_logit(logits, vocabulary, shared);
+    ByWeight by = {logits, number_at(best), sampling.temperature, sampling.min_p};
+    double sum = 0.0, likely = 0.0;
+    for (u32 id = threadIdx.x; id < vocabulary; id += SAMPLE_THREADS) {
+        sum += ByWeight::weight(by, id);
+        likely += ByWeight::rank(by, id) != 0 ? 1.0 : 0.0;
+    }
+    sum = sum_of_block(sum, shared);
+    likely = sum_of_block(likely, shared);
+    u32 count = smaller((u32)likely, CANDIDATES_MAX);
+    if (sampling.top_k > 0) count = smaller(count, sampling.top_k);
+    // Where no number is likely, as with NaN alone, the best one is taken.
+    if (count > 0) rank_best(by, vocabulary, count, shared);
+    if (threadIdx.x == 0) {
+        chosen[row] = count == 0 ? id_at(best)
+                                 : draw_ranked(shared, sampling, count, (u32)likely, sum);
+    }
 }
 
 // The `count` largest logits of each row, largest first, equal ones by id: ids and values [rows,

@@ -232,6 +232,8 @@ pub(crate) fn options(source: &Source, architecture: &str) -> Vec<String> {
         "--prec-div=true",
         "--prec-sqrt=true",
         "--ptxas-options=--verbose",
+        // Not every module uses all of the prelude.
+        "--diag-suppress=177",
     ];
     let defines = source.defines.iter().map(|define| format!("--define-macro={define}"));
     let architecture = format!("--gpu-architecture={architecture}");

@@ -8,7 +8,7 @@ pub const CANDIDATES_MAX: usize = 1024;
 /// What is written for a row that would need more: the host chooses from its logits.
 pub const NOT_DECIDED: u32 = u32::MAX;
 
-const SAMPLE_THREADS: u32 = 1024;
+const SAMPLE_THREADS: u32 = 512;
 
 /// How one row is sampled.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -73,19 +73,23 @@ pub struct RankLogits {
 }
 
 impl Sample {
-    /// Errors: more than a kernel counts.
-    pub fn launch(&self) -> Result<Launch, LaunchError> {
-        const SAMPLE: &str = "sample";
+    /// In any order: one for rows that take the most likely token or draw among all, one for rows that
+    /// draw among their best. Errors: more than a kernel counts.
+    pub fn launches(&self) -> Result<[Launch; 2], LaunchError> {
+        Ok([self.launch("sample")?, self.launch("sample_ranked")?])
+    }
+
+    fn launch(&self, kernel: &'static str) -> Result<Launch, LaunchError> {
         Ok(Launch {
-            kernel: SAMPLE.into(),
-            grid: [count(SAMPLE, "rows", self.rows)?, 1, 1],
+            kernel: kernel.into(),
+            grid: [count(kernel, "rows", self.rows)?, 1, 1],
             threads: SAMPLE_THREADS,
             shared_bytes: 0,
             arguments: vec![
                 Argument::Pointer(self.chosen),
                 Argument::Pointer(self.logits),
                 Argument::Pointer(self.samplings),
-                Argument::U32(count(SAMPLE, "tokens of the vocabulary", self.vocabulary)?),
+                Argument::U32(count(kernel, "tokens of the vocabulary", self.vocabulary)?),
             ],
         })
     }

@@ -53,7 +53,7 @@ impl Module {
             Self::Attention => &["attend_parts", "merge_parts", "attend_tiles"],
             Self::Layer => &["embed", "add_and_normalise", "prepare_heads", "silu_multiply"],
             Self::Gemv => return gemv::kernel_names(),
-            Self::Sampling => &["sample", "rank_logits"],
+            Self::Sampling => &["sample", "sample_ranked", "rank_logits"],
             Self::Blocks => &["gather_blocks", "scatter_blocks"],
         };
         names.iter().map(|name| name.to_string()).collect()

@@ -22,7 +22,7 @@ fn choose(shape: &KernelShape, logits: &[f32], rows: &[RowSampling], is_watched:
         logits: work.numbers(logits, shape.activations),
         samplings: work.bytes(sampling_bytes(rows)),
     };
-    work.launches = vec![sample.launch().unwrap()];
+    work.launches = sample.launches().unwrap().to_vec();
     let run = if is_watched { run_everywhere } else { run };
     run(Module::Sampling, shape, &work).integers(sample.chosen)
 }

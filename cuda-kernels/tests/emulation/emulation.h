@@ -13,6 +13,7 @@
 #define __forceinline__ inline
 #define __launch_bounds__(threads)
 #define INLINE static inline
+#define OUTLINE static
 #define DYNAMIC_SHARED(name) unsigned char* name = (unsigned char*)emulated_dynamic_shared()
 #define SHARED(type, name) \
     Of<type>& name = *(Of<type>*)emulated_static_shared(__COUNTER__, sizeof(Of<type>))
