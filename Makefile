@@ -7,20 +7,23 @@
 # make bench-engine our engine beside llama.cpp, which whoever measures has built: bench/engine/README.md
 # make chaos        faults in a cluster under load: SEED=1 FAULTS=220 OVERLAPPING=18
 # make fuzz         random input for whatever reads clients, models and peers: FUZZ_SECONDS=600 each
+# make cuda-check   what only a build for CUDA compiles: type checks and clippy; needs no GPU
+# make cuda-build   the command with CUDA: target/release/stator, and whether it starts; needs no GPU
 # make docker-test  the containers of docker/, built and run; needs docker with compose v2
 
 PYTHON ?= python3
 VENV := target/venv
 PYTEST := $(VENV)/bin/pytest
 
-.PHONY: test e2e e2e-schemathesis lint bench bench-peers bench-engine bench-engine-small chaos docker-test fuzz
+.PHONY: test cuda-check cuda-build e2e e2e-schemathesis lint bench bench-peers bench-engine bench-engine-small chaos docker-test fuzz
 
 # A worker of this commit must be able to serve in a cluster of the present version.
 EARLIER := 4c55971bdc675c57028f6689a17b1c7941c02dac
 
+# With candle, which is what computes on a GPU, on the CPU.
 test: $(VENV)/.installed target/earlier/$(EARLIER) target/.g++
-	cargo build --workspace --all-targets --locked
-	cargo test --workspace --locked
+	cargo build --workspace --all-targets --locked --features stator/candle
+	cargo test --workspace --locked --features stator/candle
 	STATOR_BINARY=target/debug/stator $(PYTEST) -q -rs e2e/python
 	STATOR_BINARY=target/debug/stator $(VENV)/bin/python e2e/clients/run.py --quick
 
@@ -36,6 +39,24 @@ e2e-schemathesis:
 lint:
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --locked -- -D warnings
+	cargo clippy --package engine --package stator --all-targets --locked --features stator/candle -- -D warnings
+
+# The compute capability that kernels are compiled for; drivers compile them further for newer cards.
+CUDA_COMPUTE_CAP ?= 80
+CUDA_HOME = $(CURDIR)/target/cuda/nvidia/cu13
+CUDA = CUDA_HOME=$(CUDA_HOME) CUDA_PATH=$(CUDA_HOME) PATH="$(CUDA_HOME)/bin:$$PATH" CUDA_COMPUTE_CAP=$(CUDA_COMPUTE_CAP)
+cuda-check: target/cuda/.installed
+	$(CUDA) cargo clippy --release --locked --package stator --package engine --features stator/cuda -- -D warnings
+
+cuda-build: target/cuda/.installed
+	$(CUDA) cargo build --release --locked --package stator --features cuda
+	LD_LIBRARY_PATH=$(CUDA_HOME)/lib/stubs:$(CUDA_HOME)/lib target/release/stator --version
+	ls -l target/release/stator
+
+target/cuda/.installed: engine/cuda/toolkit.py Cargo.lock
+	mkdir -p target/cuda
+	$(PYTHON) engine/cuda/toolkit.py target/cuda
+	touch $@
 
 docker-test: $(VENV)/.installed
 	$(PYTEST) -q -p no:cacheprovider docker
@@ -53,6 +74,8 @@ bench: $(VENV)/.installed
 	cargo bench --locked --package grammar
 	cargo bench --locked --package tokenizer
 	cargo run --release --locked --package kv-transfer --example tcp_ratio
+	LD_LIBRARY_PATH=$$(echo $(CURDIR)/$(VENV)/lib/python3*/site-packages/libucx/lib) \
+	  cargo run --release --locked --package kv-transfer --example ucx_ratio
 	cargo build --release --locked --package decode-worker --example swarm
 	$(PYTHON) bench/swarm.py target/release/stator target/release/examples/swarm --nats-server $(VENV)/bin/nats-server
 

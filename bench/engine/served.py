@@ -112,10 +112,11 @@ def first_token(port, text):
 
 
 def load(binary, process, port, seconds, seed):
-    """Figures of a closed loop; the prompts of another seed are others."""
+    """Figures of a closed loop; the prompts of another seed are others. llama-server closes connections that
+    a client keeps while the next request is on its way, so that each request has its own, on both sides."""
     command = [binary, "loadtest", f"http://127.0.0.1:{port}", "--concurrency", AT_ONCE, "--input-tokens",
                INPUT_TOKENS, "--output-tokens", OUTPUT_TOKENS, "--warmup", "2s", "--duration", f"{seconds}s",
-               "--seed", seed + 1000, "--json", "-"]
+               "--new-connections", "--seed", seed + 1000, "--json", "-"]
     used = cpu_s([process])
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     used = cpu_s([process]) - used

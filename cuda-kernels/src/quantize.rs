@@ -52,7 +52,7 @@ fn fp8_from_f32(value: f32) -> u8 {
     let exponent = ((magnitude.to_bits() >> 23) as i32 - 127).max(-6);
     let step = f32::from_bits(((exponent - 3 + 127) as u32) << 23);
     let steps = (magnitude / step).round_ties_even() as u8;
-    sign | (((exponent + 6) as u8) << 3) + steps
+    sign | ((((exponent + 6) as u8) << 3) + steps)
 }
 
 #[cfg(test)]

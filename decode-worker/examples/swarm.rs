@@ -124,6 +124,7 @@ async fn live_once(swarm: &Swarm, index: usize, leave: CancellationToken) -> Res
             waiting_sequences_max: 16,
             speculative_tokens: 0,
             step_target: None,
+            shares_memory: false,
         },
         card: swarm.card.clone(),
     })?;

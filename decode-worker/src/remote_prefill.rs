@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use kv_transfer::{BlockCopy, TransferError, Way};
+use kv_transfer::{BlockCopy, KvMemory, TransferError, Way};
 use protocol::v1::{self, RequestUpdate, prefill_event::Kind};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -221,8 +221,9 @@ impl<'a> Handoff<'a> {
         let copies = self.copies(wanted);
         self.pulled = self.announced.len();
         let ways = self.context.shared.ways.clone();
-        let is_little =
-            copies.len() * reservation.writer.layout().block_bytes() <= INLINE_COPY_BYTES;
+        // A GPU is waited for, however little it copies.
+        let is_little = matches!(reservation.writer.memory(), KvMemory::Host(_))
+            && copies.len() * reservation.writer.layout().block_bytes() <= INLINE_COPY_BYTES;
         let source = source.clone();
         self.copying = match source.way {
             Way::Local if is_little => {
@@ -235,7 +236,7 @@ impl<'a> Handoff<'a> {
                 let copied = source.pull_here(&ways, &copies, &mut reservation);
                 (reservation, copied)
             })),
-            Way::Tcp(_) => Some(tokio::spawn(async move {
+            Way::Cuda(_) | Way::Ucx(_) | Way::Tcp(_) => Some(tokio::spawn(async move {
                 let copied = source.pull(&ways, &copies, &mut reservation).await;
                 (reservation, copied)
             })),

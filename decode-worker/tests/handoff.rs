@@ -43,6 +43,7 @@ fn start_worker(name: &str, role: Role, model: &Arc<Model>) -> Worker {
         waiting_sequences_max: 64,
         speculative_tokens: 0,
         step_target: None,
+        shares_memory: false,
     };
     let compute = Arc::new(Compute::new(1, KernelPath::detect()).unwrap());
     let card = v1::ModelCard { name: "m".into(), ..Default::default() };

@@ -129,6 +129,7 @@ fn config(speculative_tokens: usize) -> EngineConfig {
         waiting_sequences_max: 64,
         speculative_tokens,
         step_target: None,
+        shares_memory: false,
     }
 }
 

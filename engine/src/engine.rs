@@ -41,6 +41,8 @@ pub struct EngineConfig {
     /// What a step takes for prompts beside streams at most, as far as `learn_latency` knows; none:
     /// as long as it takes.
     pub step_target: Option<Duration>,
+    /// Whether the pool's memory can be given to another process.
+    pub shares_memory: bool,
 }
 
 /// Why the engine does not take a sequence.
@@ -77,7 +79,10 @@ impl Engine {
     /// An idle engine. Errors: the system refuses the pool's memory.
     pub fn new(runner: Box<dyn Runner>, config: EngineConfig) -> std::io::Result<Self> {
         let (facts, layout) = (runner.facts().clone(), runner.kv_layout(config.block_size));
-        let memory = Arc::new(HostMemory::new(config.kv_blocks, layout.block_bytes())?);
+        let memory = Arc::new(match config.shares_memory {
+            false => HostMemory::new(config.kv_blocks, layout.block_bytes())?,
+            true => HostMemory::shared(config.kv_blocks, layout.block_bytes())?,
+        });
         let limits = Limits {
             max_num_seqs: config.max_num_seqs,
             max_num_batched_tokens: config.max_num_batched_tokens,
@@ -392,6 +397,7 @@ mod tests {
         waiting_sequences_max: 1,
         speculative_tokens: 0,
         step_target: None,
+        shares_memory: false,
     };
 
     /// How a sequence whose prompt leaves room for one token ends with that token.

@@ -3,6 +3,8 @@
 //!
 //! `Engine::step` is synchronous. The engine knows no bus, no HTTP and no worker roles.
 
+#[cfg(feature = "candle")]
+mod candle;
 mod engine;
 #[doc(hidden)] // Public for benchmarks alone.
 pub mod kernels;
@@ -13,10 +15,14 @@ mod runner;
 mod sampler;
 mod schedule;
 
+#[cfg(feature = "candle")]
+pub use candle::{CandleDevice, CandleModel, Numerics};
 pub use engine::{Engine, EngineConfig, Load, RefusedSequence, SequenceOutput, StepOutput};
 pub use kernels::{Compute, Defect, KernelPath};
 pub use kv::{BlockCounts, KvEvent, Reserved};
 pub use load_error::LoadError;
 pub use model::{Int8Cache, Model, ModelConfig, parse_json, read_optional};
+#[cfg(feature = "candle")]
+pub use runner::CandleRunner;
 pub use runner::{CpuRunner, Facts, MockRunner, MockTimes, MockVocabulary, Runner};
 pub use schedule::{Guesses, SequenceId, SequenceRequest};

@@ -46,6 +46,18 @@ pub enum LoadError {
         /// The system's reason.
         source: std::io::Error,
     },
+    /// A device that candle cannot compute on.
+    #[cfg(feature = "candle")]
+    #[error(
+        "{device} cannot compute: {problem}; see that the driver works (nvidia-smi) and that \
+        nothing else fills the device's memory, or serve with --device cpu"
+    )]
+    Device {
+        /// Which.
+        device: String,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A GGUF file that cannot be used.
     #[error(transparent)]
     Gguf(#[from] GgufError),

@@ -64,6 +64,7 @@ fn answer(model: Model, path: KernelPath) -> Vec<Token> {
         waiting_sequences_max: 1,
         speculative_tokens: 0,
         step_target: None,
+        shares_memory: false,
     };
     let mut engine =
         Engine::new(Box::new(CpuRunner::new(Arc::new(model), compute)), config).unwrap();

@@ -162,7 +162,7 @@ fn hostile_grammars_cost_little() {
         });
         let took = began.elapsed();
         // Far above what it takes; a hang is far above this.
-        assert!(took < Duration::from_secs(20), "{took:?}");
+        assert!(took < Duration::from_secs(120), "{took:?}");
         println!("{took:?} {walked:?} {}", &grammar[..grammar.len().min(60)]);
     }
 }

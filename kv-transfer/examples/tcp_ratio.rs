@@ -49,7 +49,7 @@ impl Pull {
             unsafe { from.write(block, 0, block_bytes) }.fill(block as u8);
         }
         let leases = Arc::new(LeaseTable::new(LeaseLimits::default()));
-        let source = Arc::new(LocalSource { layout: layout.clone(), memory: from, leases });
+        let source = Arc::new(LocalSource { layout: layout.clone(), memory: from.into(), leases });
         let pools = Arc::new(LocalPools::default());
         let worker = WorkerLife::new("bench", 1);
         pools.add(worker.clone(), &source);

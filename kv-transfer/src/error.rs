@@ -4,6 +4,8 @@ use std::io;
 
 use protocol::WorkerLife;
 
+use crate::cuda::CudaError;
+use crate::ucx::UcxError;
 use crate::{LeaseError, PlanError};
 
 /// Why blocks could not be moved. What was written into the destination until then does not count.
@@ -44,9 +46,18 @@ pub enum TransferError {
         /// Bytes of one block.
         block_bytes: usize,
     },
+    /// The source sends these blocks, but does not let others read them for themselves.
+    #[error("{0} does not lend its blocks this way")]
+    NotLent(String),
+    /// UCX did not move them.
+    #[error("cannot read from {0} by UCX: {1}")]
+    Ucx(String, #[source] UcxError),
     /// Bytes were changed on their way.
     #[error("a checksum of what came from {0} is wrong")]
     Checksum(String),
+    /// A GPU did not do what was asked.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
     /// The other side does not speak our protocol, or speaks it wrongly.
     #[error("{address} broke the protocol: {what}")]
     Protocol {
@@ -86,9 +97,11 @@ impl TransferError {
         match self {
             Self::Broken(..) | Self::Busy(_) | Self::Checksum(_) => Advice::RetrySame,
             Self::SourceGone(_) | Self::Connect(..) | Self::Silent(_) => Advice::RetryOther,
+            Self::NotLent(_) | Self::Ucx(..) => Advice::RetryOther,
+            Self::Cuda(error) if !error.is_device_lost() => Advice::RetryOther,
             Self::Lease(LeaseError::NotAnnounced) => Advice::Fatal,
             Self::Lease(_) | Self::Deadline(_) => Advice::Recompute,
-            Self::LayoutMismatch | Self::Plan(_) => Advice::Fatal,
+            Self::LayoutMismatch | Self::Plan(_) | Self::Cuda(_) => Advice::Fatal,
             Self::OverCredit { .. } | Self::Protocol { .. } => Advice::Fatal,
         }
     }

@@ -6,19 +6,22 @@
 //!
 //! Knows layouts, blocks, leases and bytes; knows no model and no bus.
 
+pub mod cuda;
 mod error;
 mod layout;
 mod lease;
+mod library;
 mod local;
 mod memory;
 mod plan;
 pub mod tcp;
+pub mod ucx;
 mod ways;
 
 pub use error::{Advice, TransferError};
 pub use layout::KvLayout;
 pub use lease::{Capability, Holder, Lease, LeaseError, LeaseId, LeaseLimits, LeaseTable, ReadPin};
 pub use local::{LocalPools, LocalSource, TransferFaults};
-pub use memory::{BlockWriter, HostMemory};
+pub use memory::{BlockWriter, HostMemory, KvMemory};
 pub use plan::{BlockCopy, CopyOp, Extent, PlanError, plan};
-pub use ways::{TCP, Way, Ways};
+pub use ways::{CUDA, TCP, UCX, Way, Ways, endpoints};

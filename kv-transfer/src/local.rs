@@ -1,4 +1,4 @@
-//! The pools of this process, and the local way between them: a plain copy.
+//! The pools of this process, and the local way between them: a plain copy, on the host or by GPUs.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use protocol::WorkerLife;
 
 use crate::{
-    BlockCopy, BlockWriter, Extent, HostMemory, KvLayout, Lease, LeaseTable, TransferError,
+    BlockCopy, BlockWriter, Extent, KvLayout, KvMemory, Lease, LeaseTable, TransferError, cuda,
 };
 
 /// A pool that others may read under its leases: in this process, and through a `tcp::Server`.
@@ -17,7 +17,7 @@ pub struct LocalSource {
     /// The shape of its blocks.
     pub layout: KvLayout,
     /// Where they lie.
-    pub memory: Arc<HostMemory>,
+    pub memory: KvMemory,
     /// Who may read them.
     pub leases: Arc<LeaseTable>,
 }
@@ -62,8 +62,8 @@ impl LocalPools {
         self.sources.lock().get(worker).and_then(Weak::upgrade)
     }
 
-    /// Copies blocks of `worker`'s pool, one memcpy per run of neighbours. What was copied counts
-    /// only once `finish` on the lease has succeeded.
+    /// Copies blocks of `worker`'s pool, one copy per run of neighbours, and waits until they have
+    /// ended. What was copied counts only once `finish` on the lease has succeeded.
     pub fn pull(
         &self,
         now: Instant,
@@ -77,13 +77,22 @@ impl LocalPools {
         let ops = destination.plan(source.extent(), copies)?;
         self.before_read(worker)?;
         let _pin = source.leases.pin(now, lease, copies.iter().map(|copy| copy.source))?;
+        if let (KvMemory::Cuda(from), KvMemory::Cuda(to)) = (&source.memory, destination.memory())
+            && !self.are_faulty()
+        {
+            return Ok(cuda::copy_between(from, to, &ops)?);
+        }
         for op in &ops {
             // SAFETY: announced blocks are complete, and the pin keeps them unchanged.
-            let bytes = unsafe { source.memory.read_blocks(op.source, op.blocks) };
-            let bytes = self.faulty(bytes, source.memory.block_bytes());
-            destination.destination_of(op).copy_from_slice(bytes.as_ref());
+            let bytes = unsafe { source.memory.bytes_of(op.source, op.blocks) }?;
+            destination.put(op, &self.faulty(&bytes, source.memory.block_bytes()))?;
         }
         Ok(())
+    }
+
+    /// Whether a simulation wants to see each block on its way.
+    pub(crate) fn are_faulty(&self) -> bool {
+        self.faults.is_some()
     }
 
     /// What a simulation makes of a read that begins.
@@ -103,7 +112,7 @@ impl LocalPools {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{LeaseError, LeaseLimits};
+    use crate::{HostMemory, LeaseError, LeaseLimits};
 
     fn layout() -> KvLayout {
         KvLayout {
@@ -129,7 +138,7 @@ mod tests {
             unsafe { memory.write(block, 0, layout.block_bytes()) }.fill(block as u8 + 1);
         }
         let leases = Arc::new(LeaseTable::new(LeaseLimits::default()));
-        Arc::new(LocalSource { layout, memory: Arc::new(memory), leases })
+        Arc::new(LocalSource { layout, memory: Arc::new(memory).into(), leases })
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! // Once per process; `LocalPools` is the one that this process's own sources were added to.
-//! let ways = Ways { local: pools, tcp: tcp::Connections::default() };
+//! let ways = Ways { local: pools, ..Ways::default() };
 //! // Once per lease.
 //! let way = ways.choose(&descriptor.endpoints, &worker)?;
 //! // Per announcement, in a task that owns the reservation, so that cancelling the request does
@@ -21,16 +21,47 @@ use std::sync::Arc;
 use protocol::{WorkerLife, v1};
 use tokio::time::Instant;
 
-use crate::{BlockCopy, BlockWriter, Lease, LocalPools, TransferError, tcp};
+use crate::{
+    Advice, BlockCopy, BlockWriter, KvMemory, Lease, LocalPools, LocalSource, TransferError, cuda,
+    tcp, ucx,
+};
 
 /// The name of the tcp way in a `KvEndpoint`.
 pub const TCP: &str = "tcp";
+
+/// The name of the cuda way in a `KvEndpoint`, whose address is "host's id@host:port".
+pub const CUDA: &str = "cuda";
+
+/// The name of the ucx way in a `KvEndpoint`, whose address is that of the tcp way.
+pub const UCX: &str = "ucx";
+
+/// How readers in other processes come to a pool, the best way first. `address` ("host:port") is
+/// where its process's `tcp::Server` listens, which lends by `agent` if there is one.
+pub fn endpoints(
+    source: &LocalSource,
+    agent: Option<&ucx::Agent>,
+    address: &str,
+) -> Vec<v1::KvEndpoint> {
+    let endpoint = |way: &str, address| v1::KvEndpoint { way: way.into(), address };
+    let host_id = match source.memory {
+        KvMemory::Host(_) => None,
+        KvMemory::Cuda(_) => cuda::host_id(),
+    };
+    let cuda = host_id.map(|host_id| endpoint(CUDA, cuda::address_of(&host_id, address)));
+    let ucx = agent.map(|_| endpoint(UCX, address.to_string()));
+    let tcp = endpoint(TCP, address.to_string());
+    cuda.into_iter().chain(ucx).chain([tcp]).collect()
+}
 
 /// A way to one worker's blocks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Way {
     /// Its pool is in this process.
     Local,
+    /// Its pool is on a GPU of this host; its process listens at "host:port".
+    Cuda(String),
+    /// One-sided by UCX; its process listens at "host:port".
+    Ucx(String),
     /// Over a connection to "host:port".
     Tcp(String),
 }
@@ -40,13 +71,17 @@ pub enum Way {
 pub struct Ways {
     /// Pools of this process.
     pub local: Arc<LocalPools>,
+    /// Pools of other processes on GPUs of this host.
+    pub cuda: cuda::Reader,
+    /// What reads from other hosts for this process's one pool, if anything does.
+    pub ucx: Option<ucx::Agent>,
     /// Connections to other processes.
     pub tcp: tcp::Connections,
 }
 
 impl Ways {
-    /// The best way to the blocks of `worker`: local if its pool is here, else the first of the
-    /// lease's endpoints that is known. Errors: there is none.
+    /// The best way to the blocks of `worker`: local if its pool is here, cuda between GPUs of this
+    /// host, ucx where both sides have it, else tcp, by the lease's endpoints. Errors: there is none.
     pub fn choose(
         &self,
         endpoints: &[v1::KvEndpoint],
@@ -55,9 +90,19 @@ impl Ways {
         if self.local.source(worker).is_some() {
             return Ok(Way::Local);
         }
-        let tcp = endpoints.iter().find(|endpoint| endpoint.way == TCP);
-        let tcp = tcp.map(|endpoint| Way::Tcp(endpoint.address.clone()));
-        tcp.ok_or_else(|| TransferError::SourceGone(worker.clone()))
+        if let Some(address) = self.cuda.address(endpoints, worker) {
+            return Ok(Way::Cuda(address));
+        }
+        let address = |way| {
+            let mut endpoints = endpoints.iter();
+            endpoints.find(|endpoint| endpoint.way == way).map(|found| found.address.clone())
+        };
+        if self.ucx.as_ref().is_some_and(|agent| agent.reads_from(worker))
+            && let Some(address) = address(UCX)
+        {
+            return Ok(Way::Ucx(address));
+        }
+        address(TCP).map(Way::Tcp).ok_or_else(|| TransferError::SourceGone(worker.clone()))
     }
 
     /// Copies blocks of `worker`'s pool into the writer's. What was copied counts only once
@@ -77,9 +122,66 @@ impl Ways {
                 let now = Instant::now().into_std();
                 self.local.pull(now, worker, lease, copies, writer)
             }
+            Way::Cuda(address) => {
+                self.pull_by_cuda(address, worker, lease, copies, writer, deadline).await
+            }
+            Way::Ucx(address) => {
+                self.pull_by_ucx(address, worker, lease, copies, writer, deadline).await
+            }
             Way::Tcp(address) => {
                 self.tcp.pull(address, worker, lease, copies, writer, deadline).await
             }
         }
+    }
+
+    /// By cuda, or else by tcp from the same process: this time, and as long as it lives.
+    async fn pull_by_cuda(
+        &self,
+        address: &str,
+        worker: &WorkerLife,
+        lease: Lease,
+        copies: &[BlockCopy],
+        writer: &mut BlockWriter,
+        deadline: Instant,
+    ) -> Result<(), TransferError> {
+        if let KvMemory::Cuda(memory) = writer.memory() {
+            let (memory, right) = (memory.clone(), tcp::Right { worker, lease });
+            let lender = tcp::Lender { connections: &self.tcp, address, right, deadline };
+            let pulling = self.cuda.pull(&lender, copies, writer, &memory);
+            match pulling.await {
+                Err(error @ (TransferError::Cuda(_) | TransferError::NotLent(_)))
+                    if error.advice() == Advice::RetryOther =>
+                {
+                    self.cuda.give_up(worker, &error);
+                }
+                pulled => return pulled,
+            }
+        }
+        self.tcp.pull(address, worker, lease, copies, writer, deadline).await
+    }
+
+    /// By ucx, or else by tcp from the same process: this time, and for a while.
+    async fn pull_by_ucx(
+        &self,
+        address: &str,
+        worker: &WorkerLife,
+        lease: Lease,
+        copies: &[BlockCopy],
+        writer: &mut BlockWriter,
+        deadline: Instant,
+    ) -> Result<(), TransferError> {
+        if let Some(agent) = &self.ucx {
+            let right = tcp::Right { worker, lease };
+            let pulled = agent.pull(&self.tcp, address, right, copies, writer, deadline).await;
+            match pulled {
+                Err(
+                    error @ (TransferError::Ucx(..)
+                    | TransferError::NotLent(_)
+                    | TransferError::Silent(_)),
+                ) => agent.avoid(worker, &error),
+                pulled => return pulled,
+            }
+        }
+        self.tcp.pull(address, worker, lease, copies, writer, deadline).await
     }
 }

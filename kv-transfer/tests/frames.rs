@@ -162,7 +162,7 @@ fn forged(bytes: &[u8], rng: &mut SmallRng, payload_too: bool) -> Vec<u8> {
         payload[at..at + 4].copy_from_slice(&odd);
         header[28..32].copy_from_slice(&crc32fast::hash(payload).to_le_bytes());
     } else if rng.random_bool(0.1) {
-        header[5] = rng.random_range(0..8);
+        header[5] = rng.random_range(0..10);
     } else {
         let field = 8 + 4 * rng.random_range(0..5);
         header[field..field + 4].copy_from_slice(&odd);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use common::{layout, lease, life, now, source};
+use common::{Gpus, Over, layout, lease, life, now, source};
 use kv_transfer::tcp::wire::{Header, Kind, ReadRequest, Refusal, Run, encode_frame};
 use kv_transfer::tcp::{
     ASK_MAX, Broken, CREDIT_WAIT_MAX, IDLE_MAX, PROGRESS_MAX, READ_MAX, Sender, ServerLimits,
@@ -41,7 +41,10 @@ type Served = JoinHandle<(Result<(), Broken>, Duration)>;
 
 impl Source {
     fn new(limits: ServerLimits) -> Self {
-        let blocks = source(BLOCKS, layout(BLOCK_BYTES), LEASE);
+        Self::of(limits, source(BLOCKS, layout(BLOCK_BYTES), LEASE))
+    }
+
+    fn of(limits: ServerLimits, blocks: Arc<LocalSource>) -> Self {
         let pools = Arc::new(LocalPools::default());
         pools.add(life(1), &blocks);
         let lease = lease(&blocks, &Vec::from_iter(0..BLOCKS));
@@ -61,9 +64,13 @@ impl Source {
     }
 
     fn request(&self, read: u32, runs: &[Run]) -> Vec<u8> {
+        self.asking(Kind::Read, read, runs)
+    }
+
+    fn asking(&self, kind: Kind, read: u32, runs: &[Run]) -> Vec<u8> {
         let (worker, layout) = (life(1), layout(BLOCK_BYTES));
         let request = ReadRequest { worker, lease: self.lease, layout, runs: runs.to_vec() };
-        encode_frame(Kind::Read, read, &request.encode().unwrap())
+        encode_frame(kind, read, &request.encode().unwrap())
     }
 
     fn reads(&self) -> u64 {
@@ -270,4 +277,67 @@ async fn reads_are_numbered_one_after_the_other() {
         assert!(matches!(served, Err(Broken::Wire(_))), "{served:?}");
     }
     source.assert_all_let_go();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_borrowed_is_pinned_until_it_is_returned_or_time_is_up() {
+    let gpus = Gpus::of(Over::Cuda);
+    let blocks = gpus.source(BLOCKS, layout(BLOCK_BYTES), LEASE);
+    let source = Source::of(ServerLimits::default(), blocks);
+    let (mut reader, served) = source.connect().await;
+    reader.write_all(&source.asking(Kind::BorrowByCuda, 1, &[run(0, 8)])).await.unwrap();
+    assert_eq!(next(&mut reader).await.0.kind, Kind::Lent);
+    sleep(READ_MAX / 2).await;
+    assert_eq!(source.reads(), 1);
+    reader.write_all(&encode_frame(Kind::Returned, 1, &[])).await.unwrap();
+    assert_eq!(next(&mut reader).await.0.kind, Kind::Done);
+    assert_eq!(source.reads(), 0);
+    let borrowed_again = Instant::now();
+    reader.write_all(&source.asking(Kind::BorrowByCuda, 2, &[run(0, 8)])).await.unwrap();
+    assert_eq!(next(&mut reader).await.0.kind, Kind::Lent);
+    let (served, _) = served.await.unwrap();
+    assert!(matches!(served, Err(Broken::Silent)), "{served:?}");
+    assert_eq!(borrowed_again.elapsed(), READ_MAX);
+    source.assert_all_let_go();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_loan_ends_with_its_connection_and_with_whatever_is_said_but_that_it_is_returned() {
+    let gpus = Gpus::of(Over::Cuda);
+    let blocks = gpus.source(BLOCKS, layout(BLOCK_BYTES), LEASE);
+    let source = Source::of(ServerLimits::default(), blocks);
+    let said = [
+        Vec::new(),
+        source.request(2, &[run(0, 1)]),
+        encode_frame(Kind::Returned, 2, &[]),
+        encode_frame(Kind::Returned, 1, &[0]),
+        vec![0; 36],
+    ];
+    for said in said {
+        let (mut reader, served) = source.connect().await;
+        reader.write_all(&source.asking(Kind::BorrowByCuda, 1, &[run(0, 8)])).await.unwrap();
+        assert_eq!(next(&mut reader).await.0.kind, Kind::Lent);
+        reader.write_all(&said).await.unwrap();
+        drop(reader);
+        let (served, took) = served.await.unwrap();
+        assert!(served.is_err() && took.is_zero(), "{served:?} after {took:?}");
+        assert_eq!(source.reads(), 0);
+    }
+    source.assert_all_let_go();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_lies_on_the_host_or_outside_of_the_pool_is_not_lent() {
+    let gpus = Gpus::of(Over::Cuda);
+    let on_gpu = gpus.source(BLOCKS, layout(BLOCK_BYTES), LEASE);
+    let cases = [
+        (Source::new(ServerLimits::default()), run(0, 1), Refusal::NotLent),
+        (Source::of(ServerLimits::default(), on_gpu), run(BLOCKS - 1, 2), Refusal::OverCredit),
+    ];
+    for (source, unwanted, refused) in cases {
+        let (mut reader, _served) = source.connect().await;
+        reader.write_all(&source.asking(Kind::BorrowByCuda, 1, &[unwanted])).await.unwrap();
+        assert_eq!(refusal(&mut reader).await, refused);
+        source.assert_all_let_go();
+    }
 }

@@ -5,17 +5,16 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use common::process::{Process, ROLE, read_back, say, written};
 use common::proxy::{Fault, Gate, Proxy, Script};
 use common::*;
 use kv_transfer::tcp::wire::HEADER_BYTES;
-use kv_transfer::{Capability, Lease, LeaseId, LeaseLimits, TransferError, Way, Ways};
-use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
+use kv_transfer::{Lease, LeaseLimits, TransferError, Way, Ways};
+use rustix::process::Signal;
 use tokio::task::{JoinHandle, block_in_place};
 use tokio::time::Instant;
 
@@ -30,8 +29,8 @@ const FRAME: usize = HEADER_BYTES + BLOCK_BYTES;
 /// The survivor knows after one limit, or connecting's and one more, and what a busy machine adds.
 const KNOWN_MAX: Duration = Duration::from_secs(4);
 
-/// Says to this test binary what it is.
-const ROLE: &str = "KV_TRANSFER_TEST_ROLE";
+/// What this test binary runs as another process.
+const TEST: &str = "undisturbed_processes_hand_blocks_over";
 
 /// When the other side is struck.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -66,79 +65,6 @@ impl State {
 
 const STRIKES: [Signal; 2] = [Signal::KILL, Signal::STOP];
 
-/// A process in a role, which is killed when this is dropped.
-struct Process {
-    child: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _gone = self.child.kill();
-        let _reaped = self.child.wait();
-    }
-}
-
-impl Process {
-    fn start(role: &str) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "undisturbed_processes_hand_blocks_over", "--nocapture"])
-            .env(ROLE, role)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-        Self { child, input, output: BufReader::new(output) }
-    }
-
-    /// What it says next, among what a test binary prints.
-    fn hear(&mut self) -> String {
-        loop {
-            let mut line = String::new();
-            let bytes = block_in_place(|| self.output.read_line(&mut line)).unwrap();
-            assert!(bytes > 0, "the process ended");
-            if let Some((_, said)) = line.split_once("said: ") {
-                return said.trim().to_string();
-            }
-        }
-    }
-
-    fn ask(&mut self, question: &str) -> String {
-        writeln!(self.input, "{question}").unwrap();
-        self.hear()
-    }
-
-    fn strike(&mut self, signal: Signal) {
-        let process = Pid::from_child(&self.child);
-        kill_process(process, signal).unwrap();
-        // A thread may go on for a moment after the signal was sent.
-        if signal == Signal::KILL {
-            self.child.wait().unwrap();
-        } else if signal == Signal::STOP {
-            waitpid(Some(process), WaitOptions::UNTRACED).unwrap();
-        }
-    }
-}
-
-fn say(what: impl std::fmt::Display) {
-    println!("\nsaid: {what}");
-    std::io::stdout().flush().unwrap();
-}
-
-/// Where the blocks are and what allows to read them, in one line.
-fn written(address: &str, lease: Lease) -> String {
-    format!("{address} {} {}", lease.id.0, u128::from_be_bytes(lease.capability.to_bytes()))
-}
-
-fn read_back(line: &str) -> (String, Lease) {
-    let parts: Vec<&str> = line.split(' ').collect();
-    let capability = parts[2].parse::<u128>().unwrap().to_be_bytes();
-    let capability = Capability::from_bytes(&capability).unwrap();
-    (parts[0].into(), Lease { id: LeaseId(parts[1].parse().unwrap()), capability })
-}
-
 /// Also what all tests here start as their processes, which then are in a role.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn undisturbed_processes_hand_blocks_over() {
@@ -151,9 +77,9 @@ async fn undisturbed_processes_hand_blocks_over() {
 }
 
 async fn hand_over() {
-    let mut source = Process::start("source");
+    let mut source = Process::start(TEST, "source");
     let granted = source.hear();
-    let mut reader = Process::start(&format!("reader {granted}"));
+    let mut reader = Process::start(TEST, &format!("reader {granted}"));
     assert_eq!(reader.hear(), "Ok(())");
     assert_eq!(source.ask("reads"), "0");
     assert_eq!(source.ask("finish"), "Ok(())");
@@ -215,7 +141,7 @@ async fn held_path(source: String, state: State) -> (Proxy, Arc<Gate>) {
 
 /// The source is struck; the reader survives.
 async fn strike_source(signal: Signal, state: State) {
-    let mut source = Process::start("source");
+    let mut source = Process::start(TEST, "source");
     let (address, lease) = read_back(&source.hear());
     let (proxy, gate) = held_path(address.clone(), state).await;
     let ways = Ways::default();
@@ -280,7 +206,7 @@ async fn strike_reader(signal: Signal, state: State) {
     let reads = || status.status().reads.load(Ordering::Relaxed);
     let lease = lease(&system.source, &wanted());
     let (proxy, gate) = held_path(system.address().to_string(), state).await;
-    let mut reader = Process::start(&format!("reader {}", written(&proxy.address, lease)));
+    let mut reader = Process::start(TEST, &format!("reader {}", written(&proxy.address, lease)));
     match state {
         State::AfterTheLast => assert_eq!(reader.hear(), "Ok(())"),
         State::BeforeHello => gate.reached().await,

@@ -27,6 +27,10 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub concurrency: Option<u32>,
 
+    /// A new connection for each request: for servers that close kept ones while a request is on its way
+    #[arg(long)]
+    pub new_connections: bool,
+
     /// How long turns are sent and measured (500ms, 30s, 2m)
     #[arg(long, default_value = "30s", value_parser = duration)]
     pub duration: Duration,

@@ -1,4 +1,4 @@
-//! Requests to one server over connections that are kept.
+//! Requests to one server, over connections that are kept unless it is asked for others.
 
 use std::net::SocketAddr;
 
@@ -18,6 +18,8 @@ pub struct Client {
     address: SocketAddr,
     base: String,
     headers: HeaderMap,
+    /// Connections are kept for further requests.
+    keeps: bool,
     /// Open connections without a request; at most as many as requests were ever under way at
     /// once. The last one used is the next one taken.
     idle: Mutex<Vec<Connection>>,
@@ -30,8 +32,13 @@ pub struct Reply {
 }
 
 impl Client {
-    /// Finds the server and connects once, so that its absence is known before the run.
-    pub async fn connect(target: &Target, api_key: Option<&str>) -> Result<Self, LoadtestError> {
+    /// Finds the server and connects once, so that its absence is known before the run. Unless it `keeps`
+    /// connections, each request after the first has its own.
+    pub async fn connect(
+        target: &Target,
+        api_key: Option<&str>,
+        keeps: bool,
+    ) -> Result<Self, LoadtestError> {
         let headers = headers(target, api_key)?;
         let unreachable = |why: &str| {
             let name = &target.authority;
@@ -44,7 +51,7 @@ impl Client {
             match Connection::open(address).await {
                 Ok(connection) => {
                     let (base, idle) = (target.base.clone(), Mutex::new(vec![connection]));
-                    return Ok(Self { address, base, headers, idle });
+                    return Ok(Self { address, base, headers, keeps, idle });
                 }
                 Err(why) => failure = why,
             }
@@ -77,7 +84,9 @@ impl Client {
 
     /// Keeps the connection of a response whose body was read to its end.
     pub fn keep(&self, reply: Reply) {
-        self.idle.lock().push(reply.connection);
+        if self.keeps {
+            self.idle.lock().push(reply.connection);
+        }
     }
 
     /// Reads a body, but no more than so many bytes of it; what came before an error counts.

@@ -109,7 +109,7 @@ mod tests {
             Window::from_now(Duration::ZERO, Duration::from_millis(20), Duration::from_secs(10));
         let recorder = Arc::new(Recorder::new(window, Objectives::default()));
         let shared = Shared {
-            client: Client::connect(&target, None).await.unwrap(),
+            client: Client::connect(&target, None, true).await.unwrap(),
             settings,
             conversations: Conversations::new(0, 1, PromptWords { prefix: 0, question: 5 }),
             recorder: recorder.clone(),

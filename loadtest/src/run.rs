@@ -99,7 +99,7 @@ async fn prepare(args: &Args, target: &Target) -> Result<Prepared, LoadtestError
 
 async fn prepare_in_time(args: &Args, target: &Target) -> Result<Prepared, LoadtestError> {
     let api_key = std::env::var("OPENAI_API_KEY").ok();
-    let client = Client::connect(target, api_key.as_deref()).await?;
+    let client = Client::connect(target, api_key.as_deref(), !args.new_connections).await?;
     let model = match &args.model {
         Some(model) => model.clone(),
         None => first_model(&client).await?,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use kv_transfer::{LeaseTable, LocalSource, Ways, tcp};
 use messaging::Network;
-use protocol::v1::{self, prefill_server::PrefillServer};
+use protocol::v1::prefill_server::PrefillServer;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use worker::{Worker, WorkerError};
@@ -47,15 +47,17 @@ pub async fn run(
     let KvSource { leases, listener } = kv;
     let source = Arc::new(LocalSource {
         layout: worker.host.layout().clone(),
-        memory: worker.host.memory().clone(),
+        memory: worker.host.memory().clone().into(),
         leases: leases.clone(),
     });
     ways.local.add(worker.life.clone(), &source);
-    let endpoint = |listener: &KvListener| v1::KvEndpoint {
-        way: kv_transfer::TCP.into(),
-        address: listener.address.clone(),
+    if let (Some(agent), Some(listener)) = (&ways.ucx, &listener) {
+        listener.server.sender().lend_by(agent.clone());
+    }
+    let endpoints = |listener: &KvListener| {
+        kv_transfer::endpoints(&source, ways.ucx.as_ref(), &listener.address)
     };
-    let endpoints = listener.iter().map(endpoint).collect();
+    let endpoints = listener.as_ref().map(endpoints).unwrap_or_default();
     let prefill = PrefillServer::new(PrefillService::new(&worker, leases.clone(), endpoints))
         .max_decoding_message_size(protocol::MESSAGE_BYTES_MAX);
     // Its role is a preference: where no decode worker is left, it owns requests too.

@@ -14,7 +14,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use protocol::v1::ModelCard;
 use worker::load_card;
 
-use crate::cli::{EngineArgs, EngineKind, Quantization};
+use crate::cli::{Device, EngineArgs, EngineKind, Numerics, Quantization};
 use crate::error::CommandError;
 use crate::model_directory::ModelDirectory;
 
@@ -37,6 +37,9 @@ pub enum Engines {
         /// The threads.
         compute: Arc<Compute>,
     },
+    /// candle, on a GPU or for comparison on the CPU.
+    #[cfg(feature = "candle")]
+    Candle(Arc<engine::CandleModel>),
     /// No model.
     Mock {
         /// How long steps take.
@@ -57,7 +60,18 @@ pub fn check(arguments: &EngineArgs) -> Result<(), String> {
     if arguments.engine == EngineKind::Mock && arguments.quantization.is_some() {
         return Err("a mock has no weights; leave --quantization out".into());
     }
-    Ok(())
+    if arguments.engine == EngineKind::Mock && arguments.device != Device::Cpu {
+        return Err("a mock computes nothing; leave --device out".into());
+    }
+    if arguments.device == Device::Cpu && arguments.numerics == Numerics::Fast {
+        return Err("on the CPU arithmetic never depends on the batch; leave --numerics out".into());
+    }
+    if arguments.device != Device::Cpu && arguments.quantization.is_some() {
+        return Err(
+            "weights in 8 bits are for the CPU; leave --quantization or --device out".into()
+        );
+    }
+    arguments.device.check()
 }
 
 /// Loads a model and what gateways need of it, and checks that they can use it.
@@ -79,10 +93,28 @@ pub async fn load(
 impl Engines {
     /// Loads a model directory or a GGUF file. Errors: a file is missing or unusable, or threads are refused.
     pub fn load(path: &Path, arguments: &EngineArgs) -> Result<Self, CommandError> {
-        match arguments.engine {
-            EngineKind::Cpu => Self::load_cpu(path, arguments),
-            EngineKind::Mock => Ok(Self::load_mock(path, arguments)?),
+        match (arguments.engine, arguments.device) {
+            (EngineKind::Mock, _) => Ok(Self::load_mock(path, arguments)?),
+            #[cfg(feature = "candle")]
+            (EngineKind::Cpu, device @ (Device::Cuda { .. } | Device::CandleCpu)) => {
+                Self::load_candle(path, device, arguments.numerics)
+            }
+            // `check` refused what this build lacks.
+            (EngineKind::Cpu, _) => Self::load_cpu(path, arguments),
         }
+    }
+
+    #[cfg(feature = "candle")]
+    fn load_candle(path: &Path, device: Device, numerics: Numerics) -> Result<Self, CommandError> {
+        let device = match device {
+            Device::Cuda { ordinal } => engine::CandleDevice::Cuda { ordinal },
+            Device::Cpu | Device::CandleCpu => engine::CandleDevice::Cpu,
+        };
+        let numerics = match numerics {
+            Numerics::Fixed => engine::Numerics::Fixed,
+            Numerics::Fast => engine::Numerics::Fast,
+        };
+        Ok(Self::Candle(Arc::new(engine::CandleModel::load(path, device, numerics)?)))
     }
 
     fn load_cpu(path: &Path, arguments: &EngineArgs) -> Result<Self, CommandError> {
@@ -132,6 +164,8 @@ impl Engines {
             Self::Cpu { model, compute } => {
                 Box::new(CpuRunner::new(model.clone(), compute.clone()))
             }
+            #[cfg(feature = "candle")]
+            Self::Candle(model) => Box::new(engine::CandleRunner::new(model.clone())),
             Self::Mock { times, vocabulary } => {
                 Box::new(MockRunner::new(*times, vocabulary.clone()))
             }
@@ -155,5 +189,6 @@ pub fn sizes(arguments: &EngineArgs, runner: &dyn Runner) -> EngineConfig {
             0 => None,
             target_ms => Some(Duration::from_millis(target_ms.into())),
         },
+        shares_memory: false,
     }
 }

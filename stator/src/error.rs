@@ -63,6 +63,8 @@ impl CommandError {
     /// The command's exit code.
     pub fn exit(&self) -> Exit {
         match self {
+            #[cfg(feature = "candle")]
+            Self::Model(LoadError::Device { .. }) => Exit::Unavailable,
             Self::Arguments(_) | Self::Model(_) | Self::Card { .. } => Exit::Usage,
             Self::Refused(_) | Self::Tls(_) => Exit::Usage,
             Self::Network(error) if error.is_usage() => Exit::Usage,

@@ -16,4 +16,5 @@ mod observe;
 pub mod router;
 pub mod serve;
 pub mod signals;
+mod ucx;
 pub mod worker;

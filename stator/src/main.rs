@@ -45,6 +45,9 @@ fn runtime(command: &Command) -> std::io::Result<tokio::runtime::Runtime> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         builder.worker_threads(cores.div_ceil(2));
     }
+    if let Command::UcxAgent = command {
+        builder.worker_threads(1);
+    }
     builder.enable_all().build()
 }
 
@@ -56,6 +59,7 @@ async fn run(command: Command) -> Result<(), (Exit, String)> {
         Command::PrefillWorker(arguments) => worker::command(Role::Prefill, arguments).await,
         Command::DecodeWorker(arguments) => worker::command(Role::Decode, arguments).await,
         Command::Health(arguments) => health::command(arguments).await,
+        Command::UcxAgent => kv_transfer::ucx::run_agent(),
         Command::Loadtest(arguments) => {
             let ended = load::command(arguments).await;
             return ended.map_err(|error| (load::exit(&error), error.to_string()));

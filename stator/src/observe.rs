@@ -2,9 +2,11 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use gateway::Gateway;
 use kv_transfer::LeaseTable;
+use kv_transfer::ucx::{Agent, AgentStatus};
 use messaging::Network;
 use telemetry::{Metrics, Reading};
 use tokio::net::TcpListener;
@@ -147,4 +149,19 @@ pub fn leases(metrics: &Metrics, leases: &Arc<LeaseTable>) {
     metrics.gauge("stator_kv_leases", "Leases on KV blocks of this worker.", move || {
         leases.len() as f64
     });
+}
+
+/// Shows what a worker's UCX agent does.
+pub fn ucx(metrics: &Metrics, agent: &Agent) {
+    let read = |of: fn(&AgentStatus) -> &AtomicU64| {
+        let agent = agent.clone();
+        move || of(agent.status()).load(Ordering::Relaxed) as f64
+    };
+    let bytes = read(|status| &status.bytes);
+    metrics.counter("stator_kv_ucx_bytes", "Bytes of KV blocks that came by UCX.", bytes);
+    let failures = read(|status| &status.failures);
+    let help = "Transfers that UCX failed at, and that were made by TCP.";
+    metrics.counter("stator_kv_ucx_failures", help, failures);
+    let lives = read(|status| &status.lives);
+    metrics.counter("stator_kv_ucx_agents", "UCX agents that this worker has started.", lives);
 }

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use engine::EngineConfig;
+use kv_transfer::ucx::Agent;
 use kv_transfer::{LeaseLimits, LeaseTable, LocalPools, TransferError, TransferFaults, Ways};
 use messaging::{DataPlane, Network, TcpOptions, advertised_host};
 use prefill_worker::{KvListener, KvSource};
@@ -20,7 +22,7 @@ use crate::cli::{ComponentArgs, DataArgs, TestDefect, WorkerArgs};
 use crate::error::CommandError;
 use crate::model_directory::{self, ModelDirectory};
 use crate::signals::Signals;
-use crate::{addresses, cluster, engines, kv_source, observe};
+use crate::{addresses, cluster, engines, kv_source, observe, ucx};
 
 /// How often a draining worker is looked at.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(50);
@@ -37,6 +39,7 @@ struct Prepared {
     ways: Ways,
     /// Of a prefill worker.
     kv: Option<KvListener>,
+    ucx: Option<ucx::Plan>,
     admin: TcpListener,
 }
 
@@ -93,13 +96,15 @@ async fn prepare(role: Role, arguments: &WorkerArgs) -> Result<Prepared, Command
     engines::check(&arguments.engine).map_err(CommandError::Arguments)?;
     let model = model_directory::named(arguments.model.as_deref(), arguments.model_name.as_deref())
         .map_err(CommandError::Arguments)?;
-    let ways = Ways { local: Arc::new(pools(arguments)), tcp: kv_source::connections(&data_plane) };
+    let (local, tcp) = (Arc::new(pools(arguments)), kv_source::connections(&data_plane));
+    let ways = Ways { local, tcp, ..Ways::default() };
+    let ucx = ucx::check(arguments)?;
     let kv = match role {
         Role::Prefill => Some(kv_listener(arguments, &ways, &data_plane).await?),
         _ => None,
     };
     let admin = observe::bind(&arguments.admin, arguments.component.insecure).await?;
-    Ok(Prepared { name, model, data_plane, ways, kv, admin })
+    Ok(Prepared { name, model, data_plane, ways, kv, ucx, admin })
 }
 
 async fn start(
@@ -107,7 +112,7 @@ async fn start(
     arguments: &WorkerArgs,
     prepared: Prepared,
 ) -> Result<Running, CommandError> {
-    let Prepared { name, model, data_plane, ways, kv, admin } = prepared;
+    let Prepared { name, model, data_plane, mut ways, kv, ucx, admin } = prepared;
     let ComponentArgs { nats, login, .. } = &arguments.component;
     let network = cluster::join(nats, login, &name, data_plane).await?;
     let (engines, card) = engines::load(model, arguments.engine.clone()).await?;
@@ -115,15 +120,19 @@ async fn start(
     let title = format!("{}-worker {name} ready, serving {}", short_name(role), card.name);
     let life = WorkerLife { id: name.as_str().into(), incarnation: Incarnation::begin() };
     let (runner, place) = (engines.runner(), EnginePlace::Thread);
-    let engine = engines::sizes(&arguments.engine, runner.as_ref());
+    let sizes = engines::sizes(&arguments.engine, runner.as_ref());
+    let engine = EngineConfig { shares_memory: ucx.is_some(), ..sizes };
     let worker = Worker::start(WorkerConfig { life, role, runner, place, engine, card })?;
     let (host, presence) = (worker.host.clone(), worker.presence.clone());
+    if let Some(plan) = ucx {
+        ways.ucx = plan.start(host.memory()).await?;
+    }
     let leases = Arc::new(LeaseTable::new(LeaseLimits::default()));
     let mut addresses = String::new();
     if let Some(kv) = &kv {
         addresses = format!("  kv    {}\n", kv.server.local_address()?);
     }
-    let admin = show(admin, &network, &host, &leases, &presence)?;
+    let admin = show(admin, &network, &host, &leases, &presence, ways.ucx.as_ref())?;
     addresses += &format!("  admin http://{admin}\n");
     let stop = CancellationToken::new();
     let (joined, stopping) = (network.clone(), stop.clone());
@@ -193,11 +202,15 @@ fn show(
     host: &Arc<EngineHost>,
     leases: &Arc<LeaseTable>,
     presence: &Arc<Presence>,
+    agent: Option<&Agent>,
 ) -> std::io::Result<SocketAddr> {
     let metrics = Metrics::new();
     observe::network(&metrics, network);
     observe::engines(&metrics, vec![host.clone()]);
     observe::leases(&metrics, leases);
+    if let Some(agent) = agent {
+        observe::ucx(&metrics, agent);
+    }
     let presence = presence.clone();
     observe::serve(listener, &metrics, move || presence.is_ready())
 }

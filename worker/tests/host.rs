@@ -23,6 +23,7 @@ fn host() -> EngineHost {
         waiting_sequences_max: 2,
         speculative_tokens: 0,
         step_target: None,
+        shares_memory: false,
     };
     let compute = Arc::new(Compute::new(1, path).unwrap());
     let life = WorkerLife { id: "w".into(), incarnation: Incarnation(1) };

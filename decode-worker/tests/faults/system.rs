@@ -60,6 +60,7 @@ impl Default for Plan {
             waiting_sequences_max: 4,
             speculative_tokens: 0,
             step_target: None,
+            shares_memory: false,
         };
         Self { prefill: sizes, decode: sizes, leases: LeaseLimits::default(), transfers: None }
     }

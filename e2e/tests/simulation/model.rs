@@ -69,6 +69,7 @@ impl Oracle {
             waiting_sequences_max: 1,
             speculative_tokens: 0,
             step_target: None,
+            shares_memory: false,
         };
         let engine = Engine::new(runner(MockTimes::default()), config).unwrap();
         Arc::new(Self { engine: parking_lot::Mutex::new(engine) })

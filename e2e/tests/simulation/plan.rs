@@ -130,6 +130,7 @@ impl WorkerPlan {
             waiting_sequences_max: 1024,
             speculative_tokens: rng.random_range(0..8),
             step_target: rng.random_bool(0.5).then(|| milliseconds(rng, 50)),
+            shares_memory: false,
         };
         let times = MockTimes {
             prefill_us_per_token: rng.random_range(20.0..1000.0),

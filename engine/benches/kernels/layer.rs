@@ -43,7 +43,9 @@ fn norm(criterion: &mut Criterion, limits: &Limits, rows: usize) {
 fn swiglu(criterion: &mut Criterion, limits: &Limits, rows: usize) {
     let (mut gate, up) = (vec![1.0; rows * INTERMEDIATE], vec![1.0; rows * INTERMEDIATE]);
     limits.bench(criterion, &format!("swiglu/{rows} rows"), of_f32(3 * up.len()), |compute| {
-        silu_multiply(compute, &mut gate, &up, INTERMEDIATE);
+        compute.split_chunks((&up, INTERMEDIATE), (&mut gate, INTERMEDIATE), |up, gate| {
+            silu_multiply(gate, up);
+        });
     });
 }
 

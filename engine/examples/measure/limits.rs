@@ -95,9 +95,11 @@ pub fn arithmetic(threads: usize) -> Value {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
+    use std::arch::asm;
     use std::arch::x86_64::*;
     use std::hint::black_box;
 
+    use engine::KernelPath;
     use serde_json::{Map, Value};
 
     use super::fastest_pass;
@@ -109,22 +111,28 @@ mod x86 {
 
     pub fn arithmetic(threads: usize) -> Value {
         let mut found = Map::new();
-        let mut add = |name: &str, has: bool, lanes: usize, run: fn()| {
+        let mut add = |name: &str, has: bool, products: usize, run: fn()| {
             if has {
                 let s = fastest_pass(threads, |_| run()).as_secs_f64();
-                let operations = threads * ROUNDS * SUMS * 2 * lanes;
+                let operations = threads * 2 * products;
                 found.insert(name.into(), (operations as f64 / s / 1e9).into());
             }
         };
         let has_f32 = is_x86_feature_detected!("avx512f");
         let has_bf16 = has_f32 && is_x86_feature_detected!("avx512bf16");
         let has_int8 = has_f32 && is_x86_feature_detected!("avx512vnni");
+        let has_tiles = KernelPath::AmxBf16.is_available();
+        let lanes = ROUNDS * SUMS;
         // SAFETY: called only where the CPU has these instructions, as `add` checks.
-        add("f32_gflop_per_s", has_f32, 16, || unsafe { multiply_f32() });
+        add("f32_gflop_per_s", has_f32, 16 * lanes, || unsafe { multiply_f32() });
         // SAFETY: as above.
-        add("bf16_gflop_per_s", has_bf16, 32, || unsafe { multiply_bf16() });
+        add("bf16_gflop_per_s", has_bf16 && !has_tiles, 32 * lanes, || unsafe { multiply_bf16() });
+        // SAFETY: as above, and this process may use tiles.
+        add("bf16_gflop_per_s", has_tiles, TILE_ROUNDS * 4 * 16 * 16 * 32, || unsafe {
+            multiply_tiles();
+        });
         // SAFETY: as above.
-        add("int8_gop_per_s", has_int8, 64, || unsafe { multiply_int8() });
+        add("int8_gop_per_s", has_int8, 64 * lanes, || unsafe { multiply_int8() });
         found.into()
     }
 
@@ -151,6 +159,34 @@ mod x86 {
             }
         }
         black_box(sums);
+    }
+
+    const TILE_ROUNDS: usize = 400_000;
+
+    /// What `ldtilecfg` reads: palette 1, 16 rows of 64 bytes in each of 8 tiles.
+    #[repr(C, align(64))]
+    struct Shapes([u8; 16], [u16; 16], [u8; 16]);
+
+    /// Four sums of two tiles by two.
+    ///
+    /// # Safety
+    /// The CPU has tiles, and this process may use them.
+    unsafe fn multiply_tiles() {
+        let mut shapes = Shapes([0; 16], [0; 16], [0; 16]);
+        shapes.0[0] = 1;
+        shapes.1[..8].fill(64);
+        shapes.2[..8].fill(16);
+        // SAFETY: the caller's promise; 64 bytes are read, and nothing else is touched but tiles.
+        unsafe {
+            asm!("ldtilecfg [{}]", in(reg) &shapes, options(nostack, readonly));
+            for _ in 0..TILE_ROUNDS {
+                asm!("tdpbf16ps tmm0, tmm4, tmm6", "tdpbf16ps tmm1, tmm4, tmm7",
+                     "tdpbf16ps tmm2, tmm5, tmm6", "tdpbf16ps tmm3, tmm5, tmm7",
+                     out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                     options(nostack, nomem));
+            }
+            asm!("tilerelease", options(nostack, nomem));
+        }
     }
 
     #[target_feature(enable = "avx512f,avx512vnni")]

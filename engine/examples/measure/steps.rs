@@ -59,6 +59,7 @@ impl Measured {
             waiting_sequences_max: MAX_NUM_SEQS,
             speculative_tokens: 0,
             step_target: None,
+            shares_memory: false,
         };
         let engine = Engine::new(Box::new(CpuRunner::new(model, compute)), config)?;
         Ok(Self { engine, kernel_path, kv_blocks, next_id: 0 })

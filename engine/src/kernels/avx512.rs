@@ -248,7 +248,8 @@ impl Operands<'_> {
                 lanes[..OUTPUTS].copy_from_slice(&sums[r]);
                 let sums = sum_registers(&lanes);
                 // SAFETY: within y by the caller's promise, and this thread's alone.
-                unsafe { self.y.set_columns(row + r, output, &sums[..OUTPUTS]) };
+                let y = unsafe { self.y.columns(row + r, output..output + OUTPUTS) };
+                y.copy_from_slice(&sums[..OUTPUTS]);
             } else {
                 lanes[r][..OUTPUTS].copy_from_slice(&sums[r]);
             }

@@ -16,19 +16,33 @@ pub enum KernelPath {
     Portable,
     /// `vdpbf16ps` on AVX-512 BF16.
     Avx512Bf16,
+    /// `tdpbf16ps` on AMX.
+    AmxBf16,
 }
 
 impl KernelPath {
     /// Every path there is, on whatever CPU.
-    pub const ALL: [Self; 2] = [Self::Portable, Self::Avx512Bf16];
+    pub const ALL: [Self; 3] = [Self::Portable, Self::Avx512Bf16, Self::AmxBf16];
 
     /// The fastest path that this CPU has.
     pub fn detect() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        if is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512bw") {
-            return Self::Avx512Bf16;
+        let available = Self::ALL.into_iter().rev().find(|path| path.is_available());
+        available.unwrap_or(Self::Portable)
+    }
+
+    /// Whether this CPU can run it.
+    pub fn is_available(self) -> bool {
+        match self {
+            Self::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => {
+                is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512bw")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::AmxBf16 => super::amx::is_available(),
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => false,
         }
-        Self::Portable
     }
 }
 
@@ -37,14 +51,8 @@ impl fmt::Display for KernelPath {
         f.write_str(match self {
             Self::Portable => "portable",
             Self::Avx512Bf16 => "avx512-bf16",
+            Self::AmxBf16 => "amx-bf16",
         })
-    }
-}
-
-impl KernelPath {
-    /// Whether this CPU can run it.
-    pub fn is_available(self) -> bool {
-        self == Self::Portable || self == Self::detect()
     }
 }
 
@@ -71,10 +79,10 @@ impl Compute {
     /// the system refuses threads.
     pub fn new(threads: usize, path: KernelPath) -> io::Result<Self> {
         assert!(path.is_available(), "this CPU has no {path} kernels");
-        let quantized = match path == KernelPath::detect() {
-            true => QuantizedPath::detect(),
+        let quantized = match path {
             // Where plain kernels are asked for, all are plain.
-            false => QuantizedPath::Portable,
+            KernelPath::Portable if path != KernelPath::detect() => QuantizedPath::Portable,
+            _ => QuantizedPath::detect(),
         };
         let threads = Threads::new(threads)?;
         Ok(Self { threads, turn: FairMutex::new(()), path, quantized, defect: None })
@@ -122,14 +130,33 @@ impl Compute {
         multiply_adds: usize,
         work: impl Fn(Range<usize>) + Sync,
     ) {
-        let threads = self.threads.count();
-        if threads == 1 || multiply_adds < PARALLEL_WORK_MIN || items <= align {
-            return work(0..items);
+        self.split_several([items], align, multiply_adds, |_, range| work(range));
+    }
+
+    /// The same for several things at once, of which `items` says how many items each has and `work`
+    /// gets the number. `multiply_adds` are those of all.
+    pub fn split_several<const N: usize>(
+        &self,
+        items: [usize; N],
+        align: usize,
+        multiply_adds: usize,
+        work: impl Fn(usize, Range<usize>) + Sync,
+    ) {
+        let (threads, all) = (self.threads.count(), items.iter().sum::<usize>());
+        if threads == 1 || multiply_adds < PARALLEL_WORK_MIN || all <= align {
+            return items.into_iter().enumerate().for_each(|(which, items)| work(which, 0..items));
         }
         let pieces = threads * (multiply_adds / PIECE_WORK_MIN).clamp(1, PIECES_PER_THREAD);
-        let share = items.div_ceil(pieces).next_multiple_of(align);
-        self.threads.run(items.div_ceil(share), &|piece| {
-            work(piece * share..items.min((piece + 1) * share));
+        let share = all.div_ceil(pieces).next_multiple_of(align);
+        let pieces_of = items.map(|items| items.div_ceil(share));
+        self.threads.run(pieces_of.iter().sum(), &|mut piece| {
+            for (which, pieces) in pieces_of.into_iter().enumerate() {
+                if piece < pieces {
+                    let end = items[which].min((piece + 1) * share);
+                    return work(which, piece * share..end);
+                }
+                piece -= pieces;
+            }
         });
     }
 

@@ -93,6 +93,16 @@ impl KvPlanes<'_> {
         });
     }
 
+    /// The same of keys that are ready, by the calling thread.
+    #[cfg(feature = "candle")]
+    pub fn store_ready<E: Element>(&self, spans: &[QuerySpan<'_>], keys: &[f32], values: &[f32]) {
+        let row_len = self.layout.kv_heads * self.layout.head_dim;
+        for piece in self.pieces(spans) {
+            let rows = piece.row * row_len..(piece.row + piece.rows) * row_len;
+            self.store_piece::<E>(&piece, &keys[rows.clone()], &values[rows]);
+        }
+    }
+
     fn pieces(&self, spans: &[QuerySpan<'_>]) -> Vec<Piece> {
         let block_size = self.layout.block_size;
         let (mut pieces, mut row) = (Vec::new(), 0);

@@ -1,11 +1,14 @@
 //! Products of activations with weights stored row by row: `y[m, n] = sum over k of x[m, k] w[n, k]`.
 
+use std::ops::Range;
+
 use half::{bf16, f16};
 
+use super::activation::{add_assign, silu_multiply};
 use super::defect::multiply_backwards;
-use super::quantized::multiply_quantized;
+use super::operands::Operands;
 use super::tile::{Output, Tile};
-use super::{Compute, Defect, Element, QuantFormat, portable};
+use super::{Compute, Defect, Element, QuantFormat, portable, quantized};
 
 /// Stored weights, borrowed.
 #[derive(Clone, Copy)]
@@ -37,6 +40,11 @@ pub struct Matrix<'a> {
 }
 
 impl Matrix<'_> {
+    /// Multiply-adds of a product with `x` (`[rows, inputs]`).
+    fn work(&self, x: &[f32]) -> usize {
+        x.len() * self.outputs
+    }
+
     /// Widens one row (an embedding) into `row` (`[inputs]`).
     pub fn copy_row(&self, index: usize, row: &mut [f32]) {
         let range = index * self.inputs..(index + 1) * self.inputs;
@@ -58,52 +66,128 @@ fn widen_into<E: Element>(stored: &[E], row: &mut [f32]) {
     }
 }
 
+/// One of several products with the same x.
+pub struct Product<'a> {
+    /// What x is multiplied with.
+    pub weight: Matrix<'a>,
+    /// Added to finished sums: `[outputs]`.
+    pub bias: Option<&'a [f32]>,
+    /// What comes out: `[rows, outputs]`.
+    pub y: &'a mut [f32],
+}
+
 /// Multiplies `x` (`[rows, inputs]`) with `weight` into `y` (`[rows, outputs]`).
 pub fn matmul(compute: &Compute, x: &[f32], weight: &Matrix<'_>, y: &mut [f32]) {
-    let rows = x.len() / weight.inputs;
-    assert_eq!(x.len(), rows * weight.inputs, "x is [rows, inputs]");
-    assert_eq!(y.len(), rows * weight.outputs, "y is [rows, outputs]");
-    if rows > 1 && compute.defect() == Some(Defect::ReductionDependsOnBatch) {
-        return multiply_backwards(compute, x, weight, y);
-    }
-    multiply(compute, x, weight, y);
+    matmul_all(compute, x, [Product { weight: *weight, bias: None, y }]);
 }
 
-/// `matmul` of shapes that were checked.
-pub(super) fn multiply(compute: &Compute, x: &[f32], weight: &Matrix<'_>, y: &mut [f32]) {
-    let rows = x.len() / weight.inputs;
-    match weight.data {
-        #[cfg(target_arch = "x86_64")]
-        WeightData::Bf16(data) if compute.path() == super::KernelPath::Avx512Bf16 => {
-            let x = super::avx512::to_bf16(compute, x);
-            tiles(compute, rows, weight, y, |tile, out| super::avx512::tile(&x, data, tile, out));
-        }
-        WeightData::F32(data) => {
-            tiles(compute, rows, weight, y, |tile, out| portable::tile(x, data, tile, out));
-        }
-        WeightData::Bf16(data) => {
-            tiles(compute, rows, weight, y, |tile, out| portable::tile(x, data, tile, out));
-        }
-        WeightData::F16(data) => {
-            tiles(compute, rows, weight, y, |tile, out| portable::tile(x, data, tile, out));
-        }
-        WeightData::Quantized { format, bytes } => {
-            multiply_quantized(compute, x, (format, bytes), [weight.outputs, weight.inputs], y);
-        }
+/// Computes several products with `x` (`[rows, inputs]`) as one piece of work: threads wait for each
+/// other once, and x is made ready for the weights once.
+pub fn matmul_all<const N: usize>(compute: &Compute, x: &[f32], products: [Product<'_>; N]) {
+    if compute.defect() == Some(Defect::ReductionDependsOnBatch) {
+        return products.into_iter().for_each(|product| defective(compute, x, product));
     }
+    let operands = Operands::of(compute, x, products.each_ref().map(|product| product.weight));
+    let work = products.each_ref().map(|product| product.weight.work(x));
+    let outputs = products.each_ref().map(|product| product.weight.outputs);
+    let columns = products.map(|product| Columns::new(x, product));
+    compute.split_several(outputs, OUTPUTS_ALIGN, work.iter().sum(), |which, range| {
+        columns[which].compute(compute, &operands, range);
+    });
 }
 
-fn tiles(
-    compute: &Compute,
+/// The middle of a feed-forward layer, SwiGLU (Shazeer 2020): `gate.y` becomes
+/// `silu(gate(x)) * up(x)`, and `up.y` is scratch. One piece of work, as `matmul_all`.
+pub fn matmul_swiglu(compute: &Compute, x: &[f32], gate: Product<'_>, up: Product<'_>) {
+    let outputs = gate.weight.outputs;
+    assert_eq!(outputs, up.weight.outputs, "gate and up are of one size");
+    if compute.defect() == Some(Defect::ReductionDependsOnBatch) {
+        let (gated, up_y) = (&mut *gate.y, &mut *up.y);
+        defective(compute, x, Product { y: &mut *gated, ..gate });
+        defective(compute, x, Product { y: &mut *up_y, ..up });
+        return silu_multiply(gated, up_y);
+    }
+    let work = gate.weight.work(x) + up.weight.work(x);
+    let operands = Operands::of(compute, x, [gate.weight, up.weight]);
+    let [gate, up] = [gate, up].map(|product| Columns::new(x, product));
+    compute.split(outputs, OUTPUTS_ALIGN, work, |range| {
+        gate.compute(compute, &operands, range.clone());
+        up.compute(compute, &operands, range.clone());
+        for row in 0..gate.rows {
+            // SAFETY: this thread alone has these columns of both, which are within them.
+            let [gate, up] = [&gate, &up].map(|of| unsafe { of.y.columns(row, range.clone()) });
+            silu_multiply(gate, up);
+        }
+    });
+}
+
+/// Pieces of work begin at multiples of so many outputs: what kernels compute side by side.
+const OUTPUTS_ALIGN: usize = 32;
+
+/// A product of shapes that were checked, some of whose outputs are computed at a time.
+struct Columns<'a> {
+    weight: Matrix<'a>,
+    bias: Option<&'a [f32]>,
     rows: usize,
-    weight: &Matrix<'_>,
-    y: &mut [f32],
-    tile: impl Fn(Tile, &Output<'_>) + Sync,
-) {
-    let (outputs, inputs) = (weight.outputs, weight.inputs);
-    let output = Output::new(y, outputs);
-    compute.split(outputs, 16, rows * outputs * inputs, |outputs| {
-        tile(Tile { rows, outputs, inputs }, &output);
+    y: Output<'a>,
+}
+
+impl<'a> Columns<'a> {
+    fn new(x: &[f32], Product { weight, bias, y }: Product<'a>) -> Self {
+        let rows = x.len() / weight.inputs;
+        assert_eq!(x.len(), rows * weight.inputs, "x is [rows, inputs]");
+        assert_eq!(y.len(), rows * weight.outputs, "y is [rows, outputs]");
+        assert!(bias.is_none_or(|bias| bias.len() == weight.outputs), "bias is [outputs]");
+        Self { weight, bias, rows, y: Output::new(y, weight.outputs) }
+    }
+
+    /// Some outputs of all rows. No other thread has them.
+    fn compute(&self, compute: &Compute, operands: &Operands<'_>, outputs: Range<usize>) {
+        let tile = Tile { rows: self.rows, outputs: outputs.clone(), inputs: self.weight.inputs };
+        match self.weight.data {
+            #[cfg(target_arch = "x86_64")]
+            WeightData::Bf16(data) if compute.path() == super::KernelPath::Avx512Bf16 => {
+                super::avx512::tile(operands.rounded(), data, tile, &self.y);
+            }
+            #[cfg(target_arch = "x86_64")]
+            WeightData::Bf16(data) if compute.path() == super::KernelPath::AmxBf16 => {
+                super::amx::bf16::tile(operands.tiles(), data, tile, &self.y);
+            }
+            WeightData::F32(data) => portable::tile(operands.x, data, tile, &self.y),
+            WeightData::Bf16(data) => portable::tile(operands.x, data, tile, &self.y),
+            WeightData::F16(data) => portable::tile(operands.x, data, tile, &self.y),
+            WeightData::Quantized { format, bytes } => {
+                let (path, codes) = (compute.quantized_path(), operands.codes());
+                quantized::tile(path, codes, (format, bytes), tile, &self.y);
+            }
+        }
+        if let Some(bias) = self.bias {
+            for row in 0..self.rows {
+                // SAFETY: this thread alone has these columns, which are within y.
+                let y = unsafe { self.y.columns(row, outputs.clone()) };
+                add_assign(y, &bias[outputs.clone()]);
+            }
+        }
+    }
+}
+
+/// A product in the wrong order, where there are several rows.
+fn defective(compute: &Compute, x: &[f32], Product { weight, bias, y }: Product<'_>) {
+    match x.len() > weight.inputs {
+        true => multiply_backwards(compute, x, &weight, y),
+        false => multiply(compute, x, &weight, y),
+    }
+    if let Some(bias) = bias {
+        y.chunks_exact_mut(bias.len()).for_each(|row| add_assign(row, bias));
+    }
+}
+
+/// `matmul` without defects.
+pub(super) fn multiply(compute: &Compute, x: &[f32], weight: &Matrix<'_>, y: &mut [f32]) {
+    let operands = Operands::of(compute, x, [*weight]);
+    let columns = Columns::new(x, Product { weight: *weight, bias: None, y });
+    compute.split(weight.outputs, OUTPUTS_ALIGN, weight.work(x), |outputs| {
+        columns.compute(compute, &operands, outputs);
     });
 }
 
@@ -154,11 +238,7 @@ mod tests {
 
     #[test]
     fn products_are_right_and_do_not_depend_on_the_batch() {
-        let mut paths = vec![KernelPath::Portable];
-        if KernelPath::detect() != KernelPath::Portable {
-            paths.push(KernelPath::detect());
-        }
-        for path in paths {
+        for path in KernelPath::ALL.into_iter().filter(|path| path.is_available()) {
             for (rows, outputs, inputs) in [
                 (1, 1, 1),
                 (1, 37, 100),

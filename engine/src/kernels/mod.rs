@@ -7,6 +7,8 @@
 //! fused.
 
 mod activation;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -16,6 +18,7 @@ mod element;
 mod heads;
 mod math;
 mod matmul;
+mod operands;
 mod portable;
 mod quantized;
 mod rope;
@@ -24,14 +27,14 @@ pub mod simd;
 mod threads;
 mod tile;
 
-pub use activation::{RmsNorm, add_assign, silu_multiply};
+pub use activation::{RmsNorm, silu_multiply};
 pub use attention::{AttentionShape, QuerySpan, attend};
 pub use compute::{Compute, KernelPath};
 pub use defect::Defect;
 pub use element::Element;
 pub use heads::{HeadShape, KvPlanes};
 pub use math::exp;
-pub use matmul::{Matrix, WeightData, matmul};
+pub use matmul::{Matrix, Product, WeightData, matmul, matmul_all, matmul_swiglu};
 pub use quantized::{QuantFormat, QuantizedPath, quantize_q8_0};
 pub use rope::{RopePairing, RopeScaling, RopeTable};
 pub use rows::split_rows;

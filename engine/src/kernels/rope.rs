@@ -40,6 +40,7 @@ pub enum RopePairing {
 }
 
 /// The inverse frequencies of one head: `[head_dim / 2]`.
+#[derive(Clone)]
 pub struct RopeTable {
     inverse_frequencies: Vec<f32>,
     /// Which elements they rotate.

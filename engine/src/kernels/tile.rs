@@ -1,6 +1,7 @@
 //! What a matrix product is cut into for threads, and where the pieces write.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 /// All rows of x against some rows of the weights.
 #[derive(Clone)]
@@ -8,7 +9,7 @@ pub struct Tile {
     /// Rows of x.
     pub rows: usize,
     /// Which outputs.
-    pub outputs: std::ops::Range<usize>,
+    pub outputs: Range<usize>,
     /// Elements of the reduction.
     pub inputs: usize,
 }
@@ -43,16 +44,18 @@ impl<'a> Output<'a> {
         unsafe { *self.base.add(row * self.outputs + output) = value }
     }
 
-    /// Sets the outputs from `output` on.
+    /// Some outputs of a row.
     ///
     /// # Safety
     /// As `set`, for all of them.
     #[inline(always)]
-    pub unsafe fn set_columns(&self, row: usize, output: usize, values: &[f32]) {
+    #[allow(clippy::mut_from_ref)]
+    pub unsafe fn columns(&self, row: usize, outputs: Range<usize>) -> &mut [f32] {
         // SAFETY: in bounds and exclusive by the caller's promise.
-        let to = unsafe { self.base.add(row * self.outputs + output) };
-        // SAFETY: as above; `values` lies elsewhere.
-        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), to, values.len()) };
+        unsafe {
+            let first = self.base.add(row * self.outputs + outputs.start);
+            std::slice::from_raw_parts_mut(first, outputs.len())
+        }
     }
 }
 
@@ -67,4 +70,13 @@ pub fn prefetch<T>(from: *const T) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = from;
+}
+
+/// The same into the first cache.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub fn prefetch_near<T>(from: *const T) {
+    use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+    // SAFETY: a hint, which touches nothing.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(from.cast()) };
 }

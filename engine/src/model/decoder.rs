@@ -5,12 +5,12 @@ use kv_transfer::{HostMemory, KvLayout};
 
 use super::ModelConfig;
 use super::layer::Layer;
-use super::linear::project;
+use super::linear::product;
 use super::weights::{WeightMatrix, Weights};
 use crate::LoadError;
 use crate::kernels::{
     AttentionShape, Compute, Element, HeadShape, KvPlanes, QuerySpan, RmsNorm, RopeTable,
-    WeightData, attend, silu_multiply, split_rows,
+    WeightData, attend, matmul_all, matmul_swiglu, split_rows,
 };
 
 /// Consecutive tokens of one sequence to compute in this step.
@@ -27,13 +27,13 @@ pub struct Span<'a> {
 
 /// The layers of a model.
 pub struct Decoder {
-    config: ModelConfig,
-    embedding: WeightMatrix,
-    layers: Vec<Layer>,
-    final_norm: Vec<f32>,
+    pub(crate) config: ModelConfig,
+    pub(crate) embedding: WeightMatrix,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) final_norm: Vec<f32>,
     /// Absent where the output layer is the embedding.
-    output: Option<WeightMatrix>,
-    rope: RopeTable,
+    pub(crate) output: Option<WeightMatrix>,
+    pub(crate) rope: RopeTable,
     kv_element: KvElement,
 }
 
@@ -128,7 +128,7 @@ impl Decoder {
                     if wanted.rows == 0 {
                         return Vec::new();
                     }
-                    for rows in [&mut x, &mut buffers.normed, &mut angles] {
+                    for rows in [&mut x, &mut buffers.queries, &mut angles] {
                         batch.keep(&wanted, rows);
                     }
                     batch = wanted;
@@ -136,11 +136,11 @@ impl Decoder {
                 }
             };
             pass.attention::<E>(&batch, &angles, &mut x, &mut buffers);
-            pass.feed_forward(next_norm, &mut x, &mut buffers);
+            pass.feed_forward(batch.rows, next_norm, &mut x, &mut buffers);
         }
         let mut logits = Vec::new();
         let output = self.output.as_ref().unwrap_or(&self.embedding);
-        project(compute, &buffers.normed, output, &mut logits);
+        matmul_all(compute, &buffers.normed, [product(batch.rows, output, &mut logits)]);
         logits
     }
 
@@ -251,11 +251,16 @@ struct LayerPass<'a> {
 }
 
 impl LayerPass<'_> {
-    /// Stores keys and values of all rows.
+    /// Computes queries of all rows, and stores their keys and values.
     fn store<E: Element>(&self, batch: &Batch<'_>, angles: &[f32], buffers: &mut Buffers) {
-        let Buffers { normed, keys, values, .. } = buffers;
-        self.layer.key.apply(self.compute, normed, keys);
-        self.layer.value.apply(self.compute, normed, values);
+        let Buffers { normed, queries, keys, values, .. } = buffers;
+        let Layer { query, key, value, .. } = self.layer;
+        let products = [
+            query.product(batch.rows, queries),
+            key.product(batch.rows, keys),
+            value.product(batch.rows, values),
+        ];
+        matmul_all(self.compute, normed, products);
         let shape = self.head_shape(angles, self.layer.key_norm.as_deref());
         self.kv.store::<E>(self.compute, &batch.spans, &shape, keys, values);
     }
@@ -271,25 +276,24 @@ impl LayerPass<'_> {
         let Self { decoder, layer, compute, kv, .. } = *self;
         let Buffers { normed, queries, attended, projected, .. } = buffers;
         let heads = decoder.config.heads;
-        layer.query.apply(compute, normed, queries);
         let shape = self.head_shape(angles, layer.query_norm.as_deref());
         shape.prepare(compute, queries, heads * shape.head_dim);
         let KvPlanes { layout, memory, layer: index } = kv;
         let shape = AttentionShape { layout, layer: index, heads, window: layer.window };
         attended.resize(queries.len(), 0.0);
         attend::<E>(compute, &shape, memory, &batch.spans, queries, attended);
-        layer.attention_output.apply(compute, attended, projected);
+        let output = layer.attention_output.product(batch.rows, projected);
+        matmul_all(compute, attended, [output]);
+        normed.resize(x.len(), 0.0);
         decoder.norm(&layer.mlp_norm).add_and_apply(compute, x, projected, normed);
     }
 
     /// Adds the feed-forward layer, and leaves rows normalised for what comes next.
-    fn feed_forward(&self, next_norm: &[f32], x: &mut [f32], buffers: &mut Buffers) {
+    fn feed_forward(&self, rows: usize, next_norm: &[f32], x: &mut [f32], buffers: &mut Buffers) {
         let Self { decoder, layer, compute, .. } = *self;
         let Buffers { normed, projected, gate, up, .. } = buffers;
-        layer.gate.apply(compute, normed, gate);
-        layer.up.apply(compute, normed, up);
-        silu_multiply(compute, gate, up, decoder.config.intermediate_size);
-        layer.down.apply(compute, gate, projected);
+        matmul_swiglu(compute, normed, layer.gate.product(rows, gate), layer.up.product(rows, up));
+        matmul_all(compute, gate, [layer.down.product(rows, projected)]);
         decoder.norm(next_norm).add_and_apply(compute, x, projected, normed);
     }
 

@@ -2,7 +2,7 @@
 
 use super::weights::{WeightMatrix, Weights};
 use crate::LoadError;
-use crate::kernels::{Compute, add_assign, matmul};
+use crate::kernels::Product;
 
 /// A product with weights, and a bias where the model has one.
 pub struct Linear {
@@ -28,19 +28,22 @@ impl Linear {
         &self.weight
     }
 
-    /// `[rows, inputs]` to `[rows, outputs]`, which `y` becomes. A bias is added to the finished sum of
-    /// a product.
-    pub fn apply(&self, compute: &Compute, x: &[f32], y: &mut Vec<f32>) {
-        project(compute, x, &self.weight, y);
-        if let Some(bias) = &self.bias {
-            y.chunks_exact_mut(bias.len()).for_each(|row| add_assign(row, bias));
-        }
+    /// Its bias.
+    #[cfg(feature = "candle")]
+    pub fn bias(&self) -> Option<&[f32]> {
+        self.bias.as_deref()
+    }
+
+    /// The product with `rows` rows of x that makes `y` `[rows, outputs]`. A bias is added to its
+    /// finished sums.
+    pub fn product<'a>(&'a self, rows: usize, y: &'a mut Vec<f32>) -> Product<'a> {
+        Product { bias: self.bias.as_deref(), ..product(rows, &self.weight, y) }
     }
 }
 
-/// `[rows, inputs]` to `[rows, outputs]`, which `y` becomes, without a bias.
-pub fn project(compute: &Compute, x: &[f32], weight: &WeightMatrix, y: &mut Vec<f32>) {
-    let matrix = weight.matrix();
-    y.resize(x.len() / matrix.inputs * matrix.outputs, 0.0);
-    matmul(compute, x, &matrix, y);
+/// The same without a bias.
+pub fn product<'a>(rows: usize, weight: &'a WeightMatrix, y: &'a mut Vec<f32>) -> Product<'a> {
+    let weight = weight.matrix();
+    y.resize(rows * weight.outputs, 0.0);
+    Product { weight, bias: None, y }
 }

@@ -1,6 +1,9 @@
 //! The boundary between the engine, which decides what to compute, and what computes it.
 
+#[cfg(feature = "candle")]
+mod candle;
 mod cpu;
+mod logits;
 mod mock;
 mod mock_vocabulary;
 
@@ -10,8 +13,11 @@ use grammar::{GrammarError, GrammarState, TokenSet};
 use kv_transfer::{HostMemory, KvLayout};
 use protocol::v1::{Sampling, Token};
 
+use crate::model::ModelConfig;
 use crate::sampler;
 pub use crate::sampler::Context;
+#[cfg(feature = "candle")]
+pub use candle::CandleRunner;
 pub use cpu::CpuRunner;
 pub use mock::{MockRunner, MockTimes};
 pub use mock_vocabulary::MockVocabulary;
@@ -42,6 +48,18 @@ pub struct Facts {
     pub context_tokens: usize,
     /// Tokens that end a text.
     pub eos_token_ids: Vec<u32>,
+}
+
+impl Facts {
+    fn of(config: &ModelConfig, numerics_id: &str, weights_id: &str) -> Self {
+        Self {
+            numerics_id: numerics_id.to_string(),
+            weights_id: weights_id.to_string(),
+            vocabulary_size: config.vocabulary_size,
+            context_tokens: config.context_tokens,
+            eos_token_ids: config.eos_token_ids.clone(),
+        }
+    }
 }
 
 /// Consecutive tokens of one sequence to compute in this step.

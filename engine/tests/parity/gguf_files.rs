@@ -8,10 +8,10 @@ use gguf::test_support::{Conversion, Writable, Writer, convert};
 use super::*;
 
 /// A GGUF file of a fixture, gone when dropped.
-struct Made(PathBuf);
+pub(super) struct Made(pub(super) PathBuf);
 
 impl Made {
-    fn of(name: &str, matrices: TensorType, dequantized: bool) -> Self {
+    pub(super) fn of(name: &str, matrices: TensorType, dequantized: bool) -> Self {
         Self::mixed(name, matrices, dequantized, |_| true)
     }
 

@@ -3,6 +3,8 @@
 // A test fails by panicking.
 #![allow(clippy::unwrap_used)]
 
+#[cfg(feature = "candle")]
+mod candle;
 mod gguf_files;
 
 use std::collections::BTreeMap;
@@ -11,7 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use engine::{
-    Compute, CpuRunner, Engine, EngineConfig, KernelPath, Model, SequenceId, SequenceRequest,
+    Compute, CpuRunner, Engine, EngineConfig, KernelPath, Model, Runner, SequenceId,
+    SequenceRequest,
 };
 use protocol::v1::{Sampling, Stopping};
 use safetensors::SafeTensors;
@@ -40,18 +43,17 @@ fn fixtures() -> impl Iterator<Item = &'static str> {
 
 /// The kernel paths of this CPU that differ on a fixture: there are several for bf16 alone.
 fn paths(name: &str) -> Vec<KernelPath> {
-    let mut paths = vec![KernelPath::Portable];
-    if BF16.contains(&name) {
-        match KernelPath::detect() {
-            KernelPath::Portable => {
-                // Not by `println!`, which is shown for failed tests alone.
-                let missing = b"this CPU has no avx512-bf16 kernels: not tested\n";
-                std::io::stderr().write_all(missing).unwrap();
-            }
-            other => paths.push(other),
-        }
+    if !BF16.contains(&name) {
+        return vec![KernelPath::Portable];
     }
-    paths
+    let (available, others): (Vec<_>, Vec<_>) =
+        KernelPath::ALL.into_iter().partition(|path| path.is_available());
+    for path in others {
+        // Not by `println!`, which is shown for failed tests alone.
+        let mut stderr = std::io::stderr();
+        writeln!(stderr, "this CPU has no {path} kernels: not tested").unwrap();
+    }
+    available
 }
 
 #[derive(Deserialize)]
@@ -85,6 +87,11 @@ const ROOMY: Sizes = Sizes { max_num_batched_tokens: 512, kv_blocks: 256, thread
 
 fn engine(directory: &Path, path: KernelPath, sizes: Sizes) -> Engine {
     let model = Arc::new(Model::load(directory, path).unwrap());
+    let compute = Arc::new(Compute::new(sizes.threads, path).unwrap());
+    engine_of(Box::new(CpuRunner::new(model, compute)), sizes)
+}
+
+fn engine_of(runner: Box<dyn Runner>, sizes: Sizes) -> Engine {
     let config = EngineConfig {
         block_size: 16,
         kv_blocks: sizes.kv_blocks,
@@ -93,9 +100,9 @@ fn engine(directory: &Path, path: KernelPath, sizes: Sizes) -> Engine {
         waiting_sequences_max: 64,
         speculative_tokens: 0,
         step_target: None,
+        shares_memory: false,
     };
-    let compute = Arc::new(Compute::new(sizes.threads, path).unwrap());
-    Engine::new(Box::new(CpuRunner::new(model, compute)), config).unwrap()
+    Engine::new(runner, config).unwrap()
 }
 
 /// Greedy, to the length of `greedy`; with as many logprobs as there are tokens.
@@ -206,9 +213,14 @@ fn logits(engine: &mut Engine, case: &Case, vocabulary: usize) -> Vec<f32> {
 
 /// Company, chunks, threads and preemption change neither tokens nor logprobs by a bit.
 fn check_invariance(directory: &Path, path: KernelPath, cases: &[Case]) {
+    let build = |sizes| engine(directory, path, sizes);
+    check_invariance_of(&build, &format!("{} on {path}", directory.display()), cases);
+}
+
+fn check_invariance_of(build: &dyn Fn(Sizes) -> Engine, what: &str, cases: &[Case]) {
     let mut alone = Tokens::new();
     for (id, case) in cases.iter().enumerate() {
-        let mut engine = engine(directory, path, ROOMY);
+        let mut engine = build(ROOMY);
         engine.generate(request(id as u64, case, Some(3))).unwrap();
         alone.extend(run(&mut engine).0);
     }
@@ -224,14 +236,14 @@ fn check_invariance(directory: &Path, path: KernelPath, cases: &[Case]) {
     ];
     for (count, max_num_batched_tokens, kv_blocks, threads) in mixes {
         let sizes = Sizes { max_num_batched_tokens, kv_blocks, threads };
-        let mut engine = engine(directory, path, sizes);
+        let mut engine = build(sizes);
         for (id, case) in cases[..count].iter().enumerate() {
             engine.generate(request(id as u64, case, Some(3))).unwrap();
         }
         let (together, prefill_tokens) = run(&mut engine);
         assert_eq!(together.len(), count);
         for (id, tokens) in together {
-            assert!(tokens == alone[&id], "{} on {path}, {sizes:?}", directory.display());
+            assert!(tokens == alone[&id], "{what}, {sizes:?}");
         }
         let prompts: usize = cases[..count].iter().map(|case| case.prompt.len()).sum();
         assert_eq!(prefill_tokens > prompts, kv_blocks < 256, "preempted where blocks are few");

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use engine::{
-    Compute, CpuRunner, Defect, Engine, Int8Cache, KernelPath, Model, ModelConfig, SequenceOutput,
-    SequenceRequest,
+    Compute, CpuRunner, Defect, Engine, Int8Cache, KernelPath, Model, ModelConfig, Runner,
+    SequenceOutput, SequenceRequest,
 };
 use gguf::TensorType;
 use gguf::test_support::{Conversion, convert};
@@ -15,13 +15,19 @@ use protocol::v1::{FinishReason, Token};
 
 use crate::scenario::Sizes;
 
-/// A model, and threads to compute it with.
+/// A model, and what computes it.
 pub struct Bench {
-    model: Arc<Model>,
-    /// One thread, and two.
-    computes: [Arc<Compute>; 2],
+    computed_by: ComputedBy,
+    vocabulary_size: usize,
     /// Over its vocabulary, read as bytes.
     pub grammars: Vec<Grammar>,
+}
+
+enum ComputedBy {
+    /// Our kernels, with one thread, and with two.
+    Kernels(Arc<Model>, [Arc<Compute>; 2]),
+    #[cfg(feature = "candle")]
+    Candle(Arc<engine::CandleModel>),
 }
 
 /// What a request's client gets.
@@ -58,21 +64,38 @@ impl Bench {
             Some(defect) => Compute::with_defect(threads, path, defect),
         };
         let model = loaded(fixture, path);
-        Self {
-            grammars: grammars(&model.config),
-            model,
-            computes: [1, 2].map(|threads| Arc::new(compute(threads).unwrap())),
-        }
+        let config = model.config.clone();
+        let computes = [1, 2].map(|threads| Arc::new(compute(threads).unwrap()));
+        Self::of(&config, ComputedBy::Kernels(model, computes))
+    }
+
+    /// The same by candle.
+    #[cfg(feature = "candle")]
+    pub fn with_candle(model: Arc<engine::CandleModel>) -> Self {
+        let config = model.config.clone();
+        Self::of(&config, ComputedBy::Candle(model))
+    }
+
+    fn of(config: &ModelConfig, computed_by: ComputedBy) -> Self {
+        let grammars = grammars(config);
+        Self { computed_by, vocabulary_size: config.vocabulary_size, grammars }
     }
 
     pub fn vocabulary_size(&self) -> usize {
-        self.model.config.vocabulary_size
+        self.vocabulary_size
     }
 
     /// A fresh engine.
     pub fn engine(&self, sizes: Sizes) -> Engine {
-        let compute = self.computes[sizes.threads - 1].clone();
-        Engine::new(Box::new(CpuRunner::new(self.model.clone(), compute)), sizes.config).unwrap()
+        let runner: Box<dyn Runner> = match &self.computed_by {
+            ComputedBy::Kernels(model, computes) => {
+                let compute = computes[sizes.threads - 1].clone();
+                Box::new(CpuRunner::new(model.clone(), compute))
+            }
+            #[cfg(feature = "candle")]
+            ComputedBy::Candle(model) => Box::new(engine::CandleRunner::new(model.clone())),
+        };
+        Engine::new(runner, sizes.config).unwrap()
     }
 
     /// The answer to a request in a fresh engine, without company.
@@ -105,7 +128,7 @@ fn loaded(fixture: &str, path: KernelPath) -> Arc<Model> {
     all.entry(format!("{fixture} on {path}")).or_insert_with(load).clone()
 }
 
-fn directory(fixture: &str) -> PathBuf {
+pub fn directory(fixture: &str) -> PathBuf {
     let engine = Path::new(env!("CARGO_MANIFEST_DIR"));
     match fixture {
         "demo" => engine.join("../models/demo"),

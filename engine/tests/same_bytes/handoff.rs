@@ -34,7 +34,7 @@ impl Handoff {
         for (index, block) in (self.filled..until).zip(&announced[self.filled..]) {
             // SAFETY: the remote engine is not in a step, and holds announced blocks unchanged.
             let bytes = unsafe { memory.read(*block, 0, block_bytes) };
-            self.reserved.writer.fill(index, bytes);
+            self.reserved.writer.fill(index, bytes).unwrap();
         }
         self.filled = until;
     }
@@ -52,7 +52,7 @@ impl Handoff {
     pub fn spoil(&mut self) {
         let garbage = vec![0xff; self.reserved.writer.layout().block_bytes()];
         for index in 0..self.reserved.writer.len() {
-            self.reserved.writer.fill(index, &garbage);
+            self.reserved.writer.fill(index, &garbage).unwrap();
         }
     }
 }

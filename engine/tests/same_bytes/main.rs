@@ -3,12 +3,15 @@
 //! computed. Random scenarios on each kernel path of this CPU.
 //!
 //! `STATOR_SCENARIOS=n` runs that many, `STATOR_SEED=n` begins at that seed (and runs one), and
-//! `STATOR_TEST_KERNEL_PATH=portable|avx512-bf16` tests one path alone, which must be there.
+//! `STATOR_TEST_KERNEL_PATH=portable|avx512-bf16|amx-bf16` tests one path alone, which must be
+//! there.
 
 // A test fails by panicking.
 #![allow(clippy::unwrap_used)]
 
 mod bench;
+#[cfg(feature = "candle")]
+mod candle;
 mod coverage;
 mod handoff;
 mod run;
@@ -105,8 +108,11 @@ fn run(
 ) -> Result<(), Mismatch> {
     let plain = if path == KernelPath::Portable { &FIXTURES[..] } else { &WITH_PATHS[..] };
     let fixtures: Vec<&str> = plain.iter().chain(&QUANTISED).copied().collect();
-    let bench = Bench::new(fixtures[seed as usize % fixtures.len()], path, defect);
-    run_scenario(&bench, &Scenario::new(seed, bench.vocabulary_size(), &bench.grammars), coverage)
+    run_on(&Bench::new(fixtures[seed as usize % fixtures.len()], path, defect), seed, coverage)
+}
+
+fn run_on(bench: &Bench, seed: u64, coverage: &mut Coverage) -> Result<(), Mismatch> {
+    run_scenario(bench, &Scenario::new(seed, bench.vocabulary_size(), &bench.grammars), coverage)
 }
 
 /// The kernel paths to test. Those that this CPU lacks are named past the capture of output: a

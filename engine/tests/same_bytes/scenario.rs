@@ -236,6 +236,7 @@ impl Generator<'_> {
             waiting_sequences_max: 64,
             speculative_tokens: self.mostly(|rng| rng.random_range(1..10)).unwrap_or(0),
             step_target: self.sometimes(|rng| Duration::from_micros(rng.random_range(1..500))),
+            shares_memory: false,
         };
         Sizes { config, threads: self.rng.random_range(1..=2) }
     }

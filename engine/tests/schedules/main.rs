@@ -65,6 +65,7 @@ fn no_priority_starves_another() {
         waiting_sequences_max: 64,
         speculative_tokens: 0,
         step_target: None,
+        shares_memory: false,
     });
     let request = |id: usize, priority| {
         let prompt = (0..8).map(|token| ((id * 7 + token) % 50) as u32).collect();
@@ -104,6 +105,7 @@ fn check_order(priorities: &[i32], expected: &[u64]) {
         waiting_sequences_max: 64,
         speculative_tokens: 0,
         step_target: None,
+        shares_memory: false,
     });
     for (id, priority) in (0..).zip(priorities) {
         engine.generate(request(SequenceId(id), vec![1; 8], 2, *priority)).unwrap();

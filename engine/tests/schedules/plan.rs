@@ -61,6 +61,7 @@ impl Plan {
             waiting_sequences_max: 64,
             speculative_tokens: rng.random_range(0..8),
             step_target: rng.random_bool(0.3).then_some(Duration::from_micros(20)),
+            shares_memory: false,
         };
         let pool_tokens = block_size * kv_blocks;
         let prefix = tokens(&mut rng, pool_tokens / 2);

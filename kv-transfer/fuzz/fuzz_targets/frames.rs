@@ -37,7 +37,7 @@ static WORLD: LazyLock<World> = LazyLock::new(|| {
     let leases = LeaseTable::new(LeaseLimits::default());
     let lease = leases.grant(std::time::Instant::now(), Arc::new(())).expect("the first lease");
     leases.announce(lease.id, &[0, 1, 2, 5]);
-    let source = LocalSource { layout: layout(), memory: memory(), leases: Arc::new(leases) };
+    let source = LocalSource { layout: layout(), memory: memory().into(), leases: Arc::new(leases) };
     let (source, pools) = (Arc::new(source), Arc::new(LocalPools::default()));
     pools.add(WorkerLife::new("w", 1), &source);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
@@ -54,7 +54,7 @@ fn mended(input: &[u8], lease: Lease) -> Vec<u8> {
         let length = u32::from_le_bytes([header[24], header[25], 0, 0]) as usize % 600;
         let payload = &mut rest[..length.min(input.len() - start - HEADER_BYTES)];
         // No fuzzer guesses a capability.
-        if header[5] == 2 && payload.len() >= 24 {
+        if matches!(header[5], 2 | 6) && payload.len() >= 24 {
             payload[..16].copy_from_slice(&lease.capability.to_bytes());
             payload[16..24].copy_from_slice(&lease.id.0.to_le_bytes());
         }

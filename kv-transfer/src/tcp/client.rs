@@ -7,8 +7,11 @@ use protocol::WorkerLife;
 
 use super::stream::{Broken, Stream, read, read_header, read_payload, write};
 use super::wire::{
-    ANSWER_BYTES_MAX, Header, Kind, RUNS_MAX, ReadRequest, Refusal, Run, WireError, encode_frame,
+    ANSWER_BYTES_MAX, Header, Kind, LENT_BYTES_MAX, RUNS_MAX, ReadRequest, Refusal, Run, WireError,
+    encode_frame,
 };
+use crate::cuda::CudaError;
+use crate::memory::Receiving;
 use crate::plan::{CopyOp, split};
 use crate::{BlockCopy, BlockWriter, KvLayout, Lease, PlanError};
 
@@ -30,6 +33,8 @@ pub enum Failure {
     OverCredit,
     /// The copies make no sense; nothing was asked for.
     Plan(PlanError),
+    /// The reader's GPU did not take them.
+    Cuda(CudaError),
 }
 
 impl<E: Into<Broken>> From<E> for Failure {
@@ -109,21 +114,45 @@ impl<S: Stream> Connection<S> {
         let reads_max = if blocks_max >= READS_MAX { READS_MAX } else { 1 };
         let per_frame = (FRAME_BYTES / block_bytes).clamp(1, per_read);
         let ops = split(ops, per_frame as u32);
-        let mut waiting = reads(&ops, per_read);
+        let mut waiting = batches(&ops, per_read);
+        let mut receiving = writer.receive().map_err(Failure::Cuda)?;
         let mut under_way = VecDeque::with_capacity(reads_max);
         loop {
             while under_way.len() < reads_max
                 && let Some(ops) = waiting.next()
             {
-                under_way.push_back((self.ask(right, &layout, ops).await?, ops));
+                under_way.push_back((self.ask(Kind::Read, right, &layout, ops).await?, ops));
             }
-            let Some((read, ops)) = under_way.pop_front() else { return Ok(()) };
-            self.receive(read, ops, writer).await?;
+            let Some((read, ops)) = under_way.pop_front() else { break };
+            self.receive(read, ops, &mut receiving).await?;
         }
+        receiving.settled().await.map_err(Failure::Cuda)
+    }
+
+    /// Asks to read blocks for itself, and is told how. The blocks are pinned until `give_back`, or
+    /// until the connection is dropped.
+    pub(super) async fn borrow(
+        &mut self,
+        kind: Kind,
+        right: Right<'_>,
+        layout: &KvLayout,
+        ops: &[CopyOp],
+    ) -> Result<Vec<u8>, Failure> {
+        let number = self.ask(kind, right, layout, ops).await?;
+        let header = self.next_frame(number, Kind::Lent).await?;
+        Ok(read_payload(&mut self.stream, &header, LENT_BYTES_MAX).await?)
+    }
+
+    /// Says that the blocks were read. Errors: what was read does not count.
+    pub(super) async fn give_back(&mut self) -> Result<(), Failure> {
+        let frame = encode_frame(Kind::Returned, self.reads, &[]);
+        write(&mut self.stream, &mut [IoSlice::new(&frame)]).await?;
+        self.done(self.reads).await
     }
 
     async fn ask(
         &mut self,
+        kind: Kind,
         right: Right<'_>,
         layout: &KvLayout,
         ops: &[CopyOp],
@@ -132,7 +161,7 @@ impl<S: Stream> Connection<S> {
         let runs = ops.iter().map(|op| Run { first: op.source, blocks: op.blocks }).collect();
         let (worker, lease) = (right.worker.clone(), right.lease);
         let request = ReadRequest { worker, lease, layout: layout.clone(), runs };
-        let frame = encode_frame(Kind::Read, self.reads, &request.encode()?);
+        let frame = encode_frame(kind, self.reads, &request.encode()?);
         write(&mut self.stream, &mut [IoSlice::new(&frame)]).await?;
         Ok(self.reads)
     }
@@ -142,18 +171,24 @@ impl<S: Stream> Connection<S> {
         &mut self,
         number: u32,
         ops: &[CopyOp],
-        writer: &mut BlockWriter,
+        receiving: &mut Receiving<'_>,
     ) -> Result<(), Failure> {
         for (position, op) in ops.iter().enumerate() {
             let header = self.next_frame(number, Kind::Blocks).await?;
-            let destination = writer.destination_of(op);
+            let destination = receiving.room_for(op).await.map_err(Failure::Cuda)?;
             let due = (position, Run { first: op.source, blocks: op.blocks }, destination.len());
             if (header.position as usize, header.run, header.length as usize) != due {
                 return Err(WireError::Malformed("not the blocks that were due").into());
             }
             read(&mut self.stream, destination).await?;
             header.check(destination)?;
+            receiving.landed(op).map_err(Failure::Cuda)?;
         }
+        self.done(number).await
+    }
+
+    /// The source says that the lease has lasted.
+    async fn done(&mut self, number: u32) -> Result<(), Failure> {
         let done = self.next_frame(number, Kind::Done).await?;
         read_payload(&mut self.stream, &done, 0).await?;
         Ok(())
@@ -176,8 +211,8 @@ impl<S: Stream> Connection<S> {
     }
 }
 
-/// Gathers operations into reads of at most so many blocks.
-fn reads(mut ops: &[CopyOp], blocks_max: usize) -> impl Iterator<Item = &[CopyOp]> {
+/// Gathers operations into requests of at most so many blocks.
+pub(crate) fn batches(mut ops: &[CopyOp], blocks_max: usize) -> impl Iterator<Item = &[CopyOp]> {
     std::iter::from_fn(move || {
         let mut blocks = 0;
         let fits = |op: &&CopyOp| {
@@ -185,8 +220,8 @@ fn reads(mut ops: &[CopyOp], blocks_max: usize) -> impl Iterator<Item = &[CopyOp
             blocks <= blocks_max
         };
         let count = ops.iter().take(RUNS_MAX).take_while(fits).count();
-        let (read, rest) = ops.split_at(count);
+        let (batch, rest) = ops.split_at(count);
         ops = rest;
-        (!read.is_empty()).then_some(read)
+        (!batch.is_empty()).then_some(batch)
     })
 }

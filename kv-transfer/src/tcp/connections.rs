@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use protocol::WorkerLife;
-use tokio::io::{AsyncRead, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -21,8 +21,9 @@ use super::CONNECT_MAX;
 use super::client::{Connection, Failure, Right};
 use super::failure::{failed, not_connected};
 use super::stream::{Broken, Stream};
+use super::wire::Kind;
 use crate::plan::CopyOp;
-use crate::{BlockCopy, BlockWriter, Lease, TransferError};
+use crate::{BlockCopy, BlockWriter, KvLayout, Lease, TransferError};
 
 /// Idle connections are closed after this, before their source does it (`IDLE_MAX`).
 const KEPT_MAX: Duration = Duration::from_secs(30);
@@ -128,6 +129,13 @@ impl Connections {
         pulled.map_err(|_| TransferError::Deadline(address.to_string()))?
     }
 
+    /// Waits on a connection on which nothing is asked, until its source closes it or is gone.
+    pub(crate) async fn until_closed(&self, address: &str) {
+        if let Ok(mut connection) = self.0.connect(address).await {
+            let _closed = connection.stream().read(&mut [0]).await;
+        }
+    }
+
     /// Waits for a connection's place, and for credit.
     async fn admit(&self, bytes: usize) -> (SemaphorePermit<'_>, SemaphorePermit<'_>) {
         let credit = bytes.min(self.0.limits.credit_bytes as usize) as u32;
@@ -138,7 +146,82 @@ impl Connections {
     }
 }
 
+/// A source that lends blocks.
+pub(crate) struct Lender<'a> {
+    pub connections: &'a Connections,
+    /// "host:port"
+    pub address: &'a str,
+    pub right: Right<'a>,
+    /// Until when it may answer.
+    pub deadline: Instant,
+}
+
+impl Lender<'_> {
+    /// Asks for blocks, which the source keeps pinned for as long as the loan lives; `kind` says by
+    /// which way they will be read. Returns also how they are reached.
+    pub(crate) async fn borrow(
+        &self,
+        kind: Kind,
+        layout: &KvLayout,
+        ops: &[CopyOp],
+    ) -> Result<(Loan<'_>, Vec<u8>), TransferError> {
+        let shared = &self.connections.0;
+        let borrowing = async {
+            let slot = shared.slots.acquire().await.expect("this semaphore is never closed");
+            let (address, right) = (self.address, self.right);
+            let (connection, lent) = shared.borrow(kind, address, right, layout, ops).await?;
+            Ok((Loan { lender: self, connection, _slot: slot }, lent))
+        };
+        self.in_time(borrowing).await?
+    }
+
+    async fn in_time<T>(&self, answer: impl Future<Output = T>) -> Result<T, TransferError> {
+        let answered = timeout_at(self.deadline, answer).await;
+        answered.map_err(|_| TransferError::Deadline(self.address.to_string()))
+    }
+}
+
+/// Blocks that their source keeps pinned until they are given back, or this is dropped.
+pub(crate) struct Loan<'a> {
+    lender: &'a Lender<'a>,
+    connection: Boxed,
+    _slot: SemaphorePermit<'a>,
+}
+
+impl Loan<'_> {
+    /// Says that the blocks were read. Errors: what was read does not count.
+    pub(crate) async fn give_back(mut self) -> Result<(), TransferError> {
+        let Lender { connections, address, right, .. } = *self.lender;
+        let returned = self.lender.in_time(self.connection.give_back()).await?;
+        returned.map_err(|failure| failed(failure, address, right.worker, 0))?;
+        connections.0.keep(address, self.connection);
+        Ok(())
+    }
+}
+
 impl Shared {
+    async fn borrow(
+        &self,
+        kind: Kind,
+        address: &str,
+        right: Right<'_>,
+        layout: &KvLayout,
+        ops: &[CopyOp],
+    ) -> Result<(Boxed, Vec<u8>), TransferError> {
+        let failed = |failure| failed(failure, address, right.worker, layout.block_bytes());
+        if let Some(mut connection) = self.take_idle(address).await {
+            match connection.borrow(kind, right, layout, ops).await {
+                Ok(lent) => return Ok((connection, lent)),
+                // Its source may have closed it just now.
+                Err(Failure::Broken(Broken::Io(_))) => {}
+                Err(failure) => return Err(failed(failure)),
+            }
+        }
+        let mut connection = self.connect(address).await?;
+        let lent = connection.borrow(kind, right, layout, ops).await.map_err(failed)?;
+        Ok((connection, lent))
+    }
+
     async fn pull(
         self: &Arc<Self>,
         address: &str,

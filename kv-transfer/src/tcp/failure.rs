@@ -19,6 +19,7 @@ pub(super) fn not_connected(failure: Failure, address: &str) -> TransferError {
         Failure::Broken(Broken::Io(error)) => TransferError::Connect(at, error),
         Failure::Broken(Broken::Wire(error)) => broken_protocol(error, at),
         Failure::Plan(error) => error.into(),
+        Failure::Cuda(error) => error.into(),
         // All that is refused before anything was asked for.
         Failure::Refused(_) | Failure::OverCredit => TransferError::Busy(at),
     }
@@ -38,6 +39,7 @@ pub(super) fn failed(
         Failure::Broken(Broken::Wire(error)) => broken_protocol(error, address),
         Failure::OverCredit => TransferError::OverCredit { address, block_bytes },
         Failure::Plan(error) => error.into(),
+        Failure::Cuda(error) => error.into(),
         Failure::Refused(refusal) => refused(refusal, address, worker),
     }
 }
@@ -50,6 +52,7 @@ fn refused(refusal: Refusal, address: String, worker: &WorkerLife) -> TransferEr
         Refusal::LeaseUnknown => LeaseError::Unknown.into(),
         Refusal::LeaseExpired => LeaseError::Expired.into(),
         Refusal::NotAnnounced => LeaseError::NotAnnounced.into(),
+        Refusal::NotLent => TransferError::NotLent(address),
         Refusal::OverCredit => {
             let what = "it says that it was asked for more than it has or grants";
             TransferError::Protocol { address, what }

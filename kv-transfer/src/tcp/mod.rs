@@ -23,7 +23,9 @@ pub mod wire;
 
 use std::time::Duration;
 
+pub(crate) use client::batches;
 pub use client::{Connection, Failure, Right};
+pub(crate) use connections::Lender;
 pub use connections::{Connections, ReaderLimits};
 pub use server::{Sender, Server, ServerLimits, ServerStatus};
 pub use stream::{Broken, Stream};
@@ -40,7 +42,7 @@ pub const CREDIT_WAIT_MAX: Duration = Duration::from_millis(500);
 /// From the first byte of a `read` to its last, so that nobody holds a connection byte by byte.
 pub const ASK_MAX: Duration = Duration::from_secs(5);
 
-/// For how long one read may pin its blocks, at whatever pace it moves.
+/// For how long one read, or one loan, may pin its blocks, at whatever pace it moves.
 pub const READ_MAX: Duration = Duration::from_secs(10);
 
 /// A source closes a connection on which nothing was asked for so long.

@@ -2,8 +2,8 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream, ToSocketAddrs};
@@ -15,7 +15,7 @@ use tokio_rustls::TlsAcceptor;
 use super::CONNECT_MAX;
 use super::answer::{serve, turn_away};
 use super::stream::{Broken, Stream};
-use crate::LocalPools;
+use crate::{LocalPools, ucx};
 
 /// How long the listener rests when the system gives no connections, as with too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -76,13 +76,23 @@ pub struct Sender {
     pub(super) limits: ServerLimits,
     pub(super) credit: Semaphore,
     pub(super) status: ServerStatus,
+    agent: OnceLock<ucx::Agent>,
 }
 
 impl Sender {
     /// A sender with no streams yet.
     pub fn new(pools: Arc<LocalPools>, limits: ServerLimits) -> Self {
         let credit = Semaphore::new(limits.bytes_max.max(limits.credit_bytes) as usize);
-        Self { pools, limits, credit, status: ServerStatus::default() }
+        Self { pools, limits, credit, status: ServerStatus::default(), agent: OnceLock::new() }
+    }
+
+    /// From now on readers may read the pool of this agent by UCX: it has one.
+    pub fn lend_by(&self, agent: ucx::Agent) {
+        let _has_one = self.agent.set(agent);
+    }
+
+    pub(super) fn agent(&self) -> Option<&ucx::Agent> {
+        self.agent.get()
     }
 
     /// Answers a reader on any stream, until it goes. Dropping the future lets go of what is

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | 0..4 | magic, `SKVT` |
 //! | 4 | version, 1 |
-//! | 5 | kind: 1 hello, 2 read, 3 blocks, 4 done, 5 refused |
+//! | 5 | kind: 1 hello, 2 read, 3 blocks, 4 done, 5 refused, 6 and 9 borrow, 7 lent, 8 returned |
 //! | 6..8 | zero |
 //! | 8..12 | number of the read, from 1 on; 0 in a hello, or where a refusal stands for one |
 //! | 12..16 | blocks: which of the read's runs this is, from 0 on; else zero |
@@ -20,6 +20,10 @@
 //! The source says `hello` with the bytes that it sends at once (8 bytes). The reader asks with
 //! `read` (`ReadRequest`). Each run of blocks that it names is answered by one frame `blocks`, in
 //! order, then `done`; or by `refused` (2 bytes, `Refusal`) at any point.
+//!
+//! A reader that has another way to the source's memory can borrow the blocks instead, by cuda (6)
+//! or by ucx (9) (`ReadRequest`): it is told by `lent` how to reach the pool, reads for itself while
+//! the source keeps the blocks pinned, says `returned`, and is answered `done` or `refused`.
 
 use bytes::{Buf, BufMut};
 use protocol::WorkerLife;
@@ -39,8 +43,11 @@ const NAME_BYTES_MAX: usize = 256;
 /// Bytes of the largest `read`.
 pub const READ_BYTES_MAX: usize = 16 + 2 * 8 + 5 * 4 + 2 * (2 + NAME_BYTES_MAX) + 4 + 8 * RUNS_MAX;
 
-/// Bytes of the payloads of `hello`, `done` and `refused`.
+/// Bytes of the payloads of `hello`, `done`, `refused` and `returned`.
 pub const ANSWER_BYTES_MAX: usize = 64;
+
+/// Bytes of the payload of `lent`.
+pub const LENT_BYTES_MAX: usize = 16 << 10;
 
 const MAGIC: [u8; 4] = *b"SKVT";
 const VERSION: u8 = 1;
@@ -72,12 +79,30 @@ pub enum Kind {
     Done = 4,
     /// The read's last frame: it was not carried out, or not to its end.
     Refused = 5,
+    /// The reader asks to read blocks for itself, by cuda.
+    BorrowByCuda = 6,
+    /// How it reaches them.
+    Lent = 7,
+    /// It has read them.
+    Returned = 8,
+    /// The reader asks to read blocks for itself, by ucx.
+    BorrowByUcx = 9,
 }
 
 impl Kind {
     fn from_wire(kind: u8) -> Result<Self, WireError> {
-        let kinds = [Self::Hello, Self::Read, Self::Blocks, Self::Done, Self::Refused];
-        let found = kinds.into_iter().find(|known| *known as u8 == kind);
+        const KINDS: [Kind; 9] = [
+            Kind::Hello,
+            Kind::Read,
+            Kind::Blocks,
+            Kind::Done,
+            Kind::Refused,
+            Kind::BorrowByCuda,
+            Kind::Lent,
+            Kind::Returned,
+            Kind::BorrowByUcx,
+        ];
+        let found = KINDS.into_iter().find(|known| *known as u8 == kind);
         found.ok_or(Malformed("an unknown kind of frame"))
     }
 }
@@ -306,10 +331,12 @@ pub enum Refusal {
     LeaseExpired = 6,
     /// A block was not announced.
     NotAnnounced = 7,
+    /// It does not lend blocks this way, or not now.
+    NotLent = 8,
 }
 
 impl Refusal {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Busy,
         Self::SourceGone,
         Self::LayoutMismatch,
@@ -317,6 +344,7 @@ impl Refusal {
         Self::LeaseUnknown,
         Self::LeaseExpired,
         Self::NotAnnounced,
+        Self::NotLent,
     ];
 
     /// The payload of `refused`.

@@ -38,6 +38,17 @@ async fn a_closed_loop_counts_what_was_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn each_request_has_a_connection_of_its_own_when_asked_for() {
+    let server = Server::answering().await;
+    let report =
+        server.run("--concurrency 2 --duration 100ms --output-tokens 2 --new-connections").await;
+    let ok = report.requests.ok;
+    assert!(ok > 3);
+    assert!(server.connections() as u64 >= ok, "{} of {ok}", server.connections());
+    report.check_success().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_open_loop_sends_at_its_rate() {
     let server = Server::answering().await;
     let report =

@@ -180,9 +180,25 @@ pub struct DataArgs {
     #[arg(long, env = "STATOR_ADVERTISE_KV", value_name = "HOST")]
     pub advertise_kv: Option<String>,
 
+    /// Whether KV blocks move by UCX, which is what RDMA needs; the network must be trusted with
+    /// them
+    #[arg(long, env = "STATOR_UCX", value_enum, default_value_t = UcxMode::Off, value_name = "WHEN")]
+    pub ucx: UcxMode,
+
     /// How it shows itself to others, and whom it believes.
     #[command(flatten)]
     pub tls: TlsArgs,
+}
+
+/// When KV blocks move by UCX.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum UcxMode {
+    /// Never: UCX opens network devices without authentication or encryption
+    Off,
+    /// Where this host has an RDMA device and UCX is installed
+    Auto,
+    /// Always; without UCX the worker does not start
+    On,
 }
 
 /// Where people and Prometheus look.

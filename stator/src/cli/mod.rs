@@ -1,6 +1,7 @@
 //! The command's arguments. Those of servers may also be given as environment variables `STATOR_…`.
 
 mod cluster;
+mod device;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -11,8 +12,9 @@ use gateway::{ConnectionLimits, GatewayConfig};
 
 pub use cluster::{
     AdminArgs, ComponentArgs, DataArgs, GatewayArgs, NatsArgs, RouterArgs, TestDefect, TlsArgs,
-    WorkerArgs,
+    UcxMode, WorkerArgs,
 };
+pub use device::Device;
 
 /// OpenAI-compatible LLM inference, from a laptop to a cluster.
 #[derive(Debug, Parser)]
@@ -40,6 +42,9 @@ pub enum Command {
     Health(HealthArgs),
     /// Measure an OpenAI-compatible server under load: latencies, throughput, goodput
     Loadtest(loadtest::Args),
+    /// What a worker starts to move KV blocks by UCX
+    #[command(hide = true)]
+    UcxAgent,
 }
 
 /// Arguments of `serve`.
@@ -146,6 +151,15 @@ pub struct EngineArgs {
     #[arg(long, env = "STATOR_ENGINE", value_enum, default_value_t = EngineKind::Cpu)]
     pub engine: EngineKind,
 
+    /// Device that computes: cpu, or in a build that has CUDA an NVIDIA GPU, cuda or cuda:N
+    #[arg(long, env = "STATOR_DEVICE", value_name = "DEVICE", default_value = "cpu")]
+    pub device: Device,
+
+    /// Whether a token's arithmetic on a GPU may depend on what is computed beside it. The CPU's never
+    /// does
+    #[arg(long, env = "STATOR_NUMERICS", value_enum, default_value_t = Numerics::Fixed)]
+    pub numerics: Numerics,
+
     /// Microseconds that a mock takes per prompt token; 0 if absent
     #[arg(long, env = "STATOR_MOCK_PREFILL_US_PER_TOKEN", value_parser = microseconds)]
     pub mock_prefill_us_per_token: Option<f64>,
@@ -211,6 +225,15 @@ pub enum EngineKind {
     Cpu,
     /// Nothing: see `--mock-step-us` and its like.
     Mock,
+}
+
+/// Whether arithmetic may depend on the batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Numerics {
+    /// An answer is the same in any company, and wherever it goes on.
+    Fixed,
+    /// Faster; answers may differ in company.
+    Fast,
 }
 
 /// How weights are stored in place of the model's own.

@@ -2,7 +2,7 @@
 
 use multiversion::multiversion;
 
-use super::{CODE_MAX, GROUP, QuantFormat};
+use super::{CODE_MAX, GROUP};
 use crate::kernels::Compute;
 
 /// Rows that kernels compute together, where there are as many.
@@ -42,31 +42,30 @@ struct Group {
     scale: f32,
     /// The sum of the elements.
     sum: f32,
-    /// What a sum of products has too much or too little because the weights' codes are not signed:
-    /// of the first half, of the second.
+    /// What corrects sums of products with codes whose zero is 128, as they are not signed: of the first
+    /// half, of the second. See `QuantFormat::correction`.
     offsets: [i32; 2],
 }
 
 impl Activations {
-    /// Rounds `x` (`[rows, inputs]`) for products with weights of this format. `inputs` is a multiple
-    /// of 32.
-    pub fn quantize(compute: &Compute, x: &[f32], inputs: usize, format: QuantFormat) -> Self {
+    /// Rounds `x` (`[rows, inputs]`). `inputs` is a multiple of 32.
+    pub fn quantize(compute: &Compute, x: &[f32], inputs: usize) -> Self {
         let (groups, rows) = (inputs / GROUP, x.len() / inputs);
         let mut fields = vec![0; rows * groups * FIELDS];
-        let twelve = TILE_ROWS_MAX * groups * FIELDS;
         let round = |x: &[f32], fields: &mut [i32]| {
             let mut first = 0;
             for count in tiles_of(x.len() / inputs) {
                 let x = &x[first * inputs..][..count * inputs];
                 let fields = &mut fields[first * groups * FIELDS..][..count * groups * FIELDS];
-                quantize_tile(x, count, format.zero(), fields);
+                quantize_tile(x, count, fields);
                 first += count;
             }
         };
         match rows < PARALLEL_ROWS_MIN {
             true => round(x, &mut fields),
             false => {
-                compute.split_chunks((x, TILE_ROWS_MAX * inputs), (&mut fields, twelve), round);
+                let of_tile = TILE_ROWS_MAX * groups * FIELDS;
+                compute.split_chunks((x, TILE_ROWS_MAX * inputs), (&mut fields, of_tile), round);
             }
         }
         Self { groups, rows, fields }
@@ -147,11 +146,11 @@ impl ActivationTile<'_> {
 
 /// Rounds some rows (`[rows, inputs]`) into a tile's fields.
 #[multiversion(targets("x86_64+avx512f+avx512vl+avx512bw", "x86_64+avx2"))]
-fn quantize_tile(x: &[f32], rows: usize, zero: i32, fields: &mut [i32]) {
+fn quantize_tile(x: &[f32], rows: usize, fields: &mut [i32]) {
     for (row, x) in x.chunks_exact(x.len() / rows).enumerate() {
         let groups = x.as_chunks::<GROUP>().0.iter().zip(fields.chunks_exact_mut(FIELDS * rows));
         for (x, fields) in groups {
-            let group = quantize_group(x, zero);
+            let group = quantize_group(x);
             for (four, codes) in group.codes.as_chunks::<4>().0.iter().enumerate() {
                 let at = ActivationTile::four(rows, four) + row;
                 fields[at] = i32::from_le_bytes(codes.map(|code| code as u8));
@@ -167,7 +166,7 @@ fn quantize_tile(x: &[f32], rows: usize, zero: i32, fields: &mut [i32]) {
 }
 
 #[inline(always)]
-fn quantize_group(x: &[f32; GROUP], zero: i32) -> Group {
+fn quantize_group(x: &[f32; GROUP]) -> Group {
     // Compared as integers: of what is not negative the order is the same, and what is not a number is
     // the largest.
     let largest = x.iter().fold(0, |largest, value| value.abs().to_bits().max(largest));
@@ -178,7 +177,7 @@ fn quantize_group(x: &[f32; GROUP], zero: i32) -> Group {
     let sums = [sum_of(&codes[..GROUP / 2]), sum_of(&codes[GROUP / 2..])];
     let scale = largest / CODE_MAX;
     let sum = (sums[0] + sums[1]) as f32 * scale;
-    Group { codes, scale, sum, offsets: sums.map(|sum| -zero * sum) }
+    Group { codes, scale, sum, offsets: sums.map(|sum| -128 * sum) }
 }
 
 /// The nearest integer, ties to even, of a small number: added to 1.5 * 2^23 it is the last bits.

@@ -178,11 +178,11 @@ unsafe fn accumulate<F: Unpack, const ROWS: usize>(
             for half in 0..2 {
                 let offset = ActivationTile::half_offset(ROWS, half);
                 let fours = half * GROUP / 8..(half + 1) * GROUP / 8;
-                add::<ROWS>(sums, &panel.codes, panel.scales[half], (x, offset, fours));
+                add::<F, ROWS>(sums, &panel.codes, panel.scales[half], (x, offset, fours));
             }
         } else {
             let offset = ActivationTile::offset(ROWS);
-            add::<ROWS>(sums, &panel.codes, panel.scales[0], (x, offset, 0..GROUP / 4));
+            add::<F, ROWS>(sums, &panel.codes, panel.scales[0], (x, offset, 0..GROUP / 4));
         }
         if F::FORMAT.has_minima() {
             for row in 0..ROWS {
@@ -199,7 +199,7 @@ unsafe fn accumulate<F: Unpack, const ROWS: usize>(
 /// # Safety
 /// As `accumulate`.
 #[inline(always)]
-unsafe fn add<const ROWS: usize>(
+unsafe fn add<F: Unpack, const ROWS: usize>(
     sums: &mut [__m512; ROWS],
     codes: &[__m512i; GROUP / 4],
     scales: __m512,
@@ -209,7 +209,7 @@ unsafe fn add<const ROWS: usize>(
     unsafe {
         let mut totals = [_mm512_setzero_si512(); ROWS];
         for row in 0..ROWS {
-            totals[row] = _mm512_set1_epi32(*x.add(offset + row));
+            totals[row] = _mm512_set1_epi32(F::FORMAT.correction(*x.add(offset + row)));
         }
         for four in fours {
             for row in 0..ROWS {

@@ -73,6 +73,16 @@ impl QuantFormat {
         matches!(self, Self::Q4K)
     }
 
+    /// A sum of products with codes has the sum of the other factors, times this format's zero, too
+    /// much: what corrects it for a zero of 128 (`offset`), made right.
+    #[inline(always)]
+    pub(super) const fn correction(self, offset: i32) -> i32 {
+        match self.zero() {
+            0 => 0,
+            zero => offset >> (7 - zero.ilog2()),
+        }
+    }
+
     /// The code that stands for zero (before minima).
     pub(super) const fn zero(self) -> i32 {
         match self {

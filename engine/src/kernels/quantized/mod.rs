@@ -20,8 +20,9 @@ mod unpack;
 #[cfg(target_arch = "x86_64")]
 mod vector;
 
+pub use activations::Activations;
 pub use format::QuantFormat;
-pub use product::{QuantizedPath, multiply_quantized};
+pub use product::{QuantizedPath, tile};
 pub use quantize::quantize_q8_0;
 
 /// Elements of the reduction whose products are summed in integers.

@@ -24,7 +24,7 @@ pub fn row<'a>(
         let codes = |four: usize| field(ActivationTile::four(x.rows, four)).to_le_bytes();
         let scale = f32::from_bits(field(ActivationTile::scale(x.rows)) as u32);
         let mut add = |fours, offset: usize, scales| {
-            let totals = integers(group, codes, fours, field(offset));
+            let totals = integers(group, codes, fours, format.correction(field(offset)));
             add(&mut sums, &totals, scales, scale);
         };
         if format.has_halves() {

@@ -1,10 +1,9 @@
-//! Products with quantised weights: panels over threads, each by the kernel that the CPU has.
+//! Products with quantised weights: panels, each by the kernel that the CPU has.
 
 use super::activations::Activations;
 use super::panel::{PanelGroup, PanelRows};
-use super::{OUTPUTS, QuantFormat, portable};
-use crate::kernels::Compute;
-use crate::kernels::tile::Output;
+use super::{GROUP, OUTPUTS, QuantFormat, portable};
+use crate::kernels::tile::{Output, Tile};
 
 /// Which kernels compute products of quantised weights; all give the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,40 +48,37 @@ impl QuantizedPath {
     }
 }
 
-/// Multiplies `x` (`[rows, inputs]`) with weights (`bytes`: `[outputs, inputs]` in blocks of `format`)
-/// into `y` (`[rows, outputs]`).
-pub fn multiply_quantized(
-    compute: &Compute,
-    x: &[f32],
+/// Computes some outputs of all rows (`tile`, which begins at a multiple of 16) with weights (`bytes`:
+/// `[outputs, inputs]` in blocks of `format`). Nobody else has these columns of y.
+pub fn tile(
+    path: QuantizedPath,
+    x: &Activations,
     (format, bytes): (QuantFormat, &[u8]),
-    [outputs, inputs]: [usize; 2],
-    y: &mut [f32],
+    tile: Tile,
+    y: &Output<'_>,
 ) {
-    let row_bytes = format.row_bytes(inputs);
-    assert_eq!(bytes.len(), outputs * row_bytes, "whole rows of {format}");
-    let x = Activations::quantize(compute, x, inputs, format);
-    let y = Output::new(y, outputs);
-    compute.split(outputs, OUTPUTS, x.rows() * outputs * inputs, |range| {
-        let mut scratch = Vec::new();
-        for first in range.clone().step_by(OUTPUTS) {
-            let count = OUTPUTS.min(range.end - first);
-            let rows = &bytes[first * row_bytes..(first + count) * row_bytes];
-            let padded;
-            let bytes = match count {
-                OUTPUTS => rows,
-                _ => {
-                    padded = [rows, &vec![0; (OUTPUTS - count) * row_bytes][..]].concat();
-                    &padded[..]
-                }
-            };
-            let panel = PanelRows { format, bytes, row_bytes };
-            // SAFETY: this thread alone has these columns, which are within y.
-            let set = |row: usize, sums: &[f32; OUTPUTS]| unsafe {
-                y.set_columns(row, first, &sums[..count]);
-            };
-            multiply_panel(compute.quantized_path(), panel, &x, &mut scratch, set);
-        }
-    });
+    let (row_bytes, end) = (format.row_bytes(tile.inputs), tile.outputs.end);
+    assert!(bytes.len() >= end * row_bytes && y.has(&tile), "a tile of {format} and of y");
+    assert_eq!((x.rows(), x.groups() * GROUP), (tile.rows, tile.inputs), "x is [rows, inputs]");
+    let mut scratch = Vec::new();
+    for first in tile.outputs.step_by(OUTPUTS) {
+        let count = OUTPUTS.min(end - first);
+        let rows = &bytes[first * row_bytes..(first + count) * row_bytes];
+        let padded;
+        let bytes = match count {
+            OUTPUTS => rows,
+            _ => {
+                padded = [rows, &vec![0; (OUTPUTS - count) * row_bytes][..]].concat();
+                &padded[..]
+            }
+        };
+        let panel = PanelRows { format, bytes, row_bytes };
+        // SAFETY: these columns are within y, as asserted, and nobody else's.
+        let set = |row: usize, sums: &[f32; OUTPUTS]| unsafe {
+            y.columns(row, first..first + count).copy_from_slice(&sums[..count]);
+        };
+        multiply_panel(path, panel, x, &mut scratch, set);
+    }
 }
 
 /// One panel with all rows of activations; `set` takes what comes out for each.

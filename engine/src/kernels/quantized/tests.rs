@@ -3,8 +3,8 @@
 use half::f16;
 
 use super::activations::{ActivationTile, Activations};
-use super::{GROUP, QuantFormat, QuantizedPath, multiply_quantized};
-use crate::kernels::{Compute, KernelPath};
+use super::{GROUP, QuantFormat, QuantizedPath};
+use crate::kernels::{Compute, KernelPath, Matrix, WeightData, matmul};
 
 /// A sequence of numbers that looks random.
 struct Random(u64);
@@ -81,7 +81,10 @@ fn multiply(
 ) -> Vec<f32> {
     let compute = Compute::new(2, KernelPath::detect()).unwrap().with_quantized_path(path);
     let mut y = vec![f32::NAN; x.len() / shape[1] * shape[0]];
-    multiply_quantized(&compute, x, weights, shape, &mut y);
+    let (format, bytes) = weights;
+    let [outputs, inputs] = shape;
+    let weight = Matrix { data: WeightData::Quantized { format, bytes }, outputs, inputs };
+    matmul(&compute, x, &weight, &mut y);
     y
 }
 
@@ -91,8 +94,7 @@ fn check(format: QuantFormat, rows: usize, outputs: usize, inputs: usize, random
     let x: Vec<f32> = (0..rows * inputs).map(|_| random.number() * 3.0).collect();
     let shape = [outputs, inputs];
     let y = multiply(QuantizedPath::detect(), &x, (format, &bytes), shape);
-    let expected =
-        reference(&Activations::quantize(&alone(), &x, inputs, format), format, &bytes, inputs);
+    let expected = reference(&Activations::quantize(&alone(), &x, inputs), format, &bytes, inputs);
     let largest = expected.iter().fold(0.0f64, |largest, value| largest.max(value.abs()));
     for (found, expected) in y.iter().zip(&expected) {
         let error = (f64::from(*found) - expected).abs();
@@ -141,7 +143,7 @@ fn activations_keep_their_largest_and_lose_little() {
     let mut x: Vec<f32> = (0..GROUP * 4).map(|_| random.number()).collect();
     x[5] = -2.5;
     x[GROUP..2 * GROUP].fill(0.0);
-    let rounded = Activations::quantize(&alone(), &x, 2 * GROUP, QuantFormat::Q8_0);
+    let rounded = Activations::quantize(&alone(), &x, 2 * GROUP);
     let rounded = elements(&rounded);
     assert_eq!((rounded.len(), rounded[0].len()), (2, 2 * GROUP));
     assert_eq!(rounded[0][5].0, -127);
@@ -156,7 +158,7 @@ fn activations_keep_their_largest_and_lose_little() {
 fn what_is_not_a_number_stays_none() {
     let mut x = [0.5; GROUP];
     x[3] = f32::NAN;
-    let rounded = Activations::quantize(&alone(), &x, GROUP, QuantFormat::Q8_0);
+    let rounded = Activations::quantize(&alone(), &x, GROUP);
     assert!(elements(&rounded)[0][0].1.is_nan());
 }
 

@@ -1,0 +1,139 @@
+//! The same of a decoder on candle's tensors, on the CPU: what computes on a GPU.
+
+use engine::{CandleDevice, CandleModel, CandleRunner, Numerics};
+
+use super::*;
+
+fn candle(directory: &Path, numerics: Numerics) -> Arc<CandleModel> {
+    Arc::new(CandleModel::load(directory, CandleDevice::Cpu, numerics).unwrap())
+}
+
+fn engine_on(model: &Arc<CandleModel>, sizes: Sizes) -> Engine {
+    engine_of(Box::new(CandleRunner::new(model.clone())), sizes)
+}
+
+#[test]
+fn logits_are_those_of_transformers() {
+    for name in fixtures() {
+        for numerics in [Numerics::Fixed, Numerics::Fast] {
+            let mut engine = engine_on(&candle(&fixture(name), numerics), ROOMY);
+            let largest = largest_error(&mut engine, name);
+            assert!(largest <= 1.0, "{name}, {numerics:?}: {largest} of what is allowed");
+        }
+    }
+}
+
+#[test]
+fn greedy_tokens_are_those_of_transformers_and_so_ours() {
+    for name in F32 {
+        let sizes = Sizes { max_num_batched_tokens: 128, ..ROOMY };
+        let mut engine = engine_on(&candle(&fixture(name), Numerics::Fixed), sizes);
+        for case in &expected(name) {
+            engine.generate(request(0, case, None)).unwrap();
+            let found = ids(&run(&mut engine).0[&0]);
+            assert_eq!(found, case.greedy, "{name}, prompt of {}", case.prompt.len());
+        }
+    }
+}
+
+#[test]
+fn neither_company_nor_chunks_nor_preemption_change_anything() {
+    for name in ["qwen2-bias", "mistral-window", "llama2"] {
+        let model = candle(&fixture(name), Numerics::Fixed);
+        let build = |sizes| engine_on(&model, sizes);
+        check_invariance_of(&build, &format!("{name} by candle"), &expected(name));
+    }
+}
+
+/// Blocks hold the same numbers in the same places as those of our own kernels.
+#[test]
+fn kv_is_that_of_our_kernels() {
+    for (name, tolerance) in [("qwen3-tied", 1e-4), ("qwen2-mixed-windows", 1e-4), ("llama2", 2e-2)]
+    {
+        let case = &expected(name)[4];
+        let ours = kv_of(&mut engine(&fixture(name), KernelPath::Portable, ROOMY), case);
+        let model = candle(&fixture(name), Numerics::Fixed);
+        let theirs = kv_of(&mut engine_on(&model, ROOMY), case);
+        assert_eq!(ours.len(), theirs.len());
+        let largest = ours.iter().fold(0.0f32, |largest, number| largest.max(number.abs()));
+        assert!(largest > 0.1, "{name}: there is something in them");
+        for (ours, theirs) in ours.iter().zip(&theirs) {
+            let error = (ours - theirs).abs() / largest;
+            assert!(error <= tolerance, "{name}: {theirs} for {ours}, the largest is {largest}");
+        }
+    }
+}
+
+/// The numbers in the blocks of a prompt; the last one's are zeros where it is not full.
+fn kv_of(engine: &mut Engine, case: &Case) -> Vec<f32> {
+    let request = request(7, case, None);
+    engine.prefill(request).unwrap();
+    let mut blocks = Vec::new();
+    while engine.load().running + engine.load().waiting > 0 {
+        blocks.extend(engine.step().sequences.into_iter().flat_map(|news| news.ready_blocks));
+    }
+    assert_eq!(blocks.len(), case.prompt.len().div_ceil(16));
+    let layout = engine.layout().clone();
+    let number = |bytes: &[u8]| match bytes {
+        &[a, b, c, d] => f32::from_le_bytes([a, b, c, d]),
+        bytes => half::f16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+    };
+    let numbers = blocks.iter().flat_map(|block| {
+        // SAFETY: the engine is not in a step, and holds the blocks until they are released.
+        let bytes = unsafe { engine.memory().read(*block, 0, layout.block_bytes()) };
+        bytes.chunks_exact(layout.element_bytes).map(number)
+    });
+    let numbers = numbers.collect();
+    engine.release(SequenceId(7));
+    numbers
+}
+
+/// Files of Llamas rotate other pairs; quantised weights are brought to the device as numbers.
+#[test]
+fn gguf_files_compute_what_the_directory_computes() {
+    use gguf::TensorType;
+    for name in ["llama3-rope-scaled", "qwen3-tied"] {
+        let file = gguf_files::Made::of(name, TensorType::F32, false);
+        let mut engine = engine_on(&candle(&file.0, Numerics::Fixed), ROOMY);
+        let largest = largest_error(&mut engine, name);
+        assert!(largest <= 1.0, "{name}: {largest} of what is allowed");
+    }
+    let made =
+        |dequantized| gguf_files::Made::of("../../../models/demo", TensorType::Q8_0, dequantized);
+    let (quantized, plain) = (made(false), made(true));
+    let case = Case { prompt: (300..420).collect(), greedy: vec![0] };
+    let vocabulary = Model::load(&plain.0, KernelPath::Portable).unwrap().config.vocabulary_size;
+    let expected = logits(&mut engine(&plain.0, KernelPath::Portable, ROOMY), &case, vocabulary);
+    let model = candle(&quantized.0, Numerics::Fixed);
+    let found = logits(&mut engine_on(&model, ROOMY), &case, vocabulary);
+    let range = expected.iter().fold(0.0f32, |range, logit| range.max(-logit));
+    for (found, expected) in found.iter().zip(&expected) {
+        assert!((found - expected).abs() <= 2e-2 * range, "{found} for {expected} of {range}");
+    }
+}
+
+/// Whatever computes otherwise has another id; who computes the same has the same one.
+#[test]
+fn numerics_ids_tell_paths_apart() {
+    let name = &fixture("qwen3-tied");
+    let ids = [Numerics::Fixed, Numerics::Fixed, Numerics::Fast]
+        .map(|numerics| candle(name, numerics).numerics_id.clone());
+    let ours = Model::load(name, KernelPath::Portable).unwrap();
+    assert_eq!(ids[0], ids[1]);
+    assert_ne!(ids[0], ids[2]);
+    for id in &ids {
+        assert_ne!(id, &ours.numerics_id);
+        assert!(id.starts_with(&ours.weights_id) && id.contains("-candle"), "{id}");
+    }
+}
+
+/// What the id says of candle's version is what is built.
+#[test]
+fn the_numerics_id_has_the_version_of_candle() {
+    let lock = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.lock");
+    let lock = std::fs::read_to_string(lock).unwrap();
+    let (_, rest) = lock.split_once("name = \"candle-core\"\nversion = \"").unwrap();
+    let version = rest.split('"').next().unwrap();
+    let id = candle(&fixture("llama2"), Numerics::Fast).numerics_id.clone();
+    assert!(id.contains(&format!("-candle{version}-cpu-f16-fast-")), "{id} for {version}");
+}

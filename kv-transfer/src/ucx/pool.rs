@@ -1,0 +1,299 @@
+//! A pool that others read by UCX, and reads of others' pools into it. For one thread, which polls:
+//! nothing here waits.
+
+use std::cell::Cell;
+use std::ffi::c_void;
+use std::os::fd::BorrowedFd;
+use std::ptr::{NonNull, null, null_mut};
+use std::rc::Rc;
+
+use bytes::{Buf, BufMut};
+use memmap2::MmapMut;
+
+use super::bindings::{
+    self, API, BUSY, EndpointParams, ErrorHandler, Functions, Handle, IN_PROGRESS, Masked,
+    MemoryParams, OK, Opaque, Params, RequestParams, Status, WorkerParams, begun, describe, flag,
+};
+use super::frames::{Copy, KEYS_BYTES_MAX};
+
+/// Memory that UCX has registered. It lives as long as the process: UCX gives nothing back, it ends.
+pub struct Pool {
+    ucp: Functions,
+    worker: Handle,
+    base: *mut u8,
+    bytes: u64,
+    _memory: MmapMut,
+    keys: Vec<u8>,
+}
+
+/// Another process's pool.
+pub struct Peer {
+    endpoint: Handle,
+    key: Handle,
+    /// Where its pool begins, in its own address space.
+    base: u64,
+    bytes: u64,
+    /// Set by UCX, which keeps its address, when the endpoint fails.
+    error: Rc<Cell<Status>>,
+}
+
+/// A read under way.
+pub struct Get(NonNull<Opaque>);
+
+/// An endpoint that is being closed.
+pub struct Closing {
+    peer: Peer,
+    request: Option<NonNull<Opaque>>,
+}
+
+impl Pool {
+    /// Registers memory. Errors: a sentence.
+    pub fn register(ucp: Functions, mut memory: MmapMut) -> Result<Self, String> {
+        let (base, bytes) = (memory.as_mut_ptr(), memory.len() as u64);
+        let context = init(&ucp)?;
+        let worker = create_worker(&ucp, context)?;
+        let params = MemoryParams {
+            field_mask: flag::MEMORY_ADDRESS | flag::MEMORY_LENGTH,
+            address: base.cast(),
+            length: memory.len(),
+            ..MemoryParams::empty()
+        };
+        let mut registered = null_mut();
+        // SAFETY: the context is UCX's, the mapping outlives the registration.
+        let status = unsafe { (ucp.map)(context, &params, &mut registered) };
+        ok(status, "cannot register the KV pool's memory")?;
+        let mut key = (null_mut(), 0);
+        // SAFETY: both handles are UCX's, the pointers valid.
+        let status = unsafe { (ucp.pack_key)(context, registered, &mut key.0, &mut key.1) };
+        ok(status, "cannot make a key to the KV pool")?;
+        let mut address = (null_mut(), 0);
+        // SAFETY: the worker is UCX's, the pointers valid.
+        let status = unsafe { (ucp.worker_address)(worker, &mut address.0, &mut address.1) };
+        ok(status, "has no address")?;
+        // SAFETY: UCX says how long what it allocated is, and nobody frees it.
+        let (key, address) = unsafe {
+            (
+                std::slice::from_raw_parts(key.0, key.1),
+                std::slice::from_raw_parts(address.0, address.1),
+            )
+        };
+        let keys = encode_keys(base as u64, bytes, address, key);
+        if keys.len() > KEYS_BYTES_MAX {
+            return Err(format!(
+                "this host has too many network devices for UCX's address of it ({} bytes, at most \
+                 {KEYS_BYTES_MAX}); name those to use in UCX_NET_DEVICES",
+                keys.len()
+            ));
+        }
+        Ok(Self { ucp, worker, base, bytes, _memory: memory, keys })
+    }
+
+    /// How others reach it.
+    pub fn keys(&self) -> &[u8] {
+        &self.keys
+    }
+
+    /// Readable when there is something to progress, if `arm` said so before.
+    pub fn event_fd(&self) -> Result<BorrowedFd<'static>, String> {
+        let mut fd = -1;
+        // SAFETY: the worker is UCX's, the pointer valid.
+        let status = unsafe { (self.ucp.worker_fd)(self.worker, &mut fd) };
+        ok(status, "cannot be waited for")?;
+        // SAFETY: the worker keeps it open, and is never destroyed.
+        Ok(unsafe { BorrowedFd::borrow_raw(fd) })
+    }
+
+    /// Moves what can be moved. Returns whether anything was.
+    pub fn progress(&self) -> bool {
+        // SAFETY: the worker is UCX's, and this its only thread (`Pool` is not `Send`).
+        unsafe { (self.ucp.progress)(self.worker) != 0 }
+    }
+
+    /// From now on the file descriptor tells what happens. Returns false where there is something to
+    /// progress first.
+    pub fn arm(&self) -> Result<bool, String> {
+        // SAFETY: as above.
+        match unsafe { (self.ucp.arm)(self.worker) } {
+            BUSY => Ok(false),
+            status => ok(status, "cannot be waited for").map(|()| true),
+        }
+    }
+
+    /// An endpoint to another pool. That nobody answers there, or that its key is none, shows later.
+    pub fn connect(&self, keys: &[u8]) -> Result<Peer, String> {
+        let keys = Keys::decode(keys).ok_or("the keys to its pool cannot be understood")?;
+        let error = Rc::new(Cell::new(OK));
+        let params = EndpointParams {
+            field_mask: flag::ENDPOINT_ADDRESS
+                | flag::ENDPOINT_ERROR_MODE
+                | flag::ENDPOINT_ERROR_HANDLER,
+            address: keys.address.as_ptr().cast(),
+            err_mode: flag::ERROR_MODE_PEER,
+            err_handler: ErrorHandler {
+                callback: Some(note_error),
+                argument: Rc::as_ptr(&error).cast_mut().cast(),
+            },
+            ..EndpointParams::empty()
+        };
+        let mut endpoint = null_mut();
+        // SAFETY: the address is as UCX made it, or this process may end; the argument outlives the
+        // endpoint, because `Peer` and `Closing` keep it.
+        let status = unsafe { (self.ucp.connect)(self.worker, &params, &mut endpoint) };
+        ok(status, "cannot connect")?;
+        let mut peer =
+            Peer { endpoint, key: null_mut(), base: keys.base, bytes: keys.bytes, error };
+        // SAFETY: the endpoint is UCX's, the key as UCX made it, as above.
+        let status = unsafe { (self.ucp.unpack_key)(endpoint, keys.key.as_ptr(), &mut peer.key) };
+        // As an endpoint that failed, it is closed like all others.
+        peer.error.set(status);
+        Ok(peer)
+    }
+
+    /// Begins to read. Returns nothing where all is there already. Errors: a sentence.
+    pub fn get(&self, peer: &Peer, copy: Copy) -> Result<Option<Get>, String> {
+        if let Some(status) = peer.error() {
+            return Err(describe(status));
+        }
+        let fits = |start: u64, bytes: u64| {
+            start.checked_add(copy.bytes).is_some_and(|behind| behind <= bytes)
+        };
+        if !fits(copy.from, peer.bytes) || !fits(copy.to, self.bytes) {
+            return Err("a pool ends before the blocks that are wanted".into());
+        }
+        let params = RequestParams::empty();
+        // SAFETY: the endpoint and key are UCX's and belong together; the memory is registered and
+        // never unmapped, and the place is in it; that nobody else uses it is the worker's promise.
+        let request = unsafe {
+            let to = self.base.add(copy.to as usize);
+            let from = peer.base.wrapping_add(copy.from);
+            (self.ucp.get)(peer.endpoint, to, copy.bytes as usize, from, peer.key, &params)
+        };
+        begun(request).map(|request| request.map(Get)).map_err(describe)
+    }
+
+    /// How a read ended, if it has.
+    pub fn ended(&self, get: &Get) -> Option<Result<(), Status>> {
+        let status = self.ended_request(get.0)?;
+        Some(if status == OK { Ok(()) } else { Err(status) })
+    }
+
+    /// Ends all reads from a peer, and forgets it. Until `is_closed` they may still write.
+    pub fn close(&self, peer: Peer) -> Closing {
+        let params = RequestParams {
+            op_attr_mask: flag::OPERATION_FLAGS,
+            flags: flag::CLOSE_FORCE,
+            ..RequestParams::empty()
+        };
+        // SAFETY: the endpoint is UCX's, and is not used any more but through `Closing`.
+        let request = unsafe { (self.ucp.close)(peer.endpoint, &params) };
+        // What cannot even begin to be closed has nothing to wait for.
+        Closing { peer, request: begun(request).unwrap_or(None) }
+    }
+
+    /// Whether a peer is gone, after which `forget` it.
+    pub fn is_closed(&self, closing: &Closing) -> bool {
+        closing.request.is_none_or(|request| self.ended_request(request).is_some())
+    }
+
+    /// Lets go of what belongs to a peer that is closed.
+    pub fn forget(&self, closing: Closing) {
+        if !closing.peer.key.is_null() {
+            // SAFETY: the key is UCX's, and nothing reads by it any more.
+            unsafe { (self.ucp.destroy_key)(closing.peer.key) };
+        }
+    }
+
+    /// The end of a request, which is then UCX's again: to be asked for until there is one.
+    fn ended_request(&self, request: NonNull<Opaque>) -> Option<Status> {
+        // SAFETY: the request is UCX's, and was not freed: callers drop it once it has ended.
+        let status = unsafe { (self.ucp.check)(request.as_ptr()) };
+        if status == IN_PROGRESS {
+            return None;
+        }
+        // SAFETY: as above.
+        unsafe { (self.ucp.free)(request.as_ptr()) };
+        Some(status)
+    }
+}
+
+impl Peer {
+    /// Why the endpoint is of no use any more, if so.
+    pub fn error(&self) -> Option<Status> {
+        Some(self.error.get()).filter(|status| *status != OK)
+    }
+}
+
+/// # Safety
+/// UCX calls this from `progress`, with the argument that it was given.
+unsafe extern "C" fn note_error(argument: *mut c_void, _endpoint: Handle, status: Status) {
+    // SAFETY: the argument is a peer's cell, which outlives its endpoint; one thread uses both.
+    unsafe { (*argument.cast::<Cell<Status>>()).set(status) };
+}
+
+fn init(ucp: &Functions) -> Result<Handle, String> {
+    let (mut config, mut context) = (null_mut(), null_mut());
+    // SAFETY: null means UCX's own prefix and file; the pointer is valid.
+    let status = unsafe { (ucp.read_config)(null(), null(), &mut config) };
+    ok(status, "cannot read its settings from the environment")?;
+    let params = Params {
+        field_mask: flag::PARAM_FEATURES,
+        features: flag::FEATURE_RMA | flag::FEATURE_WAKEUP,
+        ..Params::empty()
+    };
+    // SAFETY: the structure is that of this version, the handles are UCX's.
+    let status = unsafe { (ucp.init)(API.0, API.1, &params, config, &mut context) };
+    ok(status, "cannot begin; UCX_TLS and UCX_NET_DEVICES must name what this host has")?;
+    Ok(context)
+}
+
+fn create_worker(ucp: &Functions, context: Handle) -> Result<Handle, String> {
+    let params = WorkerParams {
+        field_mask: flag::WORKER_THREAD_MODE,
+        thread_mode: flag::THREAD_SINGLE,
+        ..WorkerParams::empty()
+    };
+    let mut worker = null_mut();
+    // SAFETY: the context is UCX's, the pointers valid.
+    let status = unsafe { (ucp.create_worker)(context, &params, &mut worker) };
+    ok(status, "cannot open its network devices")?;
+    Ok(worker)
+}
+
+fn ok(status: Status, what: &str) -> Result<(), String> {
+    if status == OK { Ok(()) } else { Err(format!("UCX {what}: {}", describe(status))) }
+}
+
+/// How a pool is reached, as it travels: where it begins and how long it is (8 bytes each), the
+/// length of UCX's address (4 bytes), the address, and the key.
+struct Keys<'a> {
+    base: u64,
+    bytes: u64,
+    address: &'a [u8],
+    key: &'a [u8],
+}
+
+impl<'a> Keys<'a> {
+    fn decode(mut rest: &'a [u8]) -> Option<Self> {
+        let (base, bytes) = (rest.try_get_u64_le().ok()?, rest.try_get_u64_le().ok()?);
+        let length = rest.try_get_u32_le().ok()? as usize;
+        let (address, key) = rest.split_at_checked(length)?;
+        (!address.is_empty() && !key.is_empty()).then_some(Self { base, bytes, address, key })
+    }
+}
+
+fn encode_keys(base: u64, bytes: u64, address: &[u8], key: &[u8]) -> Vec<u8> {
+    let mut keys = Vec::with_capacity(20 + address.len() + key.len());
+    keys.put_u64_le(base);
+    keys.put_u64_le(bytes);
+    keys.put_u32_le(address.len() as u32);
+    keys.put_slice(address);
+    keys.put_slice(key);
+    keys
+}
+
+/// Loads UCX, and registers memory with it. Errors: whether another try is in vain, and a sentence.
+pub fn open(memory: MmapMut) -> Result<Pool, (bool, String)> {
+    let (ucp, version) = bindings::load().map_err(|reason| (true, reason))?;
+    tracing::debug!(version, "loaded UCX");
+    Pool::register(ucp, memory).map_err(|reason| (false, reason))
+}
