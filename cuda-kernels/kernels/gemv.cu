@@ -133,7 +133,7 @@ INLINE void multiply(
 
 // Grid: (outputs over GEMV_OUTPUTS * GEMV_WARPS). One kernel for each number of rows.
 #define GEMV(FORMAT, NAME, ROWS)                                                                  \
-    extern "C" __global__ void __launch_bounds__(GEMV_WARPS * WARP) gemv_##NAME##_##ROWS(         \
+    extern "C" __global__ void __launch_bounds__(GEMV_WARPS * WARP, 4) gemv_##NAME##_##ROWS(         \
         ACT* __restrict__ y, const ACT* __restrict__ x, const u8* __restrict__ weights,           \
         const float* __restrict__ scales, const WEIGHT* __restrict__ bias, u32 outputs,           \
         u32 inputs, u32 group) {                                                                  \

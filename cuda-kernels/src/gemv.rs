@@ -89,7 +89,7 @@ impl Gemv {
             }
         };
         multiple_of(GEMV, "elements of a group", group, vector)?;
-        multiple_of(GEMV, "elements of a row", self.inputs, group.max(1))?;
+        multiple_of(GEMV, "elements of a row", self.inputs, group)?;
         let blocks = self.outputs.div_ceil(WARPS * OUTPUTS_PER_WARP);
         Ok(Launch {
             kernel: format!("gemv_{format}_{}", self.rows),

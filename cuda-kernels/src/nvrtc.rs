@@ -1,5 +1,6 @@
 //! NVIDIA's run-time compiler, loaded when it is needed: a machine without it runs everything else.
 
+use std::error::Error;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 
@@ -130,7 +131,7 @@ impl Nvrtc {
             // SAFETY: the library's initialisers are NVIDIA's and do nothing to this process.
             match unsafe { Library::new(name) } {
                 Ok(library) => return Self::from_library(library, builtins, name),
-                Err(error) => tried.push(error.to_string()),
+                Err(error) => tried.push(why_not(&error)),
             }
         }
         Err(CompileError::Missing { tried: tried.join("; ") })
@@ -251,6 +252,11 @@ fn builtins_beside(library: &Path) -> Option<Library> {
     let path = files.map(|file| file.path()).find(is_builtins)?;
     // SAFETY: as the compiler would.
     unsafe { Library::new(path) }.ok()
+}
+
+/// In the system's words, where it has some.
+fn why_not(error: &libloading::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), |source| source.to_string())
 }
 
 struct Finder<'a> {

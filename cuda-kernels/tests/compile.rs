@@ -137,7 +137,7 @@ fn arithmetic_is_what_the_source_says() {
     let source = Source { module: Module::Blocks, text: text.into(), defines: Vec::new() };
     let compiled = nvrtc.compile(&source, "compute_90").unwrap();
     let ptx = String::from_utf8(compiled.image).expect("text");
-    for instruction in ["mul.f32", "add.f32", "fma.rn.f32", "div.rn.f32", "sqrt.rn.f32"] {
+    for instruction in ["mul.rn.f32", "add.rn.f32", "fma.rn.f32", "div.rn.f32", "sqrt.rn.f32"] {
         assert!(ptx.contains(instruction), "{instruction}: {ptx}");
     }
     assert_eq!(ptx.matches("fma.rn").count(), 1, "{ptx}");

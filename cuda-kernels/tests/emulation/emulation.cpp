@@ -13,13 +13,14 @@
 
 #include <cstdio>
 #include <cstdlib>
-#include <map>
 #include <string>
 #include <vector>
 
 #ifdef WITH_ASAN
 extern "C" void __sanitizer_start_switch_fiber(void** save, const void* bottom, size_t size);
 extern "C" void __sanitizer_finish_switch_fiber(void* save, const void** bottom, size_t* size);
+extern "C" void __asan_poison_memory_region(const volatile void* from, size_t bytes);
+extern "C" void __asan_unpoison_memory_region(const volatile void* from, size_t bytes);
 #endif
 #ifdef WITH_TSAN
 extern "C" void* __tsan_get_current_fiber();
@@ -60,9 +61,13 @@ static const Kernel* kernel;
 static std::vector<uint64_t> arguments;
 static unsigned block_threads;
 static unsigned shared_bytes;
-static void* dynamic_shared;
-static std::map<int, void*> static_shared;
 static std::vector<void*> allocations;
+static void* dynamic_shared;
+// Values of a type, by the places that ask for them, one after the other with gaps between.
+static const size_t STATIC_BYTES = 48 * 1024, STATIC_MAX = 16, GAP_BYTES = 64;
+static char* static_shared;
+static size_t static_bytes;
+static void* statics[STATIC_MAX];
 // Of each block: its barrier's, then its warps'.
 static uint64_t* block_marks;
 static char launch_mark, end_mark;
@@ -171,23 +176,28 @@ unsigned emulated_ballot(bool is_true) {
     return ballot;
 }
 
-// Not initialised on a card either: NaN is noticed.
+// Not initialised on a card either: NaN is noticed. By the scheduler alone, so that it is not an access
+// of some thread.
 static void* allocate_shared(size_t bytes) {
-    void* memory = aligned_alloc(16, (bytes + 15) / 16 * 16);
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 16, bytes)) emulated_failure("no shared memory");
     memset(memory, 0xff, bytes);
     allocations.push_back(memory);
     return memory;
 }
 
-void* emulated_dynamic_shared() {
-    if (!dynamic_shared) dynamic_shared = allocate_shared(shared_bytes);
-    return dynamic_shared;
-}
+void* emulated_dynamic_shared() { return dynamic_shared; }
 
 void* emulated_static_shared(int id, size_t bytes) {
-    void*& memory = static_shared[id];
-    if (!memory) memory = allocate_shared(bytes);
-    return memory;
+    if (id < 0 || (size_t)id >= STATIC_MAX) emulated_failure("too many values of static shared memory");
+    if (statics[id]) return statics[id];
+    if (static_bytes + bytes > STATIC_BYTES) emulated_failure("too much static shared memory");
+    char* memory = static_shared + static_bytes;
+#ifdef WITH_ASAN
+    __asan_unpoison_memory_region(memory, bytes);
+#endif
+    static_bytes += (bytes + 15) / 16 * 16 + GAP_BYTES;
+    return statics[id] = memory;
 }
 
 static unsigned random_below(unsigned count) {
@@ -229,10 +239,14 @@ static bool release_barrier() {
 }
 
 static void start_block() {
-    dynamic_shared = nullptr;
-    static_shared.clear();
-    block_marks = (uint64_t*)calloc(1 + block_threads / WARP_LANES, sizeof(uint64_t));
-    allocations.push_back(block_marks);
+    dynamic_shared = allocate_shared(shared_bytes);
+    static_shared = (char*)allocate_shared(STATIC_BYTES);
+    static_bytes = 0;
+    memset(statics, 0, sizeof statics);
+#ifdef WITH_ASAN
+    __asan_poison_memory_region(static_shared, STATIC_BYTES);
+#endif
+    block_marks = (uint64_t*)allocate_shared((1 + block_threads / WARP_LANES) * sizeof(uint64_t));
     for (Fiber& fiber : fibers) {
         fiber.state = READY;
         fiber.exchanges = 0;
