@@ -11,7 +11,7 @@
 #define __global__
 #define __device__
 #define __forceinline__ inline
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define INLINE static inline
 #define OUTLINE static
 #define DYNAMIC_SHARED(name) unsigned char* name = (unsigned char*)emulated_dynamic_shared()
