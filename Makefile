@@ -21,7 +21,7 @@ PYTEST := $(VENV)/bin/pytest
 EARLIER := 4c55971bdc675c57028f6689a17b1c7941c02dac
 
 # With candle, which is what computes on a GPU, on the CPU.
-test: $(VENV)/.installed target/earlier/$(EARLIER)
+test: $(VENV)/.installed target/earlier/$(EARLIER) target/.g++
 	cargo build --workspace --all-targets --locked --features stator/candle
 	cargo test --workspace --locked --features stator/candle
 	STATOR_BINARY=target/debug/stator $(PYTEST) -q -rs e2e/python
@@ -136,6 +136,11 @@ target/earlier/$(EARLIER):
 	  cargo build --manifest-path target/earlier/source/Cargo.toml --target-dir target --locked --package stator && \
 	  cp target/debug/stator target/earlier/stator && rm -r target/earlier/source && touch $@; \
 	else echo "commit $(EARLIER) is not in this clone: version skew is NOT tested (git fetch --unshallow)"; fi
+
+# The CUDA kernels are tested on the CPU, as C++.
+target/.g++:
+	command -v g++ > /dev/null || { apt-get update --quiet && apt-get install --quiet --yes --no-install-recommends g++; }
+	mkdir -p target && touch $@
 
 $(VENV)/.installed: e2e/python/requirements.txt
 	$(PYTHON) -m venv $(VENV)

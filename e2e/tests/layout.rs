@@ -15,6 +15,7 @@ const ALLOWED: [(&str, &[&str]); 19] = [
     ("topology", &["protocol"]),
     ("grammar", &["tokenizer"]),
     ("gguf", &[]),
+    ("cuda-kernels", &[]),
     ("engine", &["gguf", "grammar", "kv-transfer", "protocol"]),
     ("chaos", &["testkit"]),
     ("loadtest", &[]),

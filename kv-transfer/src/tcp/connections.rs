@@ -176,8 +176,12 @@ impl Lender<'_> {
     }
 
     async fn in_time<T>(&self, answer: impl Future<Output = T>) -> Result<T, TransferError> {
-        let answered = timeout_at(self.deadline, answer).await;
-        answered.map_err(|_| TransferError::Deadline(self.address.to_string()))
+        let late = || TransferError::Deadline(self.address.to_string());
+        // `timeout_at` alone takes an answer that is there at once also when it is late.
+        if Instant::now() >= self.deadline {
+            return Err(late());
+        }
+        timeout_at(self.deadline, answer).await.map_err(|_| late())
     }
 }
 

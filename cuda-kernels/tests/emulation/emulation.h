@@ -1,0 +1,162 @@
+// What CUDA C++ has and C++ has not, for kernels that run on a CPU: compiled before a kernel's source.
+// `emulation.cpp` runs the threads of a block as fibers.
+
+#pragma once
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#define EMULATED
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define INLINE static inline
+#define OUTLINE static
+#define DYNAMIC_SHARED(name) unsigned char* name = (unsigned char*)emulated_dynamic_shared()
+#define SHARED(type, name) \
+    Of<type>& name = *(Of<type>*)emulated_static_shared(__COUNTER__, sizeof(Of<type>))
+template <class T> using Of = T;
+
+struct Index { unsigned x, y, z; };
+extern Index threadIdx, blockIdx, gridDim;
+
+// The alignment that a card demands of these.
+struct alignas(8) float2 { float x, y; };
+struct alignas(16) float4 { float x, y, z, w; };
+struct alignas(8) uint2 { unsigned x, y; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
+
+void* emulated_dynamic_shared();
+void* emulated_static_shared(int id, size_t bytes);
+void emulated_barrier();
+void emulated_warp_barrier();
+// Each lane of a warp gives 64 bits, and gets those of the lane `from`.
+uint64_t emulated_exchange(uint64_t bits, unsigned from);
+unsigned emulated_ballot(bool is_true);
+unsigned emulated_lane();
+[[noreturn]] void emulated_failure(const char* what);
+
+static inline void __syncthreads() { emulated_barrier(); }
+static inline void __syncwarp() { emulated_warp_barrier(); }
+
+template <class T> T emulated_shuffle(unsigned mask, T value, unsigned from) {
+    if (mask != 0xffffffffu) emulated_failure("a shuffle that is not of the whole warp");
+    uint64_t bits = 0;
+    memcpy(&bits, &value, sizeof value);
+    bits = emulated_exchange(bits, from < 32 ? from : emulated_lane());
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+template <class T> T __shfl_sync(unsigned mask, T value, int lane) {
+    return emulated_shuffle(mask, value, lane & 31);
+}
+template <class T> T __shfl_xor_sync(unsigned mask, T value, int lanes) {
+    return emulated_shuffle(mask, value, emulated_lane() ^ lanes);
+}
+template <class T> T __shfl_down_sync(unsigned mask, T value, unsigned lanes) {
+    return emulated_shuffle(mask, value, emulated_lane() + lanes);
+}
+template <class T> T __shfl_up_sync(unsigned mask, T value, unsigned lanes) {
+    return emulated_shuffle(mask, value, emulated_lane() - lanes);
+}
+static inline unsigned __ballot_sync(unsigned, bool is_true) { return emulated_ballot(is_true); }
+
+static inline unsigned atomicAdd(unsigned* to, unsigned x) {
+    return __atomic_fetch_add(to, x, __ATOMIC_RELAXED);
+}
+static inline int __clz(unsigned x) { return x == 0 ? 32 : __builtin_clz(x); }
+static inline int __ffs(unsigned x) { return __builtin_ffs(x); }
+
+static inline float __uint_as_float(unsigned bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+static inline unsigned __float_as_uint(float x) {
+    unsigned bits;
+    memcpy(&bits, &x, sizeof x);
+    return bits;
+}
+
+// Bytes of two numbers, by the lower three bits of each digit of the selector.
+static inline unsigned __byte_perm(unsigned a, unsigned b, unsigned selector) {
+    uint64_t both = (uint64_t)b << 32 | a;
+    unsigned bytes = 0;
+    for (int i = 0; i < 4; i++) {
+        bytes |= (unsigned)(both >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
+    }
+    return bytes;
+}
+
+// What conversions of the card do. To nearest, ties to even; NaN is one pattern.
+static inline uint16_t emulated_bf16(float x) {
+    uint32_t bits = __float_as_uint(x);
+    if (x != x) return 0x7fff;
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+static inline uint16_t emulated_f16(float x) {
+    uint32_t bits = __float_as_uint(x), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+    if (magnitude > 0x7f800000) return 0x7fff;
+    if (magnitude >= 0x477ff000) return sign | 0x7c00;
+    if (magnitude < 0x38800000) {
+        // Subnormal: adding 2^-1 rounds where its last bit is.
+        float rounded = __uint_as_float(magnitude) + 0.5f;
+        return sign | (__float_as_uint(rounded) - 0x3f000000);
+    }
+    uint32_t rounded = magnitude + 0xfff + (magnitude >> 13 & 1);
+    return sign | (rounded - 0x38000000) >> 13;
+}
+
+static inline float emulated_from_f16(uint16_t bits) {
+    uint32_t sign = (uint32_t)(bits & 0x8000) << 16, magnitude = bits & 0x7fff;
+    float scaled = __uint_as_float(magnitude << 13) * 0x1p112f;
+    uint32_t wide = magnitude >= 0x7c00 ? 0x7f800000 | (magnitude & 0x3ff) << 13
+                                        : __float_as_uint(scaled);
+    return __uint_as_float(wide | sign);
+}
+
+// Kernels by name, with what they take: 'p' a pointer, 'u' and 'U' integers of 32 and 64 bits, 'f' a
+// float. Arguments come as 64 bits each.
+struct Kernel {
+    const char* name;
+    char parameters[32];
+    void (*function)();
+    void (*call)(void (*function)(), const uint64_t* arguments);
+};
+
+template <class T> struct Parameter;
+template <class T> struct Parameter<T*> {
+    static constexpr char KIND = 'p';
+    static T* of(uint64_t bits) { return (T*)bits; }
+};
+template <> struct Parameter<unsigned> {
+    static constexpr char KIND = 'u';
+    static unsigned of(uint64_t bits) { return (unsigned)bits; }
+};
+template <> struct Parameter<unsigned long long> {
+    static constexpr char KIND = 'U';
+    static unsigned long long of(uint64_t bits) { return bits; }
+};
+template <> struct Parameter<float> {
+    static constexpr char KIND = 'f';
+    static float of(uint64_t bits) { return __uint_as_float((unsigned)bits); }
+};
+
+template <class... P, size_t... I>
+void emulated_call(void (*function)(P...), const uint64_t* arguments, std::index_sequence<I...>) {
+    function(Parameter<P>::of(arguments[I])...);
+}
+
+template <class... P> Kernel emulated_kernel(const char* name, void (*function)(P...)) {
+    Kernel kernel = {name, {Parameter<P>::KIND..., 0}, (void (*)())function, nullptr};
+    kernel.call = [](void (*function)(), const uint64_t* arguments) {
+        emulated_call((void (*)(P...))function, arguments, std::index_sequence_for<P...>());
+    };
+    return kernel;
+}
+
+extern const Kernel emulated_kernels[];
+extern const int emulated_kernel_count;
