@@ -5,7 +5,7 @@ use std::time::Duration;
 use kv_transfer::{BlockCopy, Capability, KvLayout, Lease, LeaseId, TransferError, Way, Ways};
 use protocol::v1::prefill_client::PrefillClient;
 use protocol::v1::{self, KvLink, prefill_event::Kind};
-use protocol::{SILENCE_MAX, WorkerLife, link};
+use protocol::{SILENCE_MAX, WorkerLife};
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Streaming;
@@ -86,11 +86,7 @@ impl Source {
             return Err(PrefillError::Protocol("the lease is another worker's"));
         }
         let way = ours.ways.choose(&granted.endpoints, &asked)?;
-        let way_name = match way {
-            Way::Local => link::WAY_LOCAL,
-            Way::Tcp(_) => kv_transfer::TCP,
-        };
-        let link = ours.transfers.link(way_name, granted.place.as_ref());
+        let link = ours.transfers.link(way.name(), granted.place.as_ref());
         Ok(Self {
             way,
             link,

@@ -225,6 +225,7 @@ fn granted(pair: &Pair) -> Event {
         lease_ms: 10_000,
         layout: Some(pair.decode.layout().into()),
         endpoints: Vec::new(),
+        place: None,
     })
 }
 

@@ -18,7 +18,7 @@
 
 use std::sync::Arc;
 
-use protocol::{WorkerLife, v1};
+use protocol::{WorkerLife, link, v1};
 use tokio::time::Instant;
 
 use crate::{
@@ -27,13 +27,13 @@ use crate::{
 };
 
 /// The name of the tcp way in a `KvEndpoint`.
-pub const TCP: &str = "tcp";
+pub const TCP: &str = link::WAY_TCP;
 
 /// The name of the cuda way in a `KvEndpoint`, whose address is "host's id@host:port".
-pub const CUDA: &str = "cuda";
+pub const CUDA: &str = link::WAY_CUDA;
 
 /// The name of the ucx way in a `KvEndpoint`, whose address is that of the tcp way.
-pub const UCX: &str = "ucx";
+pub const UCX: &str = link::WAY_UCX;
 
 /// How readers in other processes come to a pool, the best way first. `address` ("host:port") is
 /// where its process's `tcp::Server` listens, which lends by `agent` if there is one.
@@ -64,6 +64,18 @@ pub enum Way {
     Ucx(String),
     /// Over a connection to "host:port".
     Tcp(String),
+}
+
+impl Way {
+    /// What it is called, of the names in `protocol::link`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Local => link::WAY_LOCAL,
+            Self::Cuda(_) => CUDA,
+            Self::Ucx(_) => UCX,
+            Self::Tcp(_) => TCP,
+        }
+    }
 }
 
 /// All ways a reader has. Clones share connections and limits.

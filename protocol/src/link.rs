@@ -6,6 +6,9 @@ use crate::v1::{Gpu, Hardware, KvLink, Place, TransferModel};
 /// The name of the way within one process.
 pub const WAY_LOCAL: &str = "local";
 
+/// The name of the way over a TCP connection.
+pub const WAY_TCP: &str = "tcp";
+
 /// The name of the way over CUDA's copies between GPUs of one host.
 pub const WAY_CUDA: &str = "cuda";
 

@@ -162,7 +162,7 @@ fn start_worker(
     let life = WorkerLife { id, incarnation: Incarnation::begin() };
     let (runner, place, card) = (engines.runner(), EnginePlace::Thread, card.clone());
     let engine = engines::sizes(&arguments.engine, runner.as_ref());
-    let hardware = Some(machine.registration());
+    let hardware = Some(machine.registration(&[kv_transfer::TCP]));
     Ok(Worker::start(WorkerConfig { life, role, runner, place, engine, card, hardware })?)
 }
 

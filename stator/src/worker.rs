@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use engine::EngineConfig;
 use kv_transfer::ucx::Agent;
-use kv_transfer::{LeaseLimits, LeaseTable, LocalPools, TransferError, TransferFaults, Ways};
+use kv_transfer::{
+    LeaseLimits, LeaseTable, LocalPools, TCP, TransferError, TransferFaults, UCX, Ways,
+};
 use messaging::{DataPlane, Network, TcpOptions, advertised_host};
 use prefill_worker::{KvListener, KvSource};
 use protocol::v1::Role;
@@ -124,7 +126,8 @@ async fn start(
     let (runner, place) = (engines.runner(), EnginePlace::Thread);
     let sizes = engines::sizes(&arguments.engine, runner.as_ref());
     let engine = EngineConfig { shares_memory: ucx.is_some(), ..sizes };
-    let hardware = Some(machine.registration());
+    let kv_ways = if ucx.is_some() { &[UCX, TCP][..] } else { &[TCP] };
+    let hardware = Some(machine.registration(kv_ways));
     let worker = Worker::start(WorkerConfig { life, role, runner, place, engine, card, hardware })?;
     let (host, presence) = (worker.host.clone(), worker.presence.clone());
     if let Some(plan) = ucx {
