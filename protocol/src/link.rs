@@ -110,7 +110,13 @@ impl Hardware {
         TransferRate::new(200.0, (LINK_SHARE * card).min(TCP_BYTES_PER_S))
     }
 
-    /// The same by RDMA; none where it cannot.
+    /// What its card lets through at most to readers of other hosts; no bound where that is not known.
+    pub fn network_bound(&self) -> TransferRate {
+        let card = self.network_bytes_per_s(false);
+        card.map_or_else(TransferRate::default, |card| TransferRate::new(0.0, LINK_SHARE * card))
+    }
+
+    /// How fast it gets there by RDMA; none where it cannot.
     pub fn rdma(&self) -> Option<TransferRate> {
         let card = self.network_bytes_per_s(true).filter(|_| self.has_way(WAY_UCX))?;
         Some(TransferRate::new(50.0, LINK_SHARE * card))

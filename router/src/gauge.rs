@@ -30,9 +30,11 @@ pub struct Gauge {
     pub token_bytes: f32,
     /// Which host it is on, as a number; absent where that is not known.
     pub host: Option<u16>,
-    /// How fast KV gets to and from other hosts by its network card.
+    /// How fast KV gets here from other hosts by its network card.
     pub network: TransferRate,
-    /// The same by RDMA, where it can.
+    /// What that card lets through at most on the way out.
+    pub network_bound: TransferRate,
+    /// How fast KV gets to and from other hosts by RDMA, where it can.
     pub rdma: Option<TransferRate>,
     /// Streams that share its steps.
     pub streams: f32,

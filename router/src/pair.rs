@@ -188,11 +188,12 @@ impl<'a> Pairs<'a> {
     }
 }
 
-/// Between two hosts: as fast as the slower card.
+/// Between two hosts: as fast as the slower card. What a reader measured counts, unless it is more than the
+/// source's card is known to let through.
 fn across_network(reader: &Gauge, source: &Gauge) -> (KvLink, TransferRate) {
     match (reader.rdma, source.rdma) {
         (Some(ours), Some(theirs)) => (KvLink::Rdma, ours.slower(theirs)),
-        _ => (KvLink::Network, reader.network.slower(source.network)),
+        _ => (KvLink::Network, reader.network.slower(source.network_bound)),
     }
 }
 

@@ -169,6 +169,9 @@ impl WorkerEntry {
             token_bytes: self.registration.block_bytes as f32 / block_size as f32,
             host: self.host,
             network: self.rate(KvLink::Network, self.promised_network()),
+            network_bound: self
+                .hardware()
+                .map_or_else(Default::default, v1::Hardware::network_bound),
             rdma: self.promised_rdma().map(|promised| self.rate(KvLink::Rdma, promised)),
             streams: (self.reported.streams as usize + self.dispatched.len()) as f32,
             stream_tokens: stream_tokens as f32,
@@ -194,12 +197,15 @@ impl WorkerEntry {
     }
 
     fn promised_network(&self) -> TransferRate {
-        let hardware = self.registration.hardware.as_ref();
-        hardware.map_or_else(link::unknown, v1::Hardware::network)
+        self.hardware().map_or_else(link::unknown, v1::Hardware::network)
     }
 
     fn promised_rdma(&self) -> Option<TransferRate> {
-        self.registration.hardware.as_ref()?.rdma()
+        self.hardware()?.rdma()
+    }
+
+    fn hardware(&self) -> Option<&v1::Hardware> {
+        self.registration.hardware.as_ref()
     }
 
     fn chunk_tokens(&self) -> f32 {

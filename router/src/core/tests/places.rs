@@ -115,10 +115,22 @@ fn a_link_that_is_slower_than_it_promises_is_found_out() {
     };
     check(vec![measured(KvLink::Nvlink, 2_000.0, 1_000)], "d<-q");
     check(vec![measured(KvLink::Nvlink, 2_000.0, 0)], "d<-p");
-    check(vec![measured(KvLink::Network, 1.0, 1_000)], "d<-q");
     let nonsense = [f32::NAN, f32::INFINITY, -1.0];
     check(nonsense.map(|us| measured(KvLink::Nvlink, us, 1_000)).to_vec(), "d<-p");
     check(vec![measured(KvLink::Unspecified, 9e9, 1_000); 1_000], "d<-p");
+}
+
+#[test]
+fn a_network_that_is_faster_than_it_promises_is_too() {
+    let [mut reader, linked, mut far] = linked_and_far(10_000);
+    check_question(&[reader.clone(), linked.clone(), far.clone()], &asking(8_000), "d<-p");
+    let link = KvLink::Network.into();
+    reader.transfers =
+        vec![TransferModel { link, mib_us: 1.0, copies: 1_000, ..Default::default() }];
+    check_question(&[reader.clone(), linked.clone(), far.clone()], &asking(8_000), "d<-q");
+    // But no faster than what the other side's card lets through.
+    far.hardware.as_mut().unwrap().nics[0].bytes_per_s = GB;
+    check_question(&[reader, linked, far], &asking(8_000), "d<-p");
 }
 
 #[test]
