@@ -128,13 +128,13 @@ fuzz:
 	  (cd gateway && $(FUZZ) $$target -- $(FUZZ_LIMITS) -max_len=400 -len_control=0) || exit 1; \
 	done
 
-# Built where its dependencies are built anyway; the present version's build then takes its place.
+# Apart from the present version's build: what both have in common looks the same to cargo where it is not.
 target/earlier/$(EARLIER):
 	rm -rf target/earlier && mkdir -p target/earlier/source
 	if git cat-file -e $(EARLIER); then \
 	  git archive $(EARLIER) | tar --extract --directory target/earlier/source && \
-	  cargo build --manifest-path target/earlier/source/Cargo.toml --target-dir target --locked --package stator && \
-	  cp target/debug/stator target/earlier/stator && rm -r target/earlier/source && touch $@; \
+	  cargo build --manifest-path target/earlier/source/Cargo.toml --target-dir target/earlier/build --locked --package stator && \
+	  cp target/earlier/build/debug/stator target/earlier/stator && rm -r target/earlier/source target/earlier/build && touch $@; \
 	else echo "commit $(EARLIER) is not in this clone: version skew is NOT tested (git fetch --unshallow)"; fi
 
 # The CUDA kernels are tested on the CPU, as C++.

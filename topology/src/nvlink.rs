@@ -65,14 +65,14 @@ impl NvLinks {
             if raw::goes_to_switch(nvml, device, number).unwrap_or(false) {
                 links.to_switches.add(speed);
             } else if let Ok(remote) = link.remote_pci_info() {
-                links.to_gpu(&bus_id::of_driver(&remote.bus_id)).add(speed);
+                links.links_of(&bus_id::of_driver(&remote.bus_id)).add(speed);
             }
         }
         let is_any = links.to_switches.count > 0 || !links.to_gpus.is_empty();
         Ok(is_any.then_some(links))
     }
 
-    fn to_gpu(&mut self, address: &str) -> &mut Links {
+    fn links_of(&mut self, address: &str) -> &mut Links {
         let at = self.to_gpus.iter().position(|known| known.pci_bus_id == address);
         let at = at.unwrap_or_else(|| {
             let (pci_bus_id, links) = (address.to_string(), Links::default());
