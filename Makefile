@@ -9,13 +9,16 @@
 # make fuzz         random input for whatever reads clients, models and peers: FUZZ_SECONDS=600 each
 # make cuda-check   what only a build for CUDA compiles: type checks and clippy; needs no GPU
 # make cuda-build   the command with CUDA: target/release/stator, and whether it starts; needs no GPU
+# make gpu-check-build  what make gpu-check runs: target/release/stator and examples/cuda_copies; needs no GPU
+# make gpu-check    what a card proves, in one table; needs one, Python with numpy and what was built: bench/gpu/README.md
+# make gpu-check-small  the same script on the CPU, by candle
 # make docker-test  the containers of docker/, built and run; needs docker with compose v2
 
 PYTHON ?= python3
 VENV := target/venv
 PYTEST := $(VENV)/bin/pytest
 
-.PHONY: test cuda-check cuda-build e2e e2e-schemathesis lint bench bench-peers bench-engine bench-engine-small chaos docker-test fuzz
+.PHONY: test cuda-check cuda-build gpu-check-build gpu-check gpu-check-small e2e e2e-schemathesis lint bench bench-peers bench-engine bench-engine-small chaos docker-test fuzz
 
 # A worker of this commit must be able to serve in a cluster of the present version.
 EARLIER := 4c55971bdc675c57028f6689a17b1c7941c02dac
@@ -52,6 +55,21 @@ cuda-build: target/cuda/.installed
 	$(CUDA) cargo build --release --locked --package stator --features cuda
 	LD_LIBRARY_PATH=$(CUDA_HOME)/lib/stubs:$(CUDA_HOME)/lib target/release/stator --version
 	ls -l target/release/stator
+
+gpu-check-build: cuda-build
+	cargo build --release --locked --package kv-transfer --example cuda_copies
+
+STATOR ?= target/release/stator
+COPIES ?= target/release/examples/cuda_copies
+NATS_SERVER ?= $(VENV)/bin/nats-server
+GPU ?=
+gpu-check:
+	$(PYTHON) -B bench/gpu/check.py $(STATOR) --copies $(COPIES) --nats-server $(NATS_SERVER) $(GPU)
+
+gpu-check-small: $(VENV)/.installed target/bench-engine/.installed
+	cargo build --release --locked --package stator --features candle
+	target/bench-engine/bin/python -B bench/gpu/check.py target/release/stator --device candle-cpu --shape llama-15m \
+	  --batch 2 --seconds 20 --nats-server $(NATS_SERVER) --only card families handoff speed
 
 target/cuda/.installed: engine/cuda/toolkit.py Cargo.lock
 	mkdir -p target/cuda

@@ -20,6 +20,7 @@ class Shape:
     rope_theta: float
     epsilon: float
     biases: bool = False
+    head_norms: bool = False
     rope_factor: float | None = None
 
     @property
@@ -29,7 +30,7 @@ class Shape:
     def config(self):
         """What `config.json` says."""
         config = {
-            "architectures": [{"qwen2": "Qwen2ForCausalLM", "llama": "LlamaForCausalLM"}[self.family]],
+            "architectures": [f"{self.family.capitalize()}ForCausalLM"],
             "model_type": self.family,
             "hidden_size": self.hidden,
             "intermediate_size": self.intermediate,
@@ -64,6 +65,8 @@ class Shape:
             for part, rows in (("q", self.hidden), ("k", kv), ("v", kv)):
                 found += [linear(f"{at}self_attn.{part}_proj", rows, self.hidden)]
                 found += bias(f"{at}self_attn.{part}_proj", rows)
+            if self.head_norms:
+                found += [(f"{at}self_attn.{part}_norm.weight", (self.head_dim,), None) for part in "qk"]
             found += [
                 linear(f"{at}self_attn.o_proj", self.hidden, self.hidden),
                 (f"{at}post_attention_layernorm.weight", (self.hidden,), None),
@@ -90,6 +93,7 @@ LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_po
 
 QWEN_05B = Shape("qwen2-0.5b", "qwen2", 896, 24, 14, 2, 4864, 151_936, 32_768, 1e6, 1e-6, biases=True)
 LLAMA_1B = Shape("llama-1b", "llama", 2048, 16, 32, 8, 8192, 128_256, 131_072, 5e5, 1e-5, rope_factor=32.0)
+LLAMA_8B = Shape("llama-8b", "llama", 4096, 32, 32, 8, 14_336, 128_256, 131_072, 5e5, 1e-5, rope_factor=8.0)
 LLAMA_15M = Shape("llama-15m", "llama", 288, 6, 6, 6, 768, 32_000, 2048, 1e4, 1e-5)
 
-SHAPES = {shape.name: shape for shape in (QWEN_05B, LLAMA_1B, LLAMA_15M)}
+SHAPES = {shape.name: shape for shape in (QWEN_05B, LLAMA_1B, LLAMA_8B, LLAMA_15M)}

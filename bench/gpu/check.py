@@ -1,0 +1,61 @@
+"""Checks and measures the build with CUDA on one card, and prints one table: README.md.
+
+    python3 bench/gpu/check.py target/release/stator [--device cuda:0] [--copies PROGRAM] [--nats-server PROGRAM]
+
+Exit code 1: something was wrong, or did not run.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "engine"))
+
+import parts
+from report import Report
+from shapes import SHAPES
+
+
+def let_libraries_be_found():
+    """CUDA's libraries may lie where pip puts them, and nobody else looks."""
+    found = [library for folder in sys.path for library in Path(folder).glob("nvidia/*/lib")]
+    paths = [os.environ.get("LD_LIBRARY_PATH", ""), *map(str, found)]
+    os.environ["LD_LIBRARY_PATH"] = ":".join(filter(None, paths))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("binary", type=os.path.abspath)
+    parser.add_argument("--device", default="cuda:0", help="as `stator serve` takes it; candle-cpu needs no GPU")
+    parser.add_argument("--copies", help="the example cuda_copies of the crate kv-transfer, built", type=os.path.abspath)
+    parser.add_argument("--nats-server", help="for workers in processes of their own", type=os.path.abspath)
+    parser.add_argument("--shape", choices=SHAPES, default="llama-1b")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--seconds", type=int, default=15, help="of each load")
+    parser.add_argument("--only", choices=[part.__name__ for part in parts.ALL], nargs="+", help="these parts")
+    run = parser.parse_args()
+    run.is_on_gpu = run.device.startswith("cuda")
+    let_libraries_be_found()
+    report = Report()
+    with tempfile.TemporaryDirectory(prefix="gpu-check-") as logs:
+        for part in parts.ALL:
+            if run.only and part.__name__ not in run.only:
+                continue
+            run.logs = Path(logs, part.__name__)
+            run.logs.mkdir()
+            began = time.monotonic()
+            try:
+                part(run, report)
+            # One part that fails must not hide the others' results.
+            except (Exception, SystemExit) as error:
+                report.not_run(part.__name__, f"{type(error).__name__}: {error}")
+            print(f"{part.__name__} took {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    report.print()
+    raise SystemExit(not report.is_sound)
+
+
+if __name__ == "__main__":
+    main()

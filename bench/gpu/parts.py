@@ -1,0 +1,157 @@
+"""What is checked and measured."""
+
+import json
+import re
+import statistics
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import servers
+from servers import Failed
+
+import models
+from shapes import LLAMA_15M, SHAPES
+
+# Of each family a model that every device computes within a second. KV heads are shared where families do so.
+TINY = replace(LLAMA_15M, name="tiny-llama", layers=3, heads=6, kv_heads=2, context=8192)
+FAMILIES = [
+    TINY,
+    replace(TINY, name="tiny-mistral", family="mistral"),
+    replace(TINY, name="tiny-qwen2", family="qwen2", biases=True),
+    replace(TINY, name="tiny-qwen3", family="qwen3", head_norms=True),
+]
+# Two ways of rounding to bf16 in three layers; a wrong rotation or mask is two orders of magnitude more.
+LOGPROB_DIFFERENCE_MAX = 0.1
+COMPARED_TOKENS = 700
+GREEDY_TOKENS = 16
+
+MOVED = re.compile(r"blocks moved .*blocks=(\d+) copies_us=(\d+) exposed_us=(\d+)")
+LONG_PROMPT_TOKENS = 4096
+PREFILL_TOKENS = 2000
+
+
+def card(run, report):
+    done = subprocess.run([run.binary, "gpus", "--json"], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise Failed(done.stderr.strip())
+    found = json.loads(done.stdout)
+    for gpu in found["gpus"]:
+        gib = gpu["memory_bytes"] / 2**30
+        report.figure("card", gpu["name"], f"driver {found['driver_version']}, {gib:.0f} GiB, {gpu['uuid']}")
+    if not found["gpus"] and run.is_on_gpu:
+        raise Failed(" ".join(found["notes"]))
+
+
+def families(run, report):
+    """Our CPU kernels are held to transformers by the tests; here a device is held to them."""
+    for shape in FAMILIES:
+        model = models.directory(shape)
+        asked = servers.prompt(COMPARED_TOKENS, shape.name)
+        answers = []
+        for device in ("cpu", run.device):
+            with servers.serve(run.binary, model, device, run.logs) as served:
+                scored = served.complete(asked, 0, echo=True, logprobs=1)["logprobs"]["token_logprobs"]
+                answers.append((scored[1:], served.complete(asked, GREEDY_TOKENS)["text"]))
+        (cpu, text), (ours, other) = answers
+        difference = max(abs(a - b) for a, b in zip(cpu, ours, strict=True))
+        same = "the same text" if text == other else "another text (random weights like many tokens as much)"
+        report.check("families", f"{shape.family}: largest difference of {len(cpu)} logprobs, CPU kernels and "
+                     f"{run.device}", difference <= LOGPROB_DIFFERENCE_MAX, f"{difference:.4f}; {same}")
+
+
+def copies(run, report):
+    if not run.copies:
+        raise Failed("name target/release/examples/cuda_copies with --copies")
+    done = subprocess.run([run.copies], capture_output=True, text=True)
+    for line in done.stdout.splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) == 4:
+            what, blocks, rate, share = cells
+            report.figure("copies", f"{what}, {blocks}", f"{rate} GB/s, {share} of a copy within the GPU",
+                          "IPC: 0.8" if "process" in what else "")
+    report.check("copies", "every byte as it was", done.returncode == 0, done.stderr.strip()[-300:] or "yes")
+
+
+def handoff(run, report):
+    """Text must not depend on who computed the prompt; what the KV's way costs is the second token's."""
+    if not run.nats_server:
+        raise Failed("name a nats-server with --nats-server")
+    model = models.directory(TINY)
+    prompts = [servers.prompt(LONG_PROMPT_TOKENS, f"handoff {index}") for index in range(8)]
+    with servers.serve(run.binary, model, run.device, run.logs) as served:
+        expected = [served.complete(asked, GREEDY_TOKENS)["text"] for asked in prompts]
+    first, ordinary = [], []
+    with servers.pair(run.binary, model, run.device, run.logs, run.nats_server) as (served, log):
+        for asked in prompts:
+            times = served.stream(asked, 33)
+            steps = [later - earlier for earlier, later in zip(times, times[1:])]
+            first.append(steps[0])
+            ordinary.append(statistics.median(steps[1:]))
+        found = [served.complete(asked, GREEDY_TOKENS)["text"] for asked in prompts]
+        moved = MOVED.findall(log.read_text())
+    report.check("handoff", "prompts that the prefill worker computed", bool(moved), f"{len(moved)} of {len(prompts)}")
+    report.check("handoff", "same text as of one process", found == expected, f"{len(prompts)} prompts")
+    ratio = statistics.median(a / b for a, b in zip(first, ordinary))
+    report.figure("handoff", f"first step after {LONG_PROMPT_TOKENS} tokens' KV came, of an ordinary one",
+                  f"{ratio:.2f}", "at most 1.5")
+    if moved:
+        us = statistics.median(int(copies_us) for _, copies_us, _ in moved)
+        report.figure("handoff", "copies of a prompt", f"{us / 1000:.1f} ms")
+
+
+def speed(run, report):
+    shape = SHAPES[run.shape]
+    model = models.directory(shape)
+    weight_bytes = models.tensor_bytes(model)
+    limits = limits_of(run, report)
+    with servers.serve(run.binary, model, run.device, run.logs, "--speculative-tokens", "0") as served:
+        alone = servers.loadtest(run.binary, served, 1, 16, 128, run.seconds)
+        many = servers.loadtest(run.binary, served, run.batch, 128, 128, run.seconds)
+        prompts = [served.stream(servers.prompt(PREFILL_TOKENS, f"prefill {index}"), 1)[0] for index in range(5)]
+    step_s = alone["latency_ms"]["tpot"]["p50"] / 1000
+    said = f"{1 / step_s:,.1f} tok/s, {weight_bytes / step_s / 1e9:,.0f} GB/s of weights"
+    share = f", {weight_bytes / step_s / limits['bytes_per_s']:.2f} of the card's" if limits else ""
+    report.figure("speed", f"{shape.name}: decode, one stream", said + share, "0.6 (8B)")
+    latency = many["latency_ms"]
+    report.figure("speed", f"{shape.name}: {run.batch} streams through the gateway, 128 in, 128 out",
+                  f"{many['rates']['output_tokens_per_s']:,.0f} tok/s, TTFT p50 {latency['ttft']['p50']:.0f} ms, "
+                  f"ITL p95 {latency['itl']['p95']:.1f} ms", "3 x transformers")
+    attended = PREFILL_TOKENS * (PREFILL_TOKENS + 1) / 2 * shape.attention_multiplications
+    rate = 2 * (PREFILL_TOKENS * shape.multiplications_per_token + attended) / statistics.median(prompts)
+    share = f", {rate / limits['flop_per_s']:.3f} of the card's" if limits else ""
+    report.figure("speed", f"{shape.name}: prompt of {PREFILL_TOKENS:,} tokens", f"{statistics.median(prompts) * 1000:.1f} ms, "
+                  f"{rate / 1e12:.2f} TFLOP/s{share}", "0.4")
+
+
+def limits_of(run, report):
+    """What the card does by torch: bytes of a copy, read and written, and bf16 products; none without."""
+    if not run.is_on_gpu:
+        return None
+    try:
+        limits = torch_program(run, "limits", [])
+    except Failed as error:
+        return report.not_run("speed: the card's own figures", error)
+    report.figure("speed", "the card's own, by torch", f"{limits['bytes_per_s'] / 1e9:,.0f} GB/s read and written, "
+                  f"{limits['flop_per_s'] / 1e12:,.0f} TFLOP/s in bf16")
+    return limits
+
+
+def baseline(run, report):
+    model = models.directory(SHAPES[run.shape])
+    found = torch_program(run, "generate", [str(model), str(run.batch)])
+    for batch, rate in found.items():
+        report.figure("baseline", f"transformers, {run.shape}: {batch} sequences, 128 in, 128 out", f"{rate:,.1f} tok/s")
+
+
+def torch_program(run, what, arguments):
+    program = Path(__file__).with_name("on_torch.py")
+    device = run.device if run.is_on_gpu else "cpu"
+    done = subprocess.run([sys.executable, program, what, device, *arguments], capture_output=True, text=True)
+    if done.returncode != 0:
+        raise Failed((done.stderr.strip().splitlines() or ["torch failed"])[-1])
+    return json.loads(done.stdout)
+
+
+ALL = (card, families, copies, handoff, speed, baseline)

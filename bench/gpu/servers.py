@@ -1,0 +1,135 @@
+"""Processes of ours, and what is asked of them."""
+
+import contextlib
+import http.client
+import json
+import random
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "engine"))
+sys.path.append(str(Path(__file__).parents[1] / "peers"))
+
+from processes import Process, free_port, until_deadline
+
+READY_S = 300
+TOKENS = (300, 4000)
+
+
+class Served:
+    """What answers at an address."""
+
+    def __init__(self, address):
+        self.address = address
+        self.model = self.ask("GET", "/v1/models")["data"][0]["id"]
+
+    def ask(self, method, path, body=None):
+        """The parsed answer. Raises `Failed` for any but 200."""
+        with contextlib.closing(http.client.HTTPConnection(self.address, timeout=READY_S)) as connection:
+            connection.request(method, path, body and json.dumps(body), {"content-type": "application/json"})
+            response = connection.getresponse()
+            text = response.read().decode()
+        if response.status != 200:
+            raise Failed(f"{path} answered {response.status}: {text[:200]}")
+        return json.loads(text)
+
+    def complete(self, prompt, max_tokens, **more):
+        """A greedy completion's only choice; `prompt` is token ids."""
+        body = {"model": self.model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
+        return self.ask("POST", "/v1/completions", body | more)["choices"][0]
+
+    def stream(self, prompt, max_tokens):
+        """Seconds until each event of a streamed completion."""
+        body = {"model": self.model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True,
+                "stream": True}
+        with contextlib.closing(http.client.HTTPConnection(self.address, timeout=READY_S)) as connection:
+            began, times = time.perf_counter(), []
+            connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
+            response = connection.getresponse()
+            if response.status != 200:
+                raise Failed(f"a stream answered {response.status}: {response.read(200).decode()}")
+            for line in response:
+                if line.startswith(b"data: {"):
+                    times.append(time.perf_counter() - began)
+        return times
+
+
+class Failed(Exception):
+    """Why a part has no result."""
+
+
+@contextlib.contextmanager
+def serve(binary, model, device, logs, *more):
+    """`stator serve` on a device."""
+    command = [binary, "serve", model, "--device", device, "--listen", "127.0.0.1:0", *more]
+    name = f"serve-{Path(model).name}-{device.replace(':', '')}"
+    with Process(name, command, logs) as process:
+        address = said(process, r"http://([\d.:]+)/v1")
+        yield Served(address)
+
+
+@contextlib.contextmanager
+def pair(binary, model, device, logs, nats_server):
+    """A prefill and a decode worker, each a process, behind a gateway and a router; and the decode worker's log."""
+    port = free_port()
+    url = f"nats://127.0.0.1:{port}"
+    store = Path(logs, "nats")
+    worker = ["--nats", url, "--model", model, "--device", device]
+    debug = {"STATOR_LOG": "decode_worker=debug"}
+    with contextlib.ExitStack() as stack:
+        start = lambda name, command, environment=None: stack.enter_context(Process(name, command, logs, environment))
+        nats = start("nats", [nats_server, "-a", "127.0.0.1", "-p", port, "-js", "-sd", store])
+        until_open(port, nats)
+        router = start("router", [binary, "router", "--nats", url])
+        prefill = start("prefill-worker", [binary, "prefill-worker", *worker, "--kv-listen", "127.0.0.1:0"])
+        decode = start("decode-worker", [binary, "decode-worker", *worker], debug)
+        gateway = start("gateway", [binary, "gateway", "--nats", url, "--listen", "127.0.0.1:0"])
+        for process in (router, prefill, decode):
+            said(process, r"(\S+) ready\b")
+        address = said(gateway, r"http://([\d.:]+)")
+        yield Served(address), decode.log
+
+
+def until_open(port, process):
+    for _ in until_deadline():
+        process.must_run()
+        with contextlib.suppress(OSError):
+            return socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    raise Failed(f"nothing listens on port {port}")
+
+
+def said(process, pattern):
+    """The first group of what a process says."""
+    end = time.monotonic() + READY_S
+    while time.monotonic() < end:
+        text = process.log.read_text(errors="replace")
+        if match := re.search(pattern, text):
+            return match[1]
+        if process.process.poll() is not None:
+            raise Failed(f"it ended: {' '.join(text.split())[-300:]}")
+        time.sleep(0.05)
+    raise Failed(f"it was not ready within {READY_S} s")
+
+
+def loadtest(binary, served, concurrency, input_tokens, output_tokens, seconds):
+    """The report of a closed loop."""
+    command = [binary, "loadtest", f"http://{served.address}", "--concurrency", concurrency, "--input-tokens",
+               input_tokens, "--output-tokens", output_tokens, "--warmup", "2s", "--duration", f"{seconds}s",
+               "--json", "-"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    if done.returncode != 0:
+        raise Failed((done.stderr.strip().splitlines() or ["the load generator failed"])[-1])
+    report = json.loads(done.stdout)
+    if report["requests"]["ok"] != sum(report["requests"].values()):
+        raise Failed(f"requests failed: {report['failures']}")
+    return report
+
+
+def prompt(tokens, salt):
+    """Token ids; another salt gives others."""
+    numbers = random.Random(salt)
+    return [numbers.randrange(*TOKENS) for _ in range(tokens)]
