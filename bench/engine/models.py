@@ -3,7 +3,7 @@ in bf16, and GGUF files of the same weights. What is there already stays; each i
 
     target/bench-engine/bin/python bench/engine/models.py [SHAPE[:TYPE,...]]...
 
-Without arguments, what the other scripts measure. A type is BF16, F16, Q8_0, Q4_0, Q5_0 (every matrix in
+Directories need numpy, and files the package gguf too. Without arguments, what the other scripts measure. A type is BF16, F16, Q8_0, Q4_0, Q5_0 (every matrix in
 it), or one that llama-quantize knows, such as Q4_K_M: made of the BF16 file by what LLAMA_QUANTIZE names.
 """
 
@@ -11,8 +11,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gguf_file
-import peer
 import vocabulary
 import weights
 from shapes import SHAPES
@@ -36,6 +34,8 @@ def directory(shape):
 
 def file(shape, type_name):
     """The GGUF file of a shape in a type, made if it is not there."""
+    import gguf_file
+
     path = MODELS / f"{shape.name}-{type_name}.gguf"
     if not path.exists():
         source = directory(shape)
@@ -52,6 +52,8 @@ def file(shape, type_name):
 
 
 def quantize(source, target, type_name):
+    import peer
+
     command = [peer.binary("LLAMA_QUANTIZE"), str(source), str(target), type_name]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode != 0:
@@ -62,6 +64,8 @@ def tensor_bytes(model):
     """Bytes of the tensors of a directory or a GGUF file: what a step reads, where it reads all."""
     if model.is_dir():
         return weights.tensor_bytes(model / "model.safetensors")
+    import gguf_file
+
     return gguf_file.tensor_bytes(model)
 
 

@@ -46,4 +46,6 @@ def generate(device, model, batch):
 
 if __name__ == "__main__":
     what, *arguments = sys.argv[1:]
+    if arguments[0].startswith("cuda"):
+        torch.cuda.set_device(arguments[0])
     print(json.dumps({"limits": limits, "generate": generate}[what](*arguments)))

@@ -28,7 +28,10 @@ COMPARED_TOKENS = 700
 GREEDY_TOKENS = 16
 
 MOVED = re.compile(r"blocks moved .*blocks=(\d+) copies_us=(\d+) exposed_us=(\d+)")
+NUMBER = re.compile(r"\d+\.\d+")
 LONG_PROMPT_TOKENS = 4096
+# So many streams run meanwhile, so that no router lets them wait for a prompt.
+STREAMS, STREAM_TOKENS = 4, 3000
 PREFILL_TOKENS = 2000
 
 
@@ -38,7 +41,7 @@ def card(run, report):
         raise Failed(done.stderr.strip())
     found = json.loads(done.stdout)
     for gpu in found["gpus"]:
-        gib = gpu["memory_bytes"] / 2**30
+        gib = (gpu["memory_bytes"] or 0) / 2**30
         report.figure("card", gpu["name"], f"driver {found['driver_version']}, {gib:.0f} GiB, {gpu['uuid']}")
     if not found["gpus"] and run.is_on_gpu:
         raise Failed(" ".join(found["notes"]))
@@ -65,13 +68,14 @@ def copies(run, report):
     if not run.copies:
         raise Failed("name target/release/examples/cuda_copies with --copies")
     done = subprocess.run([run.copies], capture_output=True, text=True)
-    for line in done.stdout.splitlines():
-        cells = [cell.strip() for cell in line.split("|")]
-        if len(cells) == 4:
-            what, blocks, rate, share = cells
-            report.figure("copies", f"{what}, {blocks}", f"{rate} GB/s, {share} of a copy within the GPU",
-                          "IPC: 0.8" if "process" in what else "")
-    report.check("copies", "every byte as it was", done.returncode == 0, done.stderr.strip()[-300:] or "yes")
+    rows = [[cell.strip() for cell in line.split("|")] for line in done.stdout.splitlines()]
+    for what, blocks, rate, share in (row for row in rows if len(row) == 4 and NUMBER.fullmatch(row[2])):
+        report.figure("copies", f"{what}, {blocks}", f"{rate} GB/s, {share} of a copy within the GPU",
+                      "0.8" if what.startswith("two processes") else "")
+    errors = done.stderr.strip()[-300:]
+    if done.returncode != 0 and "is wrong" not in errors:
+        raise Failed(errors)
+    report.check("copies", "every byte as it was", done.returncode == 0, errors or "yes")
 
 
 def handoff(run, report):
@@ -82,20 +86,24 @@ def handoff(run, report):
     prompts = [servers.prompt(LONG_PROMPT_TOKENS, f"handoff {index}") for index in range(8)]
     with servers.serve(run.binary, model, run.device, run.logs) as served:
         expected = [served.complete(asked, GREEDY_TOKENS)["text"] for asked in prompts]
-    first, ordinary = [], []
+    found, ratios, moved = [], [], []
     with servers.pair(run.binary, model, run.device, run.logs, run.nats_server) as (served, log):
-        for asked in prompts:
-            times = served.stream(asked, 33)
-            steps = [later - earlier for earlier, later in zip(times, times[1:])]
-            first.append(steps[0])
-            ordinary.append(statistics.median(steps[1:]))
-        found = [served.complete(asked, GREEDY_TOKENS)["text"] for asked in prompts]
-        moved = MOVED.findall(log.read_text())
-    report.check("handoff", "prompts that the prefill worker computed", bool(moved), f"{len(moved)} of {len(prompts)}")
+        served.complete(servers.prompt(100, "warm up"), 4)
+        with servers.busy(served, STREAMS, STREAM_TOKENS):
+            for asked in prompts:
+                before = len(MOVED.findall(log.read_text()))
+                times, text = served.stream(asked, GREEDY_TOKENS)
+                found.append(text)
+                moved = MOVED.findall(log.read_text())
+                if len(moved) > before:
+                    steps = [later - earlier for earlier, later in zip(times, times[1:])]
+                    ratios.append(steps[0] / statistics.median(steps[1:]))
+    enough = len(ratios) * 2 >= len(prompts)
+    report.check("handoff", "prompts that the prefill worker computed", enough, f"{len(ratios)} of {len(prompts)}")
     report.check("handoff", "same text as of one process", found == expected, f"{len(prompts)} prompts")
-    ratio = statistics.median(a / b for a, b in zip(first, ordinary))
-    report.figure("handoff", f"first step after {LONG_PROMPT_TOKENS} tokens' KV came, of an ordinary one",
-                  f"{ratio:.2f}", "at most 1.5")
+    if ratios:
+        report.figure("handoff", f"first step after {LONG_PROMPT_TOKENS} tokens' KV came, of an ordinary one",
+                      f"{statistics.median(ratios):.2f}", "at most 1.5")
     if moved:
         us = statistics.median(int(copies_us) for _, copies_us, _ in moved)
         report.figure("handoff", "copies of a prompt", f"{us / 1000:.1f} ms")
@@ -109,7 +117,7 @@ def speed(run, report):
     with servers.serve(run.binary, model, run.device, run.logs, "--speculative-tokens", "0") as served:
         alone = servers.loadtest(run.binary, served, 1, 16, 128, run.seconds)
         many = servers.loadtest(run.binary, served, run.batch, 128, 128, run.seconds)
-        prompts = [served.stream(servers.prompt(PREFILL_TOKENS, f"prefill {index}"), 1)[0] for index in range(5)]
+        prompts = [served.stream(servers.prompt(PREFILL_TOKENS, f"prefill {index}"), 1)[0][0] for index in range(5)]
     step_s = alone["latency_ms"]["tpot"]["p50"] / 1000
     said = f"{1 / step_s:,.1f} tok/s, {weight_bytes / step_s / 1e9:,.0f} GB/s of weights"
     share = f", {weight_bytes / step_s / limits['bytes_per_s']:.2f} of the card's" if limits else ""

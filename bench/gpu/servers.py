@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -25,7 +26,12 @@ class Served:
 
     def __init__(self, address):
         self.address = address
-        self.model = self.ask("GET", "/v1/models")["data"][0]["id"]
+        for _ in until_deadline():
+            # A gateway lists a model once it has heard of a worker.
+            if found := self.ask("GET", "/v1/models")["data"]:
+                self.model = found[0]["id"]
+                return
+        raise Failed("the gateway knows no model")
 
     def ask(self, method, path, body=None):
         """The parsed answer. Raises `Failed` for any but 200."""
@@ -43,11 +49,11 @@ class Served:
         return self.ask("POST", "/v1/completions", body | more)["choices"][0]
 
     def stream(self, prompt, max_tokens):
-        """Seconds until each event of a streamed completion."""
+        """Seconds until each event of a streamed greedy completion, and its text."""
         body = {"model": self.model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True,
                 "stream": True}
         with contextlib.closing(http.client.HTTPConnection(self.address, timeout=READY_S)) as connection:
-            began, times = time.perf_counter(), []
+            began, times, text = time.perf_counter(), [], ""
             connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
             response = connection.getresponse()
             if response.status != 200:
@@ -55,7 +61,8 @@ class Served:
             for line in response:
                 if line.startswith(b"data: {"):
                     times.append(time.perf_counter() - began)
-        return times
+                    text += json.loads(line[6:])["choices"][0]["text"]
+        return times, text
 
 
 class Failed(Exception):
@@ -92,6 +99,26 @@ def pair(binary, model, device, logs, nats_server):
             said(process, r"(\S+) ready\b")
         address = said(gateway, r"http://([\d.:]+)")
         yield Served(address), decode.log
+
+
+@contextlib.contextmanager
+def busy(served, streams, tokens):
+    """Streams that run beside what is done here, until it is done or they have so many tokens."""
+    ending = threading.Event()
+
+    def stream(salt):
+        # Those that end early begin anew; one that is cut at the end is nobody's.
+        with contextlib.suppress(OSError, http.client.HTTPException, Failed):
+            while not ending.is_set():
+                served.complete(prompt(50, f"stream {salt}"), tokens)
+
+    threads = [threading.Thread(target=stream, args=(salt,), daemon=True) for salt in range(streams)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        ending.set()
 
 
 def until_open(port, process):

@@ -30,6 +30,12 @@ const LINK_SHARE: f32 = 0.8;
 /// What a PCIe slot is assumed to carry that does not say: fourth generation, 16 lanes.
 const PCIE_BYTES_PER_S: f32 = 31.5e9;
 
+/// GPUs, their peers, and network cards that a worker may register; of more, the last are left out.
+const DEVICES_MAX: usize = 64;
+
+/// Ways that it may register.
+const WAYS_MAX: usize = 16;
+
 /// How long copies over one link take.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct TransferRate {
@@ -94,6 +100,14 @@ impl Hardware {
         })
     }
 
+    /// Leaves out what no host has as many of: it may come from another process.
+    pub fn truncate(&mut self) {
+        self.gpus.truncate(DEVICES_MAX);
+        self.gpus.iter_mut().for_each(|gpu| gpu.peers.truncate(DEVICES_MAX));
+        self.nics.truncate(DEVICES_MAX);
+        self.kv_ways.truncate(WAYS_MAX);
+    }
+
     fn has_way(&self, way: &str) -> bool {
         self.kv_ways.iter().any(|own| own == way)
     }
@@ -130,7 +144,7 @@ pub fn within_host() -> TransferRate {
 
 /// How fast it is assumed to move where nothing is known.
 pub fn unknown() -> TransferRate {
-    TransferRate::new(0.0, MEMCPY_BYTES_PER_S)
+    Hardware::default().network()
 }
 
 /// The link between a reader and a source that are closer than two processes of one host, and what their
@@ -151,9 +165,11 @@ pub fn over(way: &str, reader: Option<&Hardware>, there: Option<&Place>) -> KvLi
     let shares_host = here.zip(there).is_some_and(|(here, there)| here.shares_host(there));
     match way {
         WAY_LOCAL => KvLink::Process,
+        // A source of an earlier version: it may be on this host, or on another one.
+        _ if there.is_none() => KvLink::Unspecified,
         WAY_CUDA => over_cuda(reader, there),
         _ if shares_host => KvLink::Host,
-        WAY_UCX => KvLink::Rdma,
+        WAY_UCX if reader.is_some_and(|reader| reader.rdma().is_some()) => KvLink::Rdma,
         _ => KvLink::Network,
     }
 }
@@ -265,15 +281,20 @@ mod tests {
         check("tcp", &cpu(1, 1), &cpu(1, 2), KvLink::Host);
         check("tcp", &cpu(1, 1), &cpu(2, 2), KvLink::Network);
         check(WAY_UCX, &cpu(1, 1), &cpu(1, 2), KvLink::Host);
-        check(WAY_UCX, &cpu(1, 1), &cpu(2, 2), KvLink::Rdma);
+        check(WAY_UCX, &cpu(1, 1), &cpu(2, 2), KvLink::Network);
+        let nics = vec![Nic { bytes_per_s: GB, rdma: true, ..Default::default() }];
+        let ways = vec!["tcp".into(), WAY_UCX.into()];
+        let by_rdma = Hardware { nics, kv_ways: ways, ..cpu(1, 1) };
+        check(WAY_UCX, &by_rdma, &cpu(2, 2), KvLink::Rdma);
         let linked = gpu(1, 1, "3b", &["3c"], 0);
         check(WAY_CUDA, &linked, &gpu(1, 2, "3b", &[], 0), KvLink::Gpu);
         check(WAY_CUDA, &linked, &gpu(1, 2, "3c", &["3b"], 0), KvLink::Nvlink);
         check(WAY_CUDA, &linked, &gpu(1, 2, "3f", &[], 0), KvLink::Pcie);
         check(WAY_CUDA, &gpu(1, 1, "3b", &[], 9), &gpu(1, 2, "3f", &[], 9), KvLink::Nvlink);
-        check("tcp", &Hardware::default(), &Hardware::default(), KvLink::Network);
+        check("tcp", &Hardware::default(), &cpu(1, 1), KvLink::Network);
+        check("tcp", &cpu(1, 1), &Hardware::default(), KvLink::Unspecified);
         assert_eq!(over("tcp", None, cpu(1, 1).place.as_ref()), KvLink::Network);
-        assert_eq!(over(WAY_CUDA, None, None), KvLink::Pcie);
+        assert_eq!(over(WAY_CUDA, None, cpu(1, 1).place.as_ref()), KvLink::Pcie);
     }
 
     #[test]

@@ -24,7 +24,8 @@ pub struct Core {
 
 impl Core {
     /// A worker is there, or drains now. Older lives of it are gone then.
-    pub fn register(&mut self, registration: v1::WorkerRegistration, now: Time) {
+    pub fn register(&mut self, mut registration: v1::WorkerRegistration, now: Time) {
+        registration.hardware.iter_mut().for_each(v1::Hardware::truncate);
         let life = WorkerLife::new(&registration.worker_id, registration.incarnation);
         if !self.supersede(&life) {
             return;

@@ -121,11 +121,6 @@ impl Window {
         }
     }
 
-    /// Tokens that the last step computes.
-    pub fn last_tokens(&self) -> f32 {
-        self.last_tokens
-    }
-
     /// By how much the second token is late because KV is still under way, in microseconds: what the
     /// decode worker lacks of the prompt, so many tokens, moves while the prefill worker computes on, each
     /// chunk once it is there. What the last step made always comes after it.

@@ -130,14 +130,13 @@ impl<'a> Pairs<'a> {
         self.best
     }
 
-    /// What a decode worker waits for at least, whoever computes elsewhere: the shortest last step there
-    /// is, over its own card.
+    /// What a decode worker waits for at least, whoever computes elsewhere: one token, over its own card.
     fn least_exposed_us(&self, decode: Slot) -> f32 {
         let reader = &self.workers.gauges()[decode as usize];
-        let rate = reader.rdma.unwrap_or(reader.network);
-        let last = self.first.map_or(0.0, |(_, window)| window.last_tokens());
-        let last = last.min(protocol::LAST_STEP_TOKENS as f32).min(self.missing_tokens(decode));
-        if last > 0.0 { rate.copy_bytes_us(last * reader.token_bytes) } else { 0.0 }
+        let last = self.missing_tokens(decode).min(1.0);
+        let us = |rate: TransferRate| rate.copy_bytes_us(last * reader.token_bytes);
+        let least_us = reader.rdma.map_or(f32::INFINITY, us).min(us(reader.network));
+        if last > 0.0 { least_us } else { 0.0 }
     }
 
     fn try_pair(&mut self, (decode, receiving): Half, (prefill, computing): Half) {

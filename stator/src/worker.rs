@@ -128,10 +128,14 @@ async fn start(
     let engine = EngineConfig { shares_memory: ucx.is_some(), ..sizes };
     let kv_ways = if ucx.is_some() { &[UCX, TCP][..] } else { &[TCP] };
     let hardware = Some(machine.registration(kv_ways));
-    let worker = Worker::start(WorkerConfig { life, role, runner, place, engine, card, hardware })?;
+    let mut worker =
+        Worker::start(WorkerConfig { life, role, runner, place, engine, card, hardware })?;
     let (host, presence) = (worker.host.clone(), worker.presence.clone());
     if let Some(plan) = ucx {
         ways.ucx = plan.start(host.memory()).await?;
+        if ways.ucx.is_none() {
+            worker.lose_way(UCX);
+        }
     }
     let leases = Arc::new(LeaseTable::new(LeaseLimits::default()));
     let mut addresses = String::new();

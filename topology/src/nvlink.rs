@@ -94,11 +94,12 @@ impl NvLinks {
     }
 }
 
-/// What one link carries each way, in bytes per second, where the driver does not say.
+/// What one link carries each way, in bytes per second, where the driver does not say. NVML numbers the
+/// versions 1.0, 2.0, 2.2, 3.0, 3.1, 4.0 and 5.0 from 1 on.
 fn speed_of_version(version: u32) -> u64 {
     match version {
         0 | 1 => 20_000_000_000,
-        2..=4 => 25_000_000_000,
+        2..=6 => 25_000_000_000,
         _ => 50_000_000_000,
     }
 }

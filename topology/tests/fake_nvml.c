@@ -228,7 +228,7 @@ int nvmlDeviceGetNvLinkState(Device device, unsigned link, unsigned *state) {
 }
 
 int nvmlDeviceGetNvLinkVersion(Device device, unsigned link, unsigned *version) {
-    *version = 4;
+    *version = 6;
     return (int)link < LINKS ? check(device) : INVALID;
 }
 

@@ -112,6 +112,13 @@ impl Worker {
         Ok(Self { life, host, presence, grammars, transfers, registration, card })
     }
 
+    /// It will not give and read KV blocks by this way after all. To be said before it serves.
+    pub fn lose_way(&mut self, way: &str) {
+        if let Some(hardware) = &mut self.registration.hardware {
+            hardware.kv_ways.retain(|own| own != way);
+        }
+    }
+
     /// Where its KV blocks lie, as far as that is known.
     pub fn kv_place(&self) -> Option<&v1::Place> {
         self.registration.hardware.as_ref()?.place.as_ref()

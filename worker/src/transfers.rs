@@ -31,8 +31,11 @@ impl Transfers {
         link::over(way, self.ours.as_ref(), there)
     }
 
-    /// A copy of so many bytes was made.
+    /// A copy of so many bytes was made. Nothing is learned where it is not known over what.
     pub fn record(&self, link: KvLink, bytes: usize, took: Duration) {
+        if link == KvLink::Unspecified {
+            return;
+        }
         let (bytes, took_us) = (bytes as f32, took.as_secs_f32() * 1e6);
         let features = [1.0, bytes / MIB, 0.0, 0.0, 0.0];
         self.links.lock().entry(link).or_default().record(features, [bytes, 0.0, 0.0], took_us);
@@ -66,6 +69,7 @@ mod tests {
             };
             transfers.record(KvLink::Network, bytes, took(400.0, 900.0));
             transfers.record(KvLink::Process, bytes, took(5.0, 60.0));
+            transfers.record(KvLink::Unspecified, bytes, took(1.0, 1.0));
         }
         let [process, network] = transfers.models()[..] else { panic!("two links") };
         let check = |model: TransferModel, link: KvLink, expected_us: f32| {

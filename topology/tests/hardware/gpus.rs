@@ -34,7 +34,7 @@ fn two_gpus_with_nvlinks() {
     assert_eq!((first.numa_node, second.numa_node), (Some(1), None));
     let pcie = first.pcie.unwrap();
     assert_eq!((pcie.generation, pcie.lanes, pcie.bytes_per_s), (5, 16, 16 * 3_938_400_000));
-    assert_eq!(first.nvlinks.as_ref().unwrap().version, 4);
+    assert_eq!(first.nvlinks.as_ref().unwrap().version, 6);
     let [peer] = &first.peers[..] else { panic!("{:#?}", first.peers) };
     assert_eq!((peer.index, &*peer.pci_bus_id, peer.path), (1, "0000:3c:00.0", Some("one switch")));
     assert_eq!(peer.nvlink, Links { count: 4, bytes_per_s: 4 * 26_562_000_000 });

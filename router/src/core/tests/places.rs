@@ -134,6 +134,23 @@ fn a_network_that_is_faster_than_it_promises_is_too() {
 }
 
 #[test]
+fn more_hardware_than_any_host_has_is_left_out() {
+    let [mut reader, mut linked, far] = linked_and_far(0);
+    for worker in [&mut reader, &mut linked] {
+        let hardware = worker.hardware.as_mut().unwrap();
+        hardware.gpus.extend(vec![Gpu::default(); 100_000]);
+        hardware.nics.extend(vec![Nic::default(); 100_000]);
+        hardware.kv_ways.extend(vec![String::new(); 100_000]);
+    }
+    let workers = [reader, linked, far];
+    check_question(&workers, &asking(8_000), "d<-p");
+    let core = core(&workers, NOW);
+    let registered = |slot| core.workers.entry(slot).unwrap().registration.hardware.as_ref();
+    let kept = registered(0).unwrap();
+    assert_eq!((kept.gpus.len(), kept.nics.len(), kept.kv_ways.len()), (64, 64, 16));
+}
+
+#[test]
 fn one_host_is_closer_than_a_slow_network() {
     let check = |gbit, expected| {
         let workers = [
