@@ -5,70 +5,20 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::Ordering;
 
+use common::process::{Process, ROLE, read_back, say, written};
 use common::ucx::{BLOCK_BYTES, BLOCKS, Pair, agent, soon, strike, until_file_has_some};
 use common::*;
 use kv_transfer::tcp::{self, Right};
-use kv_transfer::{Advice, Capability, Lease, LeaseId, LeaseLimits, TransferError, Way, Ways};
+use kv_transfer::{Advice, Lease, LeaseLimits, TransferError, Way, Ways};
 use rustix::process::Signal;
 use tokio::task::block_in_place;
 use tokio::time::Instant;
 
-/// Says to this test binary what it is.
-const ROLE: &str = "KV_TRANSFER_TEST_ROLE";
-
-/// A process in a role, which is killed when this is dropped.
-struct Process {
-    child: Child,
-    _input: ChildStdin,
-    output: BufReader<ChildStdout>,
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
-impl Process {
-    fn start(role: &str) -> Self {
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "undisturbed_processes_hand_blocks_over", "--nocapture"])
-            .env(ROLE, role)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-        Self { child, _input: input, output: BufReader::new(output) }
-    }
-
-    /// What it says next, among what a test binary prints.
-    fn hear(&mut self) -> String {
-        loop {
-            let mut line = String::new();
-            let bytes = block_in_place(|| self.output.read_line(&mut line)).unwrap();
-            assert!(bytes > 0, "the process ended");
-            if let Some((_, said)) = line.split_once("said: ") {
-                return said.trim().to_string();
-            }
-        }
-    }
-
-    fn kill(&mut self) {
-        let _gone = self.child.kill();
-        let _reaped = self.child.wait();
-    }
-}
-
-fn say(what: impl std::fmt::Display) {
-    println!("\nsaid: {what}");
-    std::io::stdout().flush().unwrap();
-}
+/// What this test binary runs as another process.
+const TEST: &str = "undisturbed_processes_hand_blocks_over";
 
 /// Stays until its input ends.
 fn stay() {
@@ -87,9 +37,9 @@ async fn undisturbed_processes_hand_blocks_over() {
 }
 
 async fn hand_over() {
-    let mut source = Process::start("source");
+    let mut source = Process::start(TEST, "source");
     let (granted, _agent) = granted(&mut source);
-    let mut reader = Process::start(&format!("reader {granted}"));
+    let mut reader = Process::start(TEST, &format!("reader {granted}"));
     let _agent = reader.hear();
     assert_eq!(reader.hear(), "Ok(()), true, 0 by another way");
 }
@@ -102,18 +52,6 @@ async fn source_of_all() -> (System, Lease) {
     let source = source(BLOCKS, layout(BLOCK_BYTES), LeaseLimits::default());
     let lease = lease(&source, &all());
     (System::new(Over::Ucx("tcp"), source).await, lease)
-}
-
-/// Where the blocks are and what allows to read them, in one line.
-fn written(address: &str, lease: Lease) -> String {
-    format!("{address} {} {}", lease.id.0, u128::from_be_bytes(lease.capability.to_bytes()))
-}
-
-fn read_back(line: &str) -> (String, Lease) {
-    let parts: Vec<&str> = line.split(' ').collect();
-    let capability = parts[2].parse::<u128>().unwrap().to_be_bytes();
-    let capability = Capability::from_bytes(&capability).unwrap();
-    (parts[0].into(), Lease { id: LeaseId(parts[1].parse().unwrap()), capability })
 }
 
 async fn be_source() {
@@ -148,7 +86,7 @@ fn lives(process: u32) -> bool {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_reader_outlives_its_source() {
-    let mut source = Process::start("source");
+    let mut source = Process::start(TEST, "source");
     let (granted, source_agent) = granted(&mut source);
     let (address, lease) = read_back(&granted);
     let mut destination = Destination::new(all(), layout(BLOCK_BYTES));
@@ -161,7 +99,7 @@ async fn a_reader_outlives_its_source() {
     let mut killed = None;
     let killing = async {
         until_file_has_some(&memory).await;
-        source.kill();
+        source.strike(Signal::KILL);
         killed = Some(Instant::now());
     };
     let (pulled, ()) = tokio::join!(pulling, killing);
@@ -188,12 +126,12 @@ async fn a_reader_outlives_its_source() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_source_outlives_its_reader() {
     let (system, lease) = source_of_all().await;
-    let mut reader = Process::start(&format!("reader {}", written(system.address(), lease)));
+    let mut reader = Process::start(TEST, &format!("reader {}", written(system.address(), lease)));
     let reader_agent = reader.hear().parse().unwrap();
     let status = system.sender.as_ref().unwrap().clone();
     let reads = || status.status().reads.load(Ordering::Relaxed);
     eventually("it reads", || reads() == 1).await;
-    reader.kill();
+    reader.strike(Signal::KILL);
     eventually("nothing is pinned", || reads() == 0).await;
     eventually("its agent ends", || !lives(reader_agent)).await;
     assert_eq!(system.source.leases.finish(now(), lease), Ok(()));
@@ -202,7 +140,7 @@ async fn a_source_outlives_its_reader() {
     eventually("the source has an agent", || agent.process_id().is_some_and(lives)).await;
     let again = common::lease(&system.source, &all());
     let granted = written(system.address(), again);
-    let mut next = Process::start(&format!("reader {granted}"));
+    let mut next = Process::start(TEST, &format!("reader {granted}"));
     let _agent = next.hear();
     // By UCX, or where its agent was just going down, by tcp: in any case with the right bytes.
     let said = next.hear();
