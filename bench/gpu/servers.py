@@ -45,13 +45,11 @@ class Served:
 
     def complete(self, prompt, max_tokens, **more):
         """A greedy completion's only choice; `prompt` is token ids."""
-        body = {"model": self.model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
-        return self.ask("POST", "/v1/completions", body | more)["choices"][0]
+        return self.ask("POST", "/v1/completions", self.request(prompt, max_tokens) | more)["choices"][0]
 
     def stream(self, prompt, max_tokens):
         """Seconds until each event of a streamed greedy completion, and its text."""
-        body = {"model": self.model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True,
-                "stream": True}
+        body = self.request(prompt, max_tokens) | {"stream": True}
         with contextlib.closing(http.client.HTTPConnection(self.address, timeout=READY_S)) as connection:
             began, times, text = time.perf_counter(), [], ""
             connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
@@ -63,6 +61,9 @@ class Served:
                     times.append(time.perf_counter() - began)
                     text += json.loads(line[6:])["choices"][0]["text"]
         return times, text
+
+    def request(self, prompt, max_tokens):
+        return {"model": self.model, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
 
 
 class Failed(Exception):
