@@ -146,3 +146,29 @@ INLINE void multiply(
 GEMVS(Dense, dense)
 GEMVS(Int8, int8)
 GEMVS(Fp8, fp8)
+
+// Coded weights as ACT, for products of many rows: out and codes [count], where `count` is whole vectors,
+// scales [count / group]. Grid: (count over 16 * WIDEN_THREADS).
+#define WIDEN_THREADS 128
+template <class Format>
+INLINE void widen_codes(ACT* __restrict__ out, const u8* __restrict__ codes,
+                        const float* __restrict__ scales, u64 count, u32 group) {
+    u64 at = 16 * ((u64)blockIdx.x * WIDEN_THREADS + threadIdx.x);
+    if (at >= count) return;
+    float weight[16], scale = scales[at / group];
+    Format::load(codes + at, weight);
+#pragma unroll
+    for (int i = 0; i < 16; i++) narrow(weight[i] * scale, out[at + i]);
+}
+
+extern "C" __global__ void __launch_bounds__(WIDEN_THREADS) widen_int8(
+    ACT* __restrict__ out, const u8* __restrict__ codes, const float* __restrict__ scales, u64 count,
+    u32 group) {
+    widen_codes<Int8>(out, codes, scales, count, group);
+}
+
+extern "C" __global__ void __launch_bounds__(WIDEN_THREADS) widen_fp8(
+    ACT* __restrict__ out, const u8* __restrict__ codes, const float* __restrict__ scales, u64 count,
+    u32 group) {
+    widen_codes<Fp8>(out, codes, scales, count, group);
+}

@@ -146,3 +146,23 @@ extern "C" __global__ void __launch_bounds__(ROW_THREADS) silu_multiply(
         narrow(gate[n] / (1.0f + exponential(-gate[n])) * up[n], to[n]);
     }
 }
+
+// Some rows of a table: out [rows, words] from table [any, words], by their numbers; a row of NOBODY is
+// left alone. Grid: (rows).
+extern "C" __global__ void __launch_bounds__(ROW_THREADS) take_rows(
+    u32* __restrict__ out, const u32* __restrict__ table, const u32* __restrict__ rows, u32 words) {
+    u32 row = rows[blockIdx.x];
+    if (row == NOBODY) return;
+    for (u32 i = threadIdx.x; i < words; i += ROW_THREADS) {
+        out[(u64)blockIdx.x * words + i] = table[(u64)row * words + i];
+    }
+}
+
+// y [rows, outputs] += bias [outputs]. Grid: (outputs over ROW_THREADS, rows).
+extern "C" __global__ void __launch_bounds__(ROW_THREADS) add_bias(
+    ACT* __restrict__ y, const WEIGHT* __restrict__ bias, u32 outputs) {
+    u32 i = blockIdx.x * ROW_THREADS + threadIdx.x;
+    if (i >= outputs) return;
+    ACT* to = y + (u64)blockIdx.y * outputs + i;
+    narrow(widen(*to) + widen(bias[i]), *to);
+}

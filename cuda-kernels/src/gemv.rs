@@ -66,7 +66,49 @@ const FORMATS: [&str; 3] = ["dense", "int8", "fp8"];
 
 pub(crate) fn kernel_names() -> Vec<String> {
     let of = |format| (1..=GEMV_ROWS_MAX).map(move |rows| format!("gemv_{format}_{rows}"));
-    FORMATS.iter().flat_map(of).collect()
+    let widened = ["widen_int8", "widen_fp8"].map(String::from);
+    FORMATS.iter().flat_map(of).chain(widened).collect()
+}
+
+/// Coded weights as activations, for products of many rows. Fields that are addresses say what lies
+/// there.
+#[derive(Clone, Copy, Debug)]
+pub struct WidenWeights {
+    /// Activations `[outputs, inputs]`.
+    pub out: u64,
+    /// Coded ones.
+    pub weights: GemvWeights,
+    /// How many numbers.
+    pub count: usize,
+}
+
+impl WidenWeights {
+    /// Nothing where weights are dense. Errors: counts or groups that vectors do not divide.
+    pub fn launch(&self) -> Result<Option<Launch>, LaunchError> {
+        const WIDEN: &str = "widen";
+        const THREADS: usize = 128;
+        let (kernel, codes, scales, group) = match self.weights {
+            GemvWeights::Dense { .. } => return Ok(None),
+            GemvWeights::Int8 { codes, scales, group } => ("widen_int8", codes, scales, group),
+            GemvWeights::Fp8 { codes, scales, group } => ("widen_fp8", codes, scales, group),
+        };
+        multiple_of(WIDEN, "elements of a group", group, VECTOR_BYTES)?;
+        multiple_of(WIDEN, "weights", self.count, group)?;
+        let blocks = self.count.div_ceil(VECTOR_BYTES * THREADS);
+        Ok(Some(Launch {
+            kernel: kernel.into(),
+            grid: [count(WIDEN, "weights", blocks)?, 1, 1],
+            threads: THREADS as u32,
+            shared_bytes: 0,
+            arguments: vec![
+                Argument::Pointer(self.out),
+                Argument::Pointer(codes),
+                Argument::Pointer(scales),
+                Argument::U64(self.count as u64),
+                Argument::U32(count(WIDEN, "elements of a group", group)?),
+            ],
+        }))
+    }
 }
 
 impl Gemv {

@@ -21,10 +21,10 @@ pub use attention::{
 };
 pub use blocks::{BlockRange, gather_blocks, scatter_blocks};
 pub use cache::KernelCache;
-pub use gemv::{GEMV_ROWS_MAX, Gemv, GemvWeights};
+pub use gemv::{GEMV_ROWS_MAX, Gemv, GemvWeights, WidenWeights};
 pub use launch::{Argument, Launch, LaunchError, SHARED_BYTES_WITHOUT_OPT_IN};
 pub use nvrtc::{CompileError, Compiled, Nvrtc};
-pub use prepare::{AddAndNormalise, Embed, PrepareHeads, SiluMultiply};
+pub use prepare::{AddAndNormalise, AddBias, Embed, PrepareHeads, SiluMultiply, TakeRows};
 pub use quantize::{QuantizedMatrix, WeightCode, quantize_rows};
 pub use sampling::{CANDIDATES_MAX, NOT_DECIDED, RankLogits, RowSampling, Sample, sampling_bytes};
 pub use shape::{Dtype, KernelShape, UnsupportedShape};

@@ -83,6 +83,62 @@ pub struct SiluMultiply {
     pub both: u64,
 }
 
+/// Some rows of a table.
+#[derive(Clone, Copy, Debug)]
+pub struct TakeRows {
+    /// How many.
+    pub rows: usize,
+    /// Bytes of a row, a multiple of 4.
+    pub row_bytes: usize,
+    /// `[rows]` of such rows.
+    pub out: u64,
+    /// The table, of such rows.
+    pub table: u64,
+    /// u32 `[rows]`: which, or `NOBODY`.
+    pub numbers: u64,
+}
+
+/// A bias on a product.
+#[derive(Clone, Copy, Debug)]
+pub struct AddBias {
+    /// Rows, at most 65,535.
+    pub rows: usize,
+    /// Elements of a row.
+    pub outputs: usize,
+    /// Activations `[rows, outputs]`, added to in place.
+    pub y: u64,
+    /// Weights `[outputs]`.
+    pub bias: u64,
+}
+
+impl TakeRows {
+    /// Errors: rows are no multiples of 4 bytes; more than a kernel counts.
+    pub fn launch(&self) -> Result<Launch, LaunchError> {
+        const TAKE: &str = "take_rows";
+        multiple_of(TAKE, "bytes of a row", self.row_bytes, 4)?;
+        Ok(rows(TAKE, self.rows)?.with([
+            Argument::Pointer(self.out),
+            Argument::Pointer(self.table),
+            Argument::Pointer(self.numbers),
+            Argument::U32(count(TAKE, "words of a row", self.row_bytes / 4)?),
+        ]))
+    }
+}
+
+impl AddBias {
+    /// Errors: more rows than a grid has room for; more than a kernel counts.
+    pub fn launch(&self) -> Result<Launch, LaunchError> {
+        const ADD: &str = "add_bias";
+        let pieces = self.outputs.div_ceil(ROW_THREADS);
+        let grid = [count(ADD, "outputs", pieces)?, along_yz(ADD, "rows", self.rows)?, 1];
+        Ok(Launch { grid, ..rows(ADD, 1)? }.with([
+            Argument::Pointer(self.y),
+            Argument::Pointer(self.bias),
+            Argument::U32(count(ADD, "outputs", self.outputs)?),
+        ]))
+    }
+}
+
 impl Embed {
     /// Errors: more than a kernel counts.
     pub fn launch(&self) -> Result<Launch, LaunchError> {

@@ -51,7 +51,14 @@ impl Module {
     pub fn kernels(self) -> Vec<String> {
         let names: &[&str] = match self {
             Self::Attention => &["attend_parts", "merge_parts", "attend_tiles"],
-            Self::Layer => &["embed", "add_and_normalise", "prepare_heads", "silu_multiply"],
+            Self::Layer => &[
+                "embed",
+                "add_and_normalise",
+                "prepare_heads",
+                "silu_multiply",
+                "take_rows",
+                "add_bias",
+            ],
             Self::Gemv => return gemv::kernel_names(),
             Self::Sampling => &["sample", "sample_ranked", "rank_logits"],
             Self::Blocks => &["gather_blocks", "scatter_blocks"],

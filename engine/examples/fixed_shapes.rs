@@ -85,12 +85,12 @@ impl Measured {
         }
         let (mut prompt_tokens, began) = (0, Instant::now());
         while prompt_tokens < batch * PROMPT_TOKENS {
-            prompt_tokens += self.engine.step().prefill_tokens;
+            prompt_tokens += self.engine.step().unwrap().prefill_tokens;
         }
         let prefill = prompt_tokens as f64 / began.elapsed().as_secs_f64();
         let (mut decoded, began) = (0, Instant::now());
         loop {
-            let step = self.engine.step();
+            let step = self.engine.step().unwrap();
             if step.is_idle() {
                 break;
             }

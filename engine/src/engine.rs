@@ -5,16 +5,15 @@ mod output;
 mod warm_up;
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use grammar::GrammarError;
-use kv_transfer::{BlockWriter, HostMemory, KvLayout};
+use kv_transfer::{BlockWriter, KvLayout, KvMemory};
 use protocol::v1::LatencyModel;
 use protocol::{BlockHash, StepShape};
 
 use crate::kv::{BlockPool, KvEvent, Reserved};
-use crate::runner::{Computed, Facts, Runner, SpanOutput};
+use crate::runner::{Computed, Facts, Runner, RunnerError, Sizes, SpanOutput};
 use crate::schedule::{
     Guesses, Limits, Purpose, Scheduled, Scheduler, Sequence, SequenceId, SequenceRequest,
 };
@@ -66,7 +65,7 @@ pub struct Engine {
     config: EngineConfig,
     context_tokens: usize,
     layout: KvLayout,
-    memory: Arc<HostMemory>,
+    memory: KvMemory,
     pool: BlockPool,
     scheduler: Scheduler,
     /// Blocks set aside; their prompts are computed elsewhere.
@@ -76,22 +75,26 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An idle engine. Errors: the system refuses the pool's memory.
-    pub fn new(runner: Box<dyn Runner>, config: EngineConfig) -> std::io::Result<Self> {
+    /// An idle engine. Errors: there is no memory for the pool.
+    pub fn new(mut runner: Box<dyn Runner>, config: EngineConfig) -> Result<Self, RunnerError> {
         let (facts, layout) = (runner.facts().clone(), runner.kv_layout(config.block_size));
-        let memory = Arc::new(match config.shares_memory {
-            false => HostMemory::new(config.kv_blocks, layout.block_bytes())?,
-            true => HostMemory::shared(config.kv_blocks, layout.block_bytes())?,
-        });
+        let context_tokens = facts.context_tokens.min(config.kv_blocks * config.block_size);
+        let sizes = Sizes {
+            kv_blocks: config.kv_blocks,
+            shares_memory: config.shares_memory,
+            step_tokens: config.max_num_batched_tokens,
+            spans: config.max_num_seqs,
+            context_tokens,
+        };
+        let memory = runner.allocate(&layout, &sizes)?;
         let limits = Limits {
             max_num_seqs: config.max_num_seqs,
             max_num_batched_tokens: config.max_num_batched_tokens,
             speculative_tokens: config.speculative_tokens,
             step_target_us: config.step_target.map(|target| target.as_secs_f32() * 1e6),
         };
-        let pool_tokens = config.kv_blocks * config.block_size;
         Ok(Self {
-            context_tokens: facts.context_tokens.min(pool_tokens),
+            context_tokens,
             runner,
             facts,
             config,
@@ -120,7 +123,7 @@ impl Engine {
     }
 
     /// Where its KV blocks lie.
-    pub fn memory(&self) -> &Arc<HostMemory> {
+    pub fn memory(&self) -> &KvMemory {
         &self.memory
     }
 
@@ -253,23 +256,26 @@ impl Engine {
         self.config.step_target.is_some() || self.config.speculative_tokens > 0
     }
 
-    /// Computes one batch.
-    pub fn step(&mut self) -> StepOutput {
+    /// Computes one batch. Errors: the device failed, and the engine is of no use any more.
+    pub fn step(&mut self) -> Result<StepOutput, RunnerError> {
         self.step_announced(|_| ())
     }
 
     /// Computes one batch, and says what it is before it begins to.
-    pub fn step_announced(&mut self, announce: impl FnOnce(StepShape)) -> StepOutput {
+    pub fn step_announced(
+        &mut self,
+        announce: impl FnOnce(StepShape),
+    ) -> Result<StepOutput, RunnerError> {
         let scheduled = self.scheduler.schedule(self.reserved.len(), &mut self.pool);
         let mut output = StepOutput::default();
         if scheduled.is_empty() {
-            return output;
+            return Ok(output);
         }
         for Scheduled { index, count } in &scheduled {
             output.count(&self.scheduler.running()[*index], *count);
         }
         announce(output.shape());
-        let Computed { spans, took, is_simulated } = self.compute(&scheduled);
+        let Computed { spans, took, is_simulated } = self.compute(&scheduled)?;
         (output.took, output.is_simulated) = (took, is_simulated);
         let mut ended = Vec::new();
         for (Scheduled { index, count }, computed) in scheduled.into_iter().zip(spans) {
@@ -285,7 +291,7 @@ impl Engine {
         }
         ended.into_iter().for_each(|id| self.end(id));
         self.debug_check();
-        output
+        Ok(output)
     }
 
     /// A sequence of which `count` tokens were computed, drafts among them.
@@ -427,7 +433,7 @@ mod tests {
             priority: 0,
         };
         submit(&mut engine, request).unwrap();
-        assert_eq!(engine.step().sequences[0].finish, expected);
+        assert_eq!(engine.step().unwrap().sequences[0].finish, expected);
     }
 
     #[test]

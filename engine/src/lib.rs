@@ -5,24 +5,31 @@
 
 #[cfg(feature = "candle")]
 mod candle;
+mod cuda;
 mod engine;
 #[doc(hidden)] // Public for benchmarks alone.
 pub mod kernels;
 mod kv;
 mod load_error;
 mod model;
+mod numerics;
+mod probe;
 mod runner;
 mod sampler;
 mod schedule;
 
 #[cfg(feature = "candle")]
-pub use candle::{CandleDevice, CandleModel, Numerics};
+pub use candle::{CandleDevice, CandleModel};
+pub use cuda::{CudaModel, CudaOptions, Libraries};
 pub use engine::{Engine, EngineConfig, Load, RefusedSequence, SequenceOutput, StepOutput};
 pub use kernels::{Compute, Defect, KernelPath};
 pub use kv::{BlockCounts, KvEvent, Reserved};
 pub use load_error::LoadError;
 pub use model::{Int8Cache, Model, ModelConfig, parse_json, read_optional};
+pub use numerics::Numerics;
 #[cfg(feature = "candle")]
 pub use runner::CandleRunner;
-pub use runner::{CpuRunner, Facts, MockRunner, MockTimes, MockVocabulary, Runner};
+pub use runner::{
+    CpuRunner, CudaRunner, Facts, MockRunner, MockTimes, MockVocabulary, Runner, RunnerError, Sizes,
+};
 pub use schedule::{Guesses, SequenceId, SequenceRequest};

@@ -46,8 +46,7 @@ pub enum LoadError {
         /// The system's reason.
         source: std::io::Error,
     },
-    /// A device that candle cannot compute on.
-    #[cfg(feature = "candle")]
+    /// A device that cannot compute the model.
     #[error(
         "{device} cannot compute: {problem}; see that the driver works (nvidia-smi) and that \
         nothing else fills the device's memory, or serve with --device cpu"

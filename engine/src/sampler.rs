@@ -137,6 +137,13 @@ impl Logprobs {
     }
 }
 
+/// Whether nothing changes logits before a token is chosen from them, and nothing is reported of them.
+pub fn is_plain(sampling: &Sampling) -> bool {
+    let is_neutral = sampling.repetition_penalty == 1.0 || sampling.repetition_penalty <= 0.0;
+    let is_free = sampling.frequency_penalty == 0.0 && sampling.presence_penalty == 0.0;
+    is_neutral && is_free && sampling.logit_bias.is_empty() && sampling.logprobs.is_none()
+}
+
 /// Applies penalties (as OpenAI and, for repetition, Keskar et al. 2019 define them) and biases.
 fn adjust(logits: &mut [f32], sampling: &Sampling, context: &Context<'_>) {
     let output = &context.tokens[context.prompt_tokens..];
@@ -246,7 +253,7 @@ fn keep_top_p(ids: &mut Vec<u32>, weights: &[f32], top_p: f32) {
 }
 
 /// A number in `[0, 1)` with 53 random bits (SplitMix64's finaliser, Steele et al. 2014, chained).
-fn uniform(seed: u64, choice: u32, position: u64) -> f64 {
+pub fn uniform(seed: u64, choice: u32, position: u64) -> f64 {
     let bits = mix(mix(mix(seed) ^ u64::from(choice)) ^ position);
     (bits >> 11) as f64 / (1u64 << 53) as f64
 }

@@ -82,7 +82,7 @@ fn answer(model: Model, path: KernelPath) -> Vec<Token> {
     engine.generate(request).unwrap();
     let mut tokens = Vec::new();
     while tokens.len() < 20 {
-        tokens.extend(engine.step().sequences.into_iter().flat_map(|news| news.tokens));
+        tokens.extend(engine.step().unwrap().sequences.into_iter().flat_map(|news| news.tokens));
     }
     tokens
 }

@@ -10,7 +10,6 @@ pub mod cuda;
 mod error;
 mod layout;
 mod lease;
-mod library;
 mod local;
 mod memory;
 mod plan;

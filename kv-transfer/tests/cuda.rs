@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use common::fake_cuda::Fake;
+use common::fake_cuda::{Fake, write_later};
 use common::process::{ROLE, say};
 use common::*;
 use kv_transfer::cuda::{CudaError, CudaMemory, Device, Driver};
@@ -113,7 +113,7 @@ fn gpus_and_pools_that_cannot_be_had_are_named() {
     let absent = Device::open(&fake.driver, 7).err().unwrap();
     assert_eq!(absent, CudaError::NoDevice { ordinal: 7, devices: 2 });
     let device = fake.device(1);
-    for (blocks, block_bytes) in [(1 << 10, 1 << 20), (usize::MAX, 2), (0, 4096)] {
+    for (blocks, block_bytes) in [(1 << 11, 1 << 20), (usize::MAX, 2), (0, 4096)] {
         let error = CudaMemory::new(&device, blocks, block_bytes).err().unwrap();
         assert!(matches!(error, CudaError::PoolTooLarge { ordinal: 1, .. }), "{error:?}");
         assert!(error.to_string().contains("--kv-blocks"), "{error}");
@@ -131,7 +131,7 @@ async fn copies_wait_for_the_kernels_that_wrote_the_blocks() {
         for is_recorded in [true, false] {
             let world = World::new(over).await;
             let memory = world.source_memory();
-            world.gpus.fakes[0].write_later(memory, WANTED[0], &[0x5A; BLOCK_BYTES]);
+            write_later(&world.gpus.fakes[0], memory, WANTED[0], &[0x5A; BLOCK_BYTES]);
             if is_recorded {
                 // SAFETY: the default stream.
                 unsafe { memory.record_written(std::ptr::null_mut()) }.unwrap();

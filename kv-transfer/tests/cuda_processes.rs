@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use common::fake_cuda::{Fake, pool_with_content};
+use common::fake_cuda::{Fake, pool_with_content, write_later};
 use common::process::{Process, ROLE, read_back, say, written};
 use common::*;
 use kv_transfer::cuda::Device;
@@ -69,7 +69,7 @@ async fn be_source() {
     // SAFETY: nobody else has this memory yet; the default stream.
     unsafe {
         memory.write_blocks(3, &[0; BLOCK_BYTES]).unwrap();
-        fake.write_later(memory, 3, &content(3, BLOCK_BYTES));
+        write_later(&fake, memory, 3, &content(3, BLOCK_BYTES));
         memory.record_written(std::ptr::null_mut()).unwrap();
     }
     let lease = lease(&source, &wanted());

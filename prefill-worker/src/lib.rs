@@ -47,7 +47,7 @@ pub async fn run(
     let KvSource { leases, listener } = kv;
     let source = Arc::new(LocalSource {
         layout: worker.host.layout().clone(),
-        memory: worker.host.memory().clone().into(),
+        memory: worker.host.memory().clone(),
         leases: leases.clone(),
     });
     ways.local.add(worker.life.clone(), &source);

@@ -1,13 +1,13 @@
 //! What the workers of this process compute with.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{
-    Compute, CpuRunner, EngineConfig, Int8Cache, KernelPath, LoadError, MockRunner, MockTimes,
-    MockVocabulary, Model, Runner,
+    Compute, CpuRunner, CudaModel, CudaOptions, CudaRunner, EngineConfig, Int8Cache, KernelPath,
+    Libraries, LoadError, MockRunner, MockTimes, MockVocabulary, Model, Runner,
 };
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -21,6 +21,10 @@ use crate::model_directory::ModelDirectory;
 /// Memory of each worker's KV pool where the arguments do not say. It is reserved, and becomes
 /// real as blocks are first used.
 const KV_POOL_BYTES: usize = 1 << 30;
+
+/// Of the free memory of a GPU, for the KV pools of one process where the arguments do not say. What
+/// is left is for steps.
+const GPU_SHARE: f64 = 0.9;
 
 /// Blocks of such a pool at most: those of a mock are tiny.
 const KV_BLOCKS_MAX: usize = 1 << 16;
@@ -37,7 +41,9 @@ pub enum Engines {
         /// The threads.
         compute: Arc<Compute>,
     },
-    /// candle, on a GPU or for comparison on the CPU.
+    /// A GPU's kernels.
+    Cuda(Arc<CudaModel>),
+    /// candle, to compare with.
     #[cfg(feature = "candle")]
     Candle(Arc<engine::CandleModel>),
     /// No model.
@@ -66,10 +72,9 @@ pub fn check(arguments: &EngineArgs) -> Result<(), String> {
     if arguments.device == Device::Cpu && arguments.numerics == Numerics::Fast {
         return Err("on the CPU arithmetic never depends on the batch; leave --numerics out".into());
     }
-    if arguments.device != Device::Cpu && arguments.quantization.is_some() {
-        return Err(
-            "weights in 8 bits are for the CPU; leave --quantization or --device out".into()
-        );
+    let is_candle = matches!(arguments.device, Device::CandleCpu | Device::CandleCuda { .. });
+    if is_candle && arguments.quantization.is_some() {
+        return Err("candle has no weights in 8 bits; leave --quantization or --device out".into());
     }
     arguments.device.check()
 }
@@ -95,8 +100,11 @@ impl Engines {
     pub fn load(path: &Path, arguments: &EngineArgs) -> Result<Self, CommandError> {
         match (arguments.engine, arguments.device) {
             (EngineKind::Mock, _) => Ok(Self::load_mock(path, arguments)?),
+            (EngineKind::Cpu, Device::Cuda { ordinal }) => {
+                Self::load_cuda(path, ordinal, arguments)
+            }
             #[cfg(feature = "candle")]
-            (EngineKind::Cpu, device @ (Device::Cuda { .. } | Device::CandleCpu)) => {
+            (EngineKind::Cpu, device @ (Device::CandleCuda { .. } | Device::CandleCpu)) => {
                 Self::load_candle(path, device, arguments.numerics)
             }
             // `check` refused what this build lacks.
@@ -107,14 +115,28 @@ impl Engines {
     #[cfg(feature = "candle")]
     fn load_candle(path: &Path, device: Device, numerics: Numerics) -> Result<Self, CommandError> {
         let device = match device {
-            Device::Cuda { ordinal } => engine::CandleDevice::Cuda { ordinal },
-            Device::Cpu | Device::CandleCpu => engine::CandleDevice::Cpu,
+            Device::CandleCuda { ordinal } => engine::CandleDevice::Cuda { ordinal },
+            _ => engine::CandleDevice::Cpu,
         };
-        let numerics = match numerics {
-            Numerics::Fixed => engine::Numerics::Fixed,
-            Numerics::Fast => engine::Numerics::Fast,
+        let model = engine::CandleModel::load(path, device, numerics.into())?;
+        Ok(Self::Candle(Arc::new(model)))
+    }
+
+    fn load_cuda(path: &Path, ordinal: u32, arguments: &EngineArgs) -> Result<Self, CommandError> {
+        let options = CudaOptions {
+            ordinal,
+            numerics: arguments.numerics.into(),
+            block_size: arguments.block_size as usize,
+            kernel_cache: kernel_cache(arguments),
+            libraries: Libraries::default(),
         };
-        Ok(Self::Candle(Arc::new(engine::CandleModel::load(path, device, numerics)?)))
+        Ok(Self::Cuda(Arc::new(match arguments.quantization {
+            None => CudaModel::load(path, &options)?,
+            Some(Quantization::Int8) => {
+                let model = Self::load_in_int8(path, KernelPath::Portable, arguments)?;
+                CudaModel::of(&model, &options)?
+            }
+        })))
     }
 
     fn load_cpu(path: &Path, arguments: &EngineArgs) -> Result<Self, CommandError> {
@@ -158,12 +180,33 @@ impl Engines {
         Ok(Self::Mock { times, vocabulary: MockVocabulary::load(path)? })
     }
 
+    /// What of this machine it computes on. Errors: the GPU does not say which it is.
+    pub fn device(&self) -> Result<topology::Device, CommandError> {
+        match self {
+            Self::Cuda(model) => {
+                let uuid = model.uuid();
+                let uuid = uuid.map_err(|error| CommandError::Unavailable(error.to_string()))?;
+                Ok(topology::Device::Gpu(uuid))
+            }
+            _ => Ok(topology::Device::Cpu),
+        }
+    }
+
+    /// How others may read its KV blocks, beside those ways that every worker has.
+    pub fn kv_ways(&self) -> &'static [&'static str] {
+        match self {
+            Self::Cuda(_) => &[kv_transfer::CUDA],
+            _ => &[],
+        }
+    }
+
     /// What one worker computes with.
     pub fn runner(&self) -> Box<dyn Runner> {
         match self {
             Self::Cpu { model, compute } => {
                 Box::new(CpuRunner::new(model.clone(), compute.clone()))
             }
+            Self::Cuda(model) => Box::new(CudaRunner::new(model.clone())),
             #[cfg(feature = "candle")]
             Self::Candle(model) => Box::new(engine::CandleRunner::new(model.clone())),
             Self::Mock { times, vocabulary } => {
@@ -173,10 +216,24 @@ impl Engines {
     }
 }
 
-/// The sizes of one worker's engine.
-pub fn sizes(arguments: &EngineArgs, runner: &dyn Runner) -> EngineConfig {
+/// Where compiled kernels are kept: whoever may write there may run code here.
+fn kernel_cache(arguments: &EngineArgs) -> Option<PathBuf> {
+    let of_user = || {
+        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+        let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".cache"));
+        cache.filter(|cache| cache.is_absolute()).or_else(home)
+    };
+    let directory = arguments.cache_dir.clone().or_else(|| Some(of_user()?.join("stator")))?;
+    Some(directory.join("kernels"))
+}
+
+/// The sizes of one worker's engine, behind which this process starts so many others on the same
+/// device.
+pub fn sizes(arguments: &EngineArgs, runner: &dyn Runner, others: usize) -> EngineConfig {
     let block_size = arguments.block_size as usize;
-    let fitting = KV_POOL_BYTES / runner.kv_layout(block_size).block_bytes();
+    let free = |bytes| (bytes as f64 * GPU_SHARE) as usize / (1 + others);
+    let pool_bytes = runner.free_bytes().map_or(KV_POOL_BYTES, free);
+    let fitting = pool_bytes / runner.kv_layout(block_size).block_bytes();
     let blocks = fitting.clamp(2, KV_BLOCKS_MAX);
     EngineConfig {
         block_size,

@@ -8,7 +8,7 @@ use engine::LoadError;
 use gateway::CardError;
 use messaging::{NetworkError, TlsError};
 use tokio::task::JoinError;
-use worker::WorkerError;
+use worker::{StartError, WorkerError};
 
 use crate::exit::Exit;
 
@@ -51,6 +51,9 @@ pub enum CommandError {
     /// The system refuses memory, threads or signals.
     #[error("the system refuses what serving needs: {0}")]
     Resources(#[from] std::io::Error),
+    /// A worker does not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
     /// A component ended by itself.
     #[error("a component failed: {0}")]
     Component(String),
@@ -63,13 +66,12 @@ impl CommandError {
     /// The command's exit code.
     pub fn exit(&self) -> Exit {
         match self {
-            #[cfg(feature = "candle")]
             Self::Model(LoadError::Device { .. }) => Exit::Unavailable,
             Self::Arguments(_) | Self::Model(_) | Self::Card { .. } => Exit::Usage,
             Self::Refused(_) | Self::Tls(_) => Exit::Usage,
             Self::Network(error) if error.is_usage() => Exit::Usage,
             Self::Network(_) | Self::Unavailable(_) => Exit::Unavailable,
-            Self::Listen { .. } | Self::Resources(_) => Exit::Unavailable,
+            Self::Listen { .. } | Self::Resources(_) | Self::Start(_) => Exit::Unavailable,
             Self::Component(_) => Exit::Internal,
         }
     }

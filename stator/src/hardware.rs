@@ -46,9 +46,10 @@ impl Hardware {
         Ok(Self { source, topology, monitor })
     }
 
-    /// What a worker of this process registers, which gives and reads KV blocks by ways of these names.
-    pub fn registration(&self, kv_ways: &[&str]) -> v1::Hardware {
-        self.topology.hardware(&self.source, &Device::Cpu, kv_ways)
+    /// What a worker of this process registers that computes on `device`, and gives and reads KV blocks
+    /// by ways of these names.
+    pub fn registration(&self, device: &Device, kv_ways: &[&str]) -> v1::Hardware {
+        self.topology.hardware(&self.source, device, kv_ways)
     }
 
     /// Shows from now on what the GPUs do, where there are some.

@@ -107,8 +107,8 @@ fn launch(
     let Joined { network, ways, kv } = joined;
     let address = listener.local_addr()?;
     let (model_name, serves_chats) = (card.name.clone(), card.chat_template.is_some());
-    let prefill = start_worker(arguments, engines, &card, Role::Prefill, &machine)?;
-    let decode = start_worker(arguments, engines, &card, Role::Decode, &machine)?;
+    let prefill = start_worker(arguments, engines, &card, Role::Prefill, &machine, 1)?;
+    let decode = start_worker(arguments, engines, &card, Role::Decode, &machine, 0)?;
     let hosts = [&prefill, &decode].map(|worker| worker.host.clone());
     let used_by_others = arguments.nats.iter().flat_map(|_| [&prefill, &decode]);
     let presences = used_by_others.map(|worker| worker.presence.clone()).collect();
@@ -156,13 +156,15 @@ fn start_worker(
     card: &ModelCard,
     role: Role,
     machine: &Hardware,
+    others: usize,
 ) -> Result<Worker, CommandError> {
     let role_name = if role == Role::Prefill { "prefill" } else { "decode" };
     let id = joining::name(arguments, role_name)?.as_str().into();
     let life = WorkerLife { id, incarnation: Incarnation::begin() };
     let (runner, place, card) = (engines.runner(), EnginePlace::Thread, card.clone());
-    let engine = engines::sizes(&arguments.engine, runner.as_ref());
-    let hardware = Some(machine.registration(&[kv_transfer::TCP]));
+    let engine = engines::sizes(&arguments.engine, runner.as_ref(), others);
+    let ways = [engines.kv_ways(), &[kv_transfer::TCP]].concat();
+    let hardware = Some(machine.registration(&engines.device()?, &ways));
     Ok(Worker::start(WorkerConfig { life, role, runner, place, engine, card, hardware })?)
 }
 

@@ -1,9 +1,8 @@
 //! Whether a worker's KV blocks move by UCX, and the agent that moves them.
 
 use std::path::Path;
-use std::sync::Arc;
 
-use kv_transfer::HostMemory;
+use kv_transfer::KvMemory;
 use kv_transfer::ucx::{Agent, Launch};
 
 use crate::cli::{UcxMode, WorkerArgs};
@@ -61,17 +60,23 @@ pub fn check(arguments: &WorkerArgs) -> Result<Option<Plan>, CommandError> {
 
 impl Plan {
     /// Starts the agent. Errors: it is required, and cannot be used here.
-    pub async fn start(self, memory: &Arc<HostMemory>) -> Result<Option<Agent>, CommandError> {
-        match Agent::start(memory, self.launch).await {
+    pub async fn start(self, memory: &KvMemory) -> Result<Option<Agent>, CommandError> {
+        let KvMemory::Host(memory) = memory else {
+            return self
+                .without("UCX moves blocks of the host's memory, and this worker's lie on a GPU");
+        };
+        match Agent::start(memory, self.launch.clone()).await {
             Ok(agent) => Ok(Some(agent)),
-            Err(error) if self.is_required => {
-                Err(CommandError::Unavailable(format!("--ucx on, but {}", telling(&error))))
-            }
-            Err(error) => {
-                tracing::info!("KV blocks do not move by UCX: {}", telling(&error));
-                Ok(None)
-            }
+            Err(error) => self.without(&telling(&error)),
         }
+    }
+
+    fn without(&self, why_not: &str) -> Result<Option<Agent>, CommandError> {
+        if self.is_required {
+            return Err(CommandError::Unavailable(format!("--ucx on, but {why_not}")));
+        }
+        tracing::info!("KV blocks do not move by UCX: {why_not}");
+        Ok(None)
     }
 }
 

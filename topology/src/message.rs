@@ -13,7 +13,7 @@ use crate::{Source, Topology};
 pub enum Device {
     /// The host's CPUs.
     Cpu,
-    /// The GPU, or the instance of one, of this UUID.
+    /// The GPU, or the instance of one, of this UUID, which may lack its prefix (`GPU-`, `MIG-`).
     Gpu(String),
 }
 
@@ -71,8 +71,14 @@ impl Topology {
 
 impl Gpu {
     fn is_called(&self, uuid: &str) -> bool {
-        self.uuid == uuid || self.instances.iter().any(|instance| instance.uuid == uuid)
+        let instances = self.instances.iter().map(|instance| &instance.uuid);
+        instances.chain([&self.uuid]).any(|own| without_prefix(own) == without_prefix(uuid))
     }
+}
+
+/// CUDA knows UUIDs without what tells GPUs from instances.
+fn without_prefix(uuid: &str) -> &str {
+    ["GPU-", "MIG-"].iter().find_map(|prefix| uuid.strip_prefix(prefix)).unwrap_or(uuid)
 }
 
 fn gpu_message(gpu: &Gpu) -> v1::Gpu {

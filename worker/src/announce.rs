@@ -40,14 +40,16 @@ pub async fn run(
     }
     let mut entry = RegistryEntry::put(registration, network);
     presence.set_registered(address);
-    let Some(mut kv_events) = host.take_kv_events() else { return WorkerError::EngineStopped };
+    let Some(mut kv_events) = host.take_kv_events() else {
+        return WorkerError::EngineStopped(None);
+    };
     let mut reports = 0u32;
     let mut interval = tokio::time::interval(LOAD_REPORT_INTERVAL);
     let (mut last_report, mut is_news_due) = (Instant::now(), false);
     loop {
         tokio::select! {
             biased;
-            () = host.stopped() => return WorkerError::EngineStopped,
+            () = host.stopped() => return WorkerError::EngineStopped(host.take_failure()),
             () = presence.draining(), if !entry.is_draining => entry.put_draining(registration),
             // Before load reports, which say how many there are.
             Some(batch) = kv_events.recv() => {

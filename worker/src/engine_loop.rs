@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use engine::{Engine, RefusedSequence, SequenceId, SequenceOutput, SequenceRequest, StepOutput};
+use engine::{
+    Engine, RefusedSequence, RunnerError, SequenceId, SequenceOutput, SequenceRequest, StepOutput,
+};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -20,41 +22,43 @@ pub(crate) struct EngineLoop {
 }
 
 impl EngineLoop {
-    /// Runs until every handle to the host is gone.
-    pub(crate) fn run_on_thread(mut self) {
-        self.warm_up();
+    /// Runs until every handle to the host is gone. Errors: the device failed.
+    pub(crate) fn run_on_thread(mut self) -> Result<(), RunnerError> {
+        self.warm_up()?;
         while self.take_commands() {
             let began = Instant::now();
-            let output = self.step();
+            let output = self.step()?;
             if output.is_simulated {
                 std::thread::sleep(output.took.saturating_sub(began.elapsed()));
             }
             if self.conclude(output) {
                 // Nothing can be computed until someone says something.
-                let Some(command) = self.inbox.blocking_recv() else { return };
+                let Some(command) = self.inbox.blocking_recv() else { break };
                 self.apply(command);
             }
         }
+        Ok(())
     }
 
     /// The same as a task: steps take their time by the runtime's clock.
-    pub(crate) async fn run_as_task(mut self) {
-        self.warm_up();
+    pub(crate) async fn run_as_task(mut self) -> Result<(), RunnerError> {
+        self.warm_up()?;
         while self.take_commands() {
-            let output = self.step();
+            let output = self.step()?;
             if output.took.is_zero() {
                 tokio::task::yield_now().await;
             } else {
                 tokio::time::sleep(output.took).await;
             }
             if self.conclude(output) {
-                let Some(command) = self.inbox.recv().await else { return };
+                let Some(command) = self.inbox.recv().await else { break };
                 self.apply(command);
             }
         }
+        Ok(())
     }
 
-    fn step(&mut self) -> StepOutput {
+    fn step(&mut self) -> Result<StepOutput, RunnerError> {
         let shared = &self.shared;
         self.engine.step_announced(|shape| {
             let mut status = shared.status.lock();
@@ -63,12 +67,13 @@ impl EngineLoop {
         })
     }
 
-    fn warm_up(&mut self) {
-        let outputs = self.engine.warm_up();
+    fn warm_up(&mut self) -> Result<(), RunnerError> {
+        let outputs = self.engine.warm_up()?;
         let mut status = self.shared.status.lock();
         outputs.iter().for_each(|output| status.latency.record(output));
         drop(status);
         self.shared.warm.cancel();
+        Ok(())
     }
 
     /// Reports and delivers what a step did. True: there was nothing to do, and nothing is said

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use engine::{
-    Engine, Guesses, KvEvent, Load, RefusedSequence, Reserved, SequenceId, SequenceRequest,
+    Engine, Guesses, KvEvent, Load, RefusedSequence, Reserved, RunnerError, SequenceId,
+    SequenceRequest,
 };
-use kv_transfer::{BlockWriter, HostMemory, KvLayout};
+use kv_transfer::{BlockWriter, KvLayout, KvMemory};
 use parking_lot::Mutex;
 use protocol::{BlockHash, WorkerLife, v1};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -86,7 +87,7 @@ pub struct EngineHost {
     kv_events: Mutex<Option<mpsc::Receiver<KvEventBatch>>>,
     stopped: CancellationToken,
     layout: KvLayout,
-    memory: Arc<HostMemory>,
+    memory: KvMemory,
     vocabulary_size: usize,
     next_sequence: AtomicU64,
 }
@@ -100,6 +101,8 @@ pub(crate) struct Shared {
     /// Sequences whose handles are gone and whose release found the queue full. One entry per
     /// living sequence at most.
     pub(crate) releases: Mutex<Vec<SequenceId>>,
+    /// Why the engine could not go on.
+    failure: Mutex<Option<RunnerError>>,
 }
 
 /// An engine as of its last step.
@@ -167,13 +170,20 @@ impl Drop for Guard {
     }
 }
 
+impl Shared {
+    fn end(&self, ended: Result<(), RunnerError>) {
+        *self.failure.lock() = ended.err();
+    }
+}
+
 impl EngineHost {
     /// Starts the engine on a thread of its own.
     pub fn start(engine: Engine, life: &WorkerLife) -> std::io::Result<Self> {
         let (host, looped, stopped) = Self::new(engine);
+        let shared = host.shared.clone();
         std::thread::Builder::new().name(format!("engine-{}", life.id)).spawn(move || {
             let _announces_the_end = stopped.drop_guard();
-            looped.run_on_thread();
+            shared.end(looped.run_on_thread());
         })?;
         Ok(host)
     }
@@ -182,9 +192,10 @@ impl EngineHost {
     /// arithmetic would hold up the runtime.
     pub fn start_as_task(engine: Engine) -> Self {
         let (host, looped, stopped) = Self::new(engine);
+        let shared = host.shared.clone();
         tokio::spawn(async move {
             let _announces_the_end = stopped.drop_guard();
-            looped.run_as_task().await;
+            shared.end(looped.run_as_task().await);
         });
         host
     }
@@ -215,7 +226,7 @@ impl EngineHost {
     }
 
     /// Where they lie.
-    pub fn memory(&self) -> &Arc<HostMemory> {
+    pub fn memory(&self) -> &KvMemory {
         &self.memory
     }
 
@@ -268,6 +279,11 @@ impl EngineHost {
     /// Waits until the engine's thread has ended.
     pub async fn stopped(&self) {
         self.stopped.cancelled().await;
+    }
+
+    /// Why it ended, unless by a defect. Said once.
+    pub(crate) fn take_failure(&self) -> Option<RunnerError> {
+        self.shared.failure.lock().take()
     }
 
     /// The changes of the prefix cache; for one taker.

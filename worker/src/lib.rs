@@ -16,7 +16,7 @@ mod transfers;
 
 use std::sync::Arc;
 
-use engine::{Engine, EngineConfig, Runner};
+use engine::{Engine, EngineConfig, Runner, RunnerError};
 use messaging::Network;
 use protocol::v1::worker_server::WorkerServer;
 use protocol::{WorkerLife, v1};
@@ -76,8 +76,8 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts the engine. Errors: the system refuses memory or a thread.
-    pub fn start(config: WorkerConfig) -> std::io::Result<Self> {
+    /// Starts the engine. Errors: there is no memory for it, or the system refuses a thread.
+    pub fn start(config: WorkerConfig) -> Result<Self, StartError> {
         let WorkerConfig { life, role, runner, place, engine: sizes, mut card, hardware } = config;
         let model_id = admission::model_id(&runner.facts().weights_id, &card);
         let grammars = Arc::new(Grammars::new(
@@ -163,12 +163,24 @@ fn features(grammars: &Grammars) -> Vec<String> {
     features.map(str::to_string).collect()
 }
 
+/// Why a worker does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// There is no room for its engine.
+    #[error(transparent)]
+    Engine(#[from] RunnerError),
+    /// The system refuses a thread.
+    #[error(transparent)]
+    Thread(#[from] std::io::Error),
+}
+
 /// Why a worker ended by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    /// The engine's thread ended, by a defect.
+    /// The engine's thread ended: its device failed, or by a defect. What it had goes on elsewhere, as
+    /// when its process is killed.
     #[error("the engine stopped")]
-    EngineStopped,
+    EngineStopped(#[source] Option<RunnerError>),
     /// It does not go with another worker of the cluster: a sentence for the user.
     #[error("{0}")]
     Refused(String),

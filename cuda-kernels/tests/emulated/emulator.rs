@@ -180,10 +180,12 @@ impl Program {
             source.text,
             kernels.len()
         );
-        let emulation = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/emulation");
-        let [header, runtime] = ["emulation.h", "emulation.cpp"].map(|file| emulation.join(file));
+        let emulation = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cuda-driver/fake");
+        let [header, runtime, main] =
+            ["emulation.h", "emulation.cpp", "program.cpp"].map(|file| emulation.join(file));
         let mut hasher = DefaultHasher::new();
-        let files = [&header, &runtime].map(|file| fs::read(file).expect("the emulation's source"));
+        let files = [&header, &runtime, &main];
+        let files = files.map(|file| fs::read(file).expect("the emulation's source"));
         (&text, &source.defines, watch as u32, files, compile_flags(watch)).hash(&mut hasher);
         let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulation");
         let program = directory.join(format!("{}-{:016x}", source.module.name(), hasher.finish()));
@@ -209,9 +211,10 @@ impl Program {
         let flags = compile_flags(watch);
         compile(&[flags, &["-include", header], &defines, &["-c", "kernels.cpp"]].concat());
         // Without a sanitizer's eyes, but knowing that it is there.
-        let runtime = runtime.to_str().expect("a path in UTF-8");
-        compile(&[BASE_FLAGS, runtime_flags(watch), &["-c", runtime]].concat());
-        compile(&[link_flags(watch), &["kernels.o", "emulation.o", "-o", "program"]].concat());
+        let [runtime, main] = [&runtime, &main].map(|file| file.to_str().expect("a path in UTF-8"));
+        compile(&[BASE_FLAGS, runtime_flags(watch), &["-c", runtime, main]].concat());
+        let objects = ["kernels.o", "emulation.o", "program.o", "-o", "program"];
+        compile(&[link_flags(watch), &objects].concat());
         fs::rename(working.join("program"), &program).expect("the program can be moved");
         fs::remove_dir_all(&working).expect("what it was built from can go");
         Self(program)
@@ -294,7 +297,7 @@ fn link_flags(watch: Watch) -> &'static [&'static str] {
     }
 }
 
-/// As `emulation.cpp` reads it.
+/// As `program.cpp` reads it.
 fn encoded(work: &Work, order: u64) -> Vec<u8> {
     let mut bytes = order.to_ne_bytes().to_vec();
     let number = |bytes: &mut Vec<u8>, number: u32| bytes.extend(number.to_ne_bytes());

@@ -96,7 +96,7 @@ impl Oracle {
         engine.generate(asked).unwrap();
         let mut text = String::new();
         loop {
-            let output = engine.step();
+            let output = engine.step().unwrap();
             if output.is_idle() {
                 return text;
             }

@@ -7,7 +7,8 @@ use super::attention::Queries;
 use super::kv::KvCache;
 use super::product::{Linear, Product, RmsNorm};
 use super::rounding::Rounding;
-use super::shapes::{Numerics, Shapes};
+use super::shapes::Shapes;
+use crate::Numerics;
 use crate::kernels::{QuerySpan, RopePairing, RopeTable};
 use crate::model::{Decoder, Layer as StoredLayer, Linear as StoredLinear, ModelConfig, Span};
 

@@ -7,20 +7,20 @@ mod attention;
 mod decoder;
 mod device;
 mod kv;
-mod probe;
 mod product;
 mod rounding;
 mod shapes;
 
 use std::path::Path;
 
+use kv_transfer::HostMemory;
 use parking_lot::{FairMutex, FairMutexGuard};
 
 use crate::model::{Model, ModelConfig};
-use crate::{KernelPath, LoadError};
+use crate::probe::Probe;
+use crate::{KernelPath, LoadError, Numerics};
 pub use decoder::CandleDecoder;
 pub use device::CandleDevice;
-pub use shapes::Numerics;
 
 /// What of candle's version decides how sums are rounded; part of the numerics id.
 const CANDLE_VERSION: &str = "0.11.1";
@@ -49,7 +49,7 @@ impl CandleModel {
         let Model { config, decoder, weights_id, .. } = Model::load(model, KernelPath::Portable)?;
         let failed = |error| device.failed(&error);
         let decoder = CandleDecoder::new(&decoder, &opened, numerics).map_err(failed)?;
-        let probe = probe::run(&decoder, numerics).map_err(|problem| device.refused(problem))?;
+        let probe = probed(&decoder, numerics).map_err(|problem| device.refused(problem))?;
         let (kind, dtype) = (device.kind(&opened).map_err(failed)?, decoder.dtype().as_str());
         let shapes = decoder.shapes();
         let numerics_id =
@@ -68,4 +68,15 @@ impl CandleModel {
     pub fn take_turn(&self) -> FairMutexGuard<'_, ()> {
         self.turn.lock()
     }
+}
+
+/// The fingerprint of what a decoder computes on its device. Errors: a sentence.
+fn probed(decoder: &CandleDecoder, numerics: Numerics) -> Result<String, String> {
+    let probe = Probe::new(decoder.kv_layout("", Probe::BLOCK_SIZE), decoder.vocabulary_size());
+    let blocks = probe.blocks();
+    let memory = HostMemory::new(blocks, probe.layout.block_bytes());
+    let memory = memory.map_err(|error| format!("no memory for a probe: {error}"))?;
+    probe.run(numerics, |spans, layout| {
+        decoder.forward(spans, layout, &memory).map_err(|error| error.to_string())
+    })
 }

@@ -9,14 +9,7 @@ use std::fmt;
 
 use candle_core::Device;
 
-/// Whether the arithmetic of a token may depend on what is computed beside it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Numerics {
-    /// It does not: tokens are the same in any company, chunks and cache hits.
-    Fixed,
-    /// It may, which is faster: nothing is computed that nobody needs.
-    Fast,
-}
+use crate::Numerics;
 
 /// The shapes of a device's products.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

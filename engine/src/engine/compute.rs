@@ -3,7 +3,7 @@
 use grammar::GrammarState;
 
 use super::Engine;
-use crate::runner::{Choice, Computed, Context, PromptReport, Span};
+use crate::runner::{Choice, Computed, Context, PromptReport, RunnerError, Span};
 use crate::schedule::{Scheduled, Sequence};
 
 /// What a sequence lends to a batch.
@@ -17,7 +17,7 @@ struct Lent {
 
 impl Engine {
     /// Computes what is scheduled; one output per entry, in order.
-    pub(super) fn compute(&mut self, scheduled: &[Scheduled]) -> Computed {
+    pub(super) fn compute(&mut self, scheduled: &[Scheduled]) -> Result<Computed, RunnerError> {
         let Self { runner, scheduler, facts, layout, memory, .. } = self;
         let running = scheduler.running_mut();
         let lend = |Scheduled { index, count }: &Scheduled| {

@@ -29,7 +29,6 @@ impl Linear {
     }
 
     /// Its bias.
-    #[cfg(feature = "candle")]
     pub fn bias(&self) -> Option<&[f32]> {
         self.bias.as_deref()
     }

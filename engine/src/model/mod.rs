@@ -21,11 +21,8 @@ use std::path::Path;
 pub use config::{ModelConfig, parse_json, read_optional};
 pub use decoder::{Decoder, Span};
 pub use int8::Int8Cache;
-#[cfg(feature = "candle")]
 pub use layer::Layer;
-#[cfg(feature = "candle")]
 pub use linear::Linear;
-#[cfg(feature = "candle")]
 pub use weights::WeightMatrix;
 
 use crate::{KernelPath, LoadError};

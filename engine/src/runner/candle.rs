@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use kv_transfer::{HostMemory, KvLayout};
+use kv_transfer::{KvLayout, KvMemory};
 
 use super::logits::conclude_all;
-use super::{Computed, Facts, Runner, Span};
+use super::{Computed, Facts, Runner, RunnerError, Span, on_host};
 use crate::candle::CandleModel;
 
 /// A model in a device's memory.
@@ -32,17 +32,21 @@ impl Runner for CandleRunner {
         self.model.decoder.kv_layout(&self.facts.numerics_id, block_size)
     }
 
-    /// A device that fails takes the engine's thread with it, and so the worker: what it had goes on
-    /// elsewhere, as when the process is killed.
-    fn run(&mut self, spans: &mut [Span<'_>], layout: &KvLayout, memory: &HostMemory) -> Computed {
+    fn run(
+        &mut self,
+        spans: &mut [Span<'_>],
+        layout: &KvLayout,
+        memory: &KvMemory,
+    ) -> Result<Computed, RunnerError> {
         let to_compute: Vec<_> = spans.iter().map(Span::for_decoder).collect();
         let _turn = self.model.take_turn();
         let began = Instant::now();
-        let computed = self.model.decoder.forward(&to_compute, layout, memory);
-        let mut logits = computed.unwrap_or_else(|error| {
-            panic!("{} failed, and this worker ends: {error}", self.model.device())
-        });
+        let computed = self.model.decoder.forward(&to_compute, layout, on_host(memory));
+        let mut logits = computed.map_err(|error| RunnerError::Device {
+            device: self.model.device().to_string(),
+            problem: error.to_string(),
+        })?;
         let spans = conclude_all(spans, &mut logits, &self.facts);
-        Computed { spans, took: began.elapsed(), is_simulated: false }
+        Ok(Computed { spans, took: began.elapsed(), is_simulated: false })
     }
 }

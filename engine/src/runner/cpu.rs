@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use kv_transfer::{HostMemory, KvLayout};
+use kv_transfer::{KvLayout, KvMemory};
 
 use super::logits::conclude_all;
-use super::{Computed, Facts, Runner, Span};
+use super::{Computed, Facts, Runner, RunnerError, Span, on_host};
 use crate::kernels::Compute;
 use crate::model::Model;
 
@@ -34,13 +34,18 @@ impl Runner for CpuRunner {
         self.model.decoder.kv_layout(&self.facts.numerics_id, block_size)
     }
 
-    fn run(&mut self, spans: &mut [Span<'_>], layout: &KvLayout, memory: &HostMemory) -> Computed {
+    fn run(
+        &mut self,
+        spans: &mut [Span<'_>],
+        layout: &KvLayout,
+        memory: &KvMemory,
+    ) -> Result<Computed, RunnerError> {
         let to_compute: Vec<_> = spans.iter().map(Span::for_decoder).collect();
         let Self { model, compute, .. } = self;
         let _turn = compute.take_turn();
         let began = Instant::now();
-        let mut logits = model.decoder.forward(compute, &to_compute, layout, memory);
+        let mut logits = model.decoder.forward(compute, &to_compute, layout, on_host(memory));
         let spans = conclude_all(spans, &mut logits, &self.facts);
-        Computed { spans, took: began.elapsed(), is_simulated: false }
+        Ok(Computed { spans, took: began.elapsed(), is_simulated: false })
     }
 }

@@ -7,10 +7,12 @@
 use std::time::Duration;
 
 use grammar::TokenSet;
-use kv_transfer::{HostMemory, KvLayout};
+use kv_transfer::{HostMemory, KvLayout, KvMemory};
 use protocol::v1::{Sampling, Token, TokenLogprob};
 
-use super::{Computed, Context, Facts, MockVocabulary, Runner, Span, SpanOutput};
+use super::{
+    Computed, Context, Facts, MockVocabulary, Runner, RunnerError, Span, SpanOutput, on_host,
+};
 
 /// Bytes of a state's half: one goes where keys lie, the other where values do.
 const HALF_BYTES: usize = 4;
@@ -142,15 +144,21 @@ impl Runner for MockRunner {
         }
     }
 
-    fn run(&mut self, spans: &mut [Span<'_>], layout: &KvLayout, memory: &HostMemory) -> Computed {
-        let kv =
-            MockKv { block_size: layout.block_size, values_at: layout.values_offset(0), memory };
+    fn run(
+        &mut self,
+        spans: &mut [Span<'_>],
+        layout: &KvLayout,
+        memory: &KvMemory,
+    ) -> Result<Computed, RunnerError> {
+        let (block_size, memory) = (layout.block_size, on_host(memory));
+        let kv = MockKv { block_size, values_at: layout.values_offset(0), memory };
         let took = self.step_time(spans);
         let conclude = |span: &mut Span<'_>| {
             kv.write(span);
             self.conclude(span, &kv)
         };
-        Computed { spans: spans.iter_mut().map(conclude).collect(), took, is_simulated: true }
+        let spans = spans.iter_mut().map(conclude).collect();
+        Ok(Computed { spans, took, is_simulated: true })
     }
 }
 
@@ -238,6 +246,7 @@ fn mix(a: u64, b: u64) -> u64 {
 mod tests {
     use super::super::Choice;
     use super::*;
+    use std::sync::Arc;
 
     const BLOCK_SIZE: usize = 4;
 
@@ -257,14 +266,14 @@ mod tests {
     struct Bench {
         runner: MockRunner,
         layout: KvLayout,
-        memory: HostMemory,
+        memory: KvMemory,
     }
 
     impl Bench {
         fn new() -> Self {
             let runner = runner();
             let layout = runner.kv_layout(BLOCK_SIZE);
-            let memory = HostMemory::new(8, layout.block_bytes()).unwrap();
+            let memory = Arc::new(HostMemory::new(8, layout.block_bytes()).unwrap()).into();
             Self { runner, layout, memory }
         }
 
@@ -280,7 +289,8 @@ mod tests {
             let choice = Some(Choice { sampling: &sampling, context, drafts: 0, grammar: None });
             let tokens = &tokens[start..];
             let span = Span { tokens, start, blocks, choice, prompt_report: None };
-            self.runner.run(&mut [span], &self.layout, &self.memory).spans[0].tokens[0].id
+            let computed = self.runner.run(&mut [span], &self.layout, &self.memory);
+            computed.unwrap().spans[0].tokens[0].id
         }
     }
 
@@ -308,7 +318,7 @@ mod tests {
                         (position / BLOCK_SIZE, position % BLOCK_SIZE * HALF_BYTES + offset + byte);
                     let flip = |bench: &Bench| {
                         // SAFETY: this test alone uses the memory.
-                        unsafe { bench.memory.write(block as u32, at, 1)[0] ^= 1 }
+                        unsafe { on_host(&bench.memory).write(block as u32, at, 1)[0] ^= 1 }
                     };
                     flip(&bench);
                     assert_ne!(bench.run(&PROMPT, last, &[0, 1, 2], None), whole, "{position}");

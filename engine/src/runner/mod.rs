@@ -3,14 +3,17 @@
 #[cfg(feature = "candle")]
 mod candle;
 mod cpu;
+mod cuda;
 mod logits;
 mod mock;
 mod mock_vocabulary;
 
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use grammar::{GrammarError, GrammarState, TokenSet};
-use kv_transfer::{HostMemory, KvLayout};
+use kv_transfer::{HostMemory, KvLayout, KvMemory};
 use protocol::v1::{Sampling, Token};
 
 use crate::model::ModelConfig;
@@ -19,6 +22,7 @@ pub use crate::sampler::Context;
 #[cfg(feature = "candle")]
 pub use candle::CandleRunner;
 pub use cpu::CpuRunner;
+pub use cuda::CudaRunner;
 pub use mock::{MockRunner, MockTimes};
 pub use mock_vocabulary::MockVocabulary;
 
@@ -30,9 +34,69 @@ pub trait Runner: Send {
     /// What a KV block of `block_size` tokens looks like.
     fn kv_layout(&self, block_size: usize) -> KvLayout;
 
-    /// Computes all spans. Their KV lies in `memory`, whose blocks have this layout. The result
-    /// for one span does not depend on the others.
-    fn run(&mut self, spans: &mut [Span<'_>], layout: &KvLayout, memory: &HostMemory) -> Computed;
+    /// Bytes that are free on the device that it computes on; none where that is the host.
+    fn free_bytes(&self) -> Option<usize> {
+        None
+    }
+
+    /// Allocates what a worker computes in, once: the KV pool, whose blocks have this layout, and
+    /// whatever steps need beside it. Errors: there is not enough memory.
+    fn allocate(&mut self, layout: &KvLayout, sizes: &Sizes) -> Result<KvMemory, RunnerError> {
+        let (blocks, block_bytes) = (sizes.kv_blocks, layout.block_bytes());
+        let memory = match sizes.shares_memory {
+            false => HostMemory::new(blocks, block_bytes),
+            true => HostMemory::shared(blocks, block_bytes),
+        };
+        Ok(Arc::new(memory.map_err(RunnerError::HostMemory)?).into())
+    }
+
+    /// Computes all spans. Their KV lies in `memory`, which `allocate` gave. The result for one span
+    /// does not depend on the others. Errors: the device failed, and will not compute any more.
+    fn run(
+        &mut self,
+        spans: &mut [Span<'_>],
+        layout: &KvLayout,
+        memory: &KvMemory,
+    ) -> Result<Computed, RunnerError>;
+}
+
+/// How much a runner has to have room for.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Blocks of the KV pool.
+    pub kv_blocks: usize,
+    /// Whether the pool's memory can be given to another process of this host.
+    pub shares_memory: bool,
+    /// Tokens of one step.
+    pub step_tokens: usize,
+    /// Spans of one step.
+    pub spans: usize,
+    /// Tokens of one sequence.
+    pub context_tokens: usize,
+}
+
+/// Why a runner cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum RunnerError {
+    /// The system refuses memory.
+    #[error("the system refuses memory for the KV pool: {0}")]
+    HostMemory(#[source] io::Error),
+    /// A device failed, or has too little memory.
+    #[error("{device}: {problem}")]
+    Device {
+        /// Which.
+        device: String,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
+}
+
+/// The pool of a runner that computes in the host's memory.
+fn on_host(memory: &KvMemory) -> &HostMemory {
+    match memory {
+        KvMemory::Host(memory) => memory,
+        KvMemory::Cuda(_) => unreachable!("this runner allocated its pool in the host's memory"),
+    }
 }
 
 /// What the engine has to know of a model.

@@ -70,7 +70,9 @@ fn kv_of(engine: &mut Engine, case: &Case) -> Vec<f32> {
     engine.prefill(request).unwrap();
     let mut blocks = Vec::new();
     while engine.load().running + engine.load().waiting > 0 {
-        blocks.extend(engine.step().sequences.into_iter().flat_map(|news| news.ready_blocks));
+        blocks.extend(
+            engine.step().unwrap().sequences.into_iter().flat_map(|news| news.ready_blocks),
+        );
     }
     assert_eq!(blocks.len(), case.prompt.len().div_ceil(16));
     let layout = engine.layout().clone();

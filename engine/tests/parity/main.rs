@@ -5,6 +5,7 @@
 
 #[cfg(feature = "candle")]
 mod candle;
+mod cuda;
 mod gguf_files;
 
 use std::collections::BTreeMap;
@@ -131,7 +132,7 @@ type Tokens = BTreeMap<u64, Vec<protocol::v1::Token>>;
 fn run(engine: &mut Engine) -> (Tokens, usize) {
     let (mut tokens, mut prefill_tokens) = (Tokens::new(), 0);
     loop {
-        let output = engine.step();
+        let output = engine.step().unwrap();
         if output.is_idle() {
             break;
         }

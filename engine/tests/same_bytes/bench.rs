@@ -104,7 +104,7 @@ impl Bench {
         engine.generate(request.clone()).unwrap();
         let mut answer = Answer::default();
         while answer.finish.is_none() {
-            let output = engine.step();
+            let output = engine.step().unwrap();
             assert!(!output.is_idle(), "{request:?} does not end");
             for news in output.sequences {
                 answer.add(news);

@@ -179,7 +179,7 @@ impl<'a> Run<'a> {
 
     fn step_local(&mut self) {
         let before = self.local.load().preemptions;
-        let output = self.local.step();
+        let output = self.local.step().unwrap();
         let preempted = self.local.load().preemptions - before;
         self.coverage.add(Event::Preemption, preempted as usize);
         let Guesses { computed, accepted } = output.guesses;
@@ -202,7 +202,7 @@ impl<'a> Run<'a> {
     }
 
     fn step_remote(&mut self) {
-        for news in self.remote.step().sequences {
+        for news in self.remote.step().unwrap().sequences {
             let index = news.id.0 as usize;
             let request = &mut self.requests[index];
             if let Some(handoff) = &mut request.handoff {
@@ -270,6 +270,6 @@ fn warm(engine: &mut Engine, earlier: &[SequenceRequest]) {
         engine.generate(request.clone()).unwrap();
     }
     while engine.load().running + engine.load().waiting > 0 {
-        assert!(!engine.step().is_idle(), "it never ends: {:?}", engine.load());
+        assert!(!engine.step().unwrap().is_idle(), "it never ends: {:?}", engine.load());
     }
 }

@@ -76,13 +76,13 @@ fn no_priority_starves_another() {
     for id in others.by_ref().take(4) {
         engine.generate(request(id, 0)).unwrap();
     }
-    engine.step();
+    engine.step().unwrap();
     engine.generate(request(0, 1)).unwrap();
     for step in 1.. {
         while engine.load().waiting < 4 {
             engine.generate(request(others.next().unwrap(), 0)).unwrap();
         }
-        let output = engine.step();
+        let output = engine.step().unwrap();
         let mut news = output.sequences.iter().filter(|news| news.id == SequenceId(0));
         let has_begun = news.next().is_some();
         assert!(!has_begun || step >= OLD_STEPS, "it was passed by none after {step} steps");
@@ -112,7 +112,7 @@ fn check_order(priorities: &[i32], expected: &[u64]) {
     }
     let mut order = Vec::new();
     while engine.load().running + engine.load().waiting > 0 {
-        let news = engine.step().sequences;
+        let news = engine.step().unwrap().sequences;
         order.extend(news.iter().filter(|news| news.finish.is_some()).map(|news| news.id.0));
     }
     assert_eq!(order, expected, "{priorities:?}");

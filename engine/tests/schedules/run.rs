@@ -170,7 +170,7 @@ impl Run<'_> {
     }
 
     fn step(&mut self, step: usize) -> Result<(), String> {
-        let output = self.engine.step();
+        let output = self.engine.step().unwrap();
         self.engine.learn_latency(LatencyModel {
             step_us: 5.0,
             prefill_token_us: 1.0,
@@ -237,7 +237,7 @@ fn alone(planned: &Planned, config: EngineConfig) -> Vec<u32> {
     engine.generate(planned.request.clone()).unwrap();
     let mut tokens = Vec::new();
     while engine.load().running + engine.load().waiting > 0 {
-        let news = engine.step().sequences;
+        let news = engine.step().unwrap().sequences;
         tokens.extend(news.iter().flat_map(|news| &news.tokens).map(|token| token.id));
     }
     tokens

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::device::Lane;
-use super::driver::{DevicePointer, Handle};
 use super::{CudaError, CudaMemory, Device};
 use crate::plan::CopyOp;
+use cuda_driver::Lane;
+use cuda_driver::{DevicePointer, Handle};
 
 /// Copies planned between two pools of this process. Waits until the last one has ended.
 pub(crate) fn copy_between(
@@ -55,7 +55,7 @@ impl Held {
     fn wait(&self) -> Result<(), CudaError> {
         let _current = self.device.enter()?;
         // SAFETY: the event lives as long as this.
-        unsafe { self.device.driver.wait_for_event(self.lane.done) }
+        unsafe { self.device.driver().wait_for_event(self.lane.done) }
     }
 }
 
@@ -72,7 +72,7 @@ impl Copies {
         let _current = device.enter()?;
         self.is_settled = false;
         // SAFETY: stream and event live; an event that was never recorded is no event to wait for.
-        unsafe { device.driver.stream_waits(lane.stream, event, 0) }
+        unsafe { device.driver().stream_waits(lane.stream, event, 0) }
     }
 
     /// Copies from memory of another device, or of this one and what is mapped into it.
@@ -96,8 +96,8 @@ impl Copies {
         // SAFETY: the caller's promise; the contexts live.
         unsafe {
             match from_device {
-                None => device.driver.copy_within(to, from, bytes, lane.stream),
-                Some(other) => device.driver.copy_between_peers(
+                None => device.driver().copy_within(to, from, bytes, lane.stream),
+                Some(other) => device.driver().copy_between_peers(
                     to,
                     device.context(),
                     from,
@@ -119,7 +119,7 @@ impl Copies {
         self.is_settled = false;
         let (from, bytes) = (from.as_ptr().cast(), from.len());
         // SAFETY: the caller's promise.
-        unsafe { device.driver.copy_to_device(to, from, bytes, lane.stream) }
+        unsafe { device.driver().copy_to_device(to, from, bytes, lane.stream) }
     }
 
     /// Copies from the device to pinned bytes.
@@ -136,14 +136,14 @@ impl Copies {
         self.is_settled = false;
         let (to, bytes) = (to.as_mut_ptr().cast(), to.len());
         // SAFETY: the caller's promise.
-        unsafe { device.driver.copy_to_host(to, from, bytes, lane.stream) }
+        unsafe { device.driver().copy_to_host(to, from, bytes, lane.stream) }
     }
 
     fn record(&self) -> Result<(), CudaError> {
         let Held { device, lane } = &*self.held;
         let _current = device.enter()?;
         // SAFETY: both live.
-        unsafe { device.driver.record_event(lane.done, lane.stream) }
+        unsafe { device.driver().record_event(lane.done, lane.stream) }
     }
 
     /// Waits, blocking this thread, until all copies so far have ended. Errors: one of them failed.
@@ -178,6 +178,6 @@ impl Drop for Copies {
         let Held { device, lane } = &*self.held;
         let _current = device.enter();
         // SAFETY: the stream lives. An error means that the device is lost and copies nothing more.
-        let _waited = unsafe { device.driver.wait_for_stream(lane.stream) };
+        let _waited = unsafe { device.driver().wait_for_stream(lane.stream) };
     }
 }

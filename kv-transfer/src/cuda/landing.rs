@@ -4,10 +4,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::copies::Copies;
-use super::pinned::{BUFFER_BYTES, Pinned};
 use super::{CudaError, CudaMemory};
 use crate::plan::CopyOp;
 use crate::tcp::wire::Run;
+use cuda_driver::Pinned;
 
 /// Received bytes on their way into a pool: the next ones come while the last ones are copied.
 pub(crate) struct Landing {
@@ -23,7 +23,7 @@ pub(crate) struct Landing {
 
 impl Landing {
     pub(crate) fn begin(memory: &Arc<CudaMemory>) -> Result<Self, CudaError> {
-        let buffer = Pinned::take(memory.device(), BUFFER_BYTES)?;
+        let buffer = Pinned::take(memory.device(), 1)?;
         let mut copies = Copies::begin(memory.device())?;
         copies.after(memory.written())?;
         Ok(Self { copies, buffer, memory: memory.clone(), used: 0, room: 0..0 })

@@ -1,6 +1,6 @@
 //! What a source tells of its pool to a reader in another process.
 
-use super::driver::IpcHandle;
+use cuda_driver::IpcHandle;
 
 /// A pool that may be mapped by another process.
 #[derive(Clone, PartialEq, Eq)]

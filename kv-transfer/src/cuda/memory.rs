@@ -7,9 +7,9 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::copies::Copies;
-use super::driver::{DevicePointer, EVENT_DISABLE_TIMING, EVENT_INTERPROCESS, Handle, IpcHandle};
-use super::pinned::Pinned;
 use super::{CudaError, Device, Lent};
+use cuda_driver::Pinned;
+use cuda_driver::{DevicePointer, EVENT_DISABLE_TIMING, EVENT_INTERPROCESS, Handle, IpcHandle};
 
 /// Allocations are whole multiples of this: the driver places smaller ones side by side, and who is
 /// lent one of them would see the others.
@@ -48,13 +48,13 @@ impl CudaMemory {
         };
         let _current = device.enter()?;
         // SAFETY: the pointer is valid, and the bytes set are those allocated.
-        let allocated = unsafe { device.driver.allocate(&mut memory.base, bytes) };
+        let allocated = unsafe { device.driver().allocate(&mut memory.base, bytes) };
         match allocated {
             Err(CudaError::OutOfMemory { .. }) => Err(too_large(bytes, device.free_bytes()?)),
             Err(error) => Err(error),
             Ok(()) => {
                 // SAFETY: as above.
-                unsafe { device.driver.set_bytes(memory.base, 0, bytes) }?;
+                unsafe { device.driver().set_bytes(memory.base, 0, bytes) }?;
                 Ok(memory)
             }
         }
@@ -101,7 +101,7 @@ impl CudaMemory {
     pub unsafe fn record_written(&self, stream: *mut c_void) -> Result<(), CudaError> {
         let _current = self.device.enter()?;
         // SAFETY: the event lives; the stream by the caller's promise.
-        unsafe { self.device.driver.record_event(self.written, Handle(stream)) }
+        unsafe { self.device.driver().record_event(self.written, Handle(stream)) }
     }
 
     /// The bytes of `blocks` blocks from `first` on, once they are written.
@@ -155,8 +155,8 @@ impl CudaMemory {
         let (mut memory, mut event) = (IpcHandle([0; 64]), IpcHandle([0; 64]));
         // SAFETY: the pointers are valid, and memory and event live.
         unsafe {
-            self.device.driver.ipc_memory(&mut memory, self.base)?;
-            self.device.driver.ipc_event(&mut event, self.written)?;
+            self.device.driver().ipc_memory(&mut memory, self.base)?;
+            self.device.driver().ipc_event(&mut event, self.written)?;
         }
         Ok(Lent { bytes: (self.blocks * self.block_bytes) as u64, memory, event })
     }
@@ -169,9 +169,9 @@ fn create_event(device: &Device) -> Result<Handle, CudaError> {
     // SAFETY: the pointers are valid.
     unsafe {
         let shared = EVENT_DISABLE_TIMING | EVENT_INTERPROCESS;
-        match device.driver.create_event(&mut event, shared) {
+        match device.driver().create_event(&mut event, shared) {
             Err(CudaError::Call { .. }) => {
-                device.driver.create_event(&mut event, EVENT_DISABLE_TIMING)?;
+                device.driver().create_event(&mut event, EVENT_DISABLE_TIMING)?;
             }
             created => created?,
         }
@@ -186,9 +186,9 @@ impl Drop for CudaMemory {
         // have ended. Errors are of no use: what is lost is gone.
         unsafe {
             if self.base != 0 {
-                let _freed = self.device.driver.free(self.base);
+                let _freed = self.device.driver().free(self.base);
             }
-            let _destroyed = self.device.driver.destroy_event(self.written);
+            let _destroyed = self.device.driver().destroy_event(self.written);
         }
     }
 }

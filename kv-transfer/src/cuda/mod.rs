@@ -1,7 +1,6 @@
 //! Pools in the memory of GPUs, and the cuda way between the GPUs of one host.
 //!
-//! `driver` finds the NVIDIA driver at run time; nothing here needs it to build or to start.
-//! `Device` is a GPU as this process uses it, `CudaMemory` a pool in its memory. How blocks come
+//! `CudaMemory` is a pool in a GPU's memory. How blocks come
 //! from one pool into another:
 //!
 //! | Pools | How |
@@ -29,18 +28,12 @@
 //!   a copy that a GPU has begun cannot be called back, and is always waited for.
 
 mod copies;
-mod device;
-mod driver;
-mod error;
 mod landing;
 mod lent;
 mod memory;
-mod pinned;
 mod reader;
 
-pub use device::Device;
-pub use driver::{Driver, DriverCode};
-pub use error::CudaError;
+pub use cuda_driver::{CudaError, Device, Driver, DriverCode};
 pub use memory::CudaMemory;
 pub use reader::Reader;
 

@@ -7,12 +7,12 @@ use parking_lot::Mutex;
 use protocol::{WorkerLife, v1};
 
 use super::copies::Copies;
-use super::driver::{DevicePointer, Handle, IPC_LAZY_PEER_ACCESS};
 use super::{CudaError, CudaMemory, Device, Lent};
 use crate::plan::{CopyOp, split};
 use crate::tcp::wire::Kind;
 use crate::tcp::{Lender, batches};
 use crate::{BlockCopy, BlockWriter, CUDA, TransferError, tcp};
+use cuda_driver::{DevicePointer, Handle, IPC_LAZY_PEER_ACCESS};
 
 /// Bytes that are copied under one loan: what a deadline may have to wait for, because copies that
 /// a GPU has begun cannot be called back.
@@ -167,7 +167,7 @@ struct Mapping {
 impl Mapping {
     fn open(device: &Arc<Device>, lent: &Lent) -> Result<Self, CudaError> {
         let _current = device.enter()?;
-        let driver = &device.driver;
+        let driver = device.driver();
         let (mut base, mut written) = (0, Handle::NULL);
         // SAFETY: the pointers are valid; a handle that is none is the driver's to refuse. In this
         // device's context, so that none is needed on the source's: the driver lets this GPU reach
@@ -188,8 +188,8 @@ impl Drop for Mapping {
         let _current = self.device.enter();
         // SAFETY: copies from the mapping hold it until they have ended.
         let _closed = unsafe {
-            let destroyed = self.device.driver.destroy_event(self.written);
-            (destroyed, self.device.driver.ipc_close_memory(self.base))
+            let destroyed = self.device.driver().destroy_event(self.written);
+            (destroyed, self.device.driver().ipc_close_memory(self.base))
         };
     }
 }

@@ -10,9 +10,8 @@
 use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::ptr::NonNull;
 
+use cuda_driver::why_not;
 use libloading::Library;
-
-use crate::library::why_not;
 
 /// By the name that packages give it on every distribution.
 const LIBRARY: &str = "libucp.so.0";

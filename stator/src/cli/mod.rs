@@ -161,7 +161,7 @@ pub struct EngineArgs {
     #[arg(long, env = "STATOR_ENGINE", value_enum, default_value_t = EngineKind::Cpu)]
     pub engine: EngineKind,
 
-    /// Device that computes: cpu, or in a build that has CUDA an NVIDIA GPU, cuda or cuda:N
+    /// Device that computes: cpu, or an NVIDIA GPU, cuda or cuda:N (docs/gpu.md)
     #[arg(long, env = "STATOR_DEVICE", value_name = "DEVICE", default_value = "cpu")]
     pub device: Device,
 
@@ -209,7 +209,8 @@ pub struct EngineArgs {
         value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub block_size: u32,
 
-    /// KV blocks of each worker; if absent, what fits into 1 GiB, at most 65,536
+    /// KV blocks of each worker; if absent, what fits into 1 GiB, or on a GPU into what is free there,
+    /// at most 65,536
     #[arg(long, env = "STATOR_KV_BLOCKS",
         value_parser = clap::value_parser!(u32).range(2..=16_777_216))]
     pub kv_blocks: Option<u32>,
@@ -219,7 +220,8 @@ pub struct EngineArgs {
     #[arg(long, env = "STATOR_QUANTIZATION", value_enum)]
     pub quantization: Option<Quantization>,
 
-    /// Directory of that file; beside the model if absent
+    /// Directory of that file, and of kernels compiled for a GPU; if absent, the file is beside the
+    /// model, and kernels are in the user's cache
     #[arg(long, env = "STATOR_CACHE_DIR", value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
 
@@ -244,6 +246,15 @@ pub enum Numerics {
     Fixed,
     /// Faster; answers may differ in company.
     Fast,
+}
+
+impl From<Numerics> for engine::Numerics {
+    fn from(numerics: Numerics) -> Self {
+        match numerics {
+            Numerics::Fixed => Self::Fixed,
+            Numerics::Fast => Self::Fast,
+        }
+    }
 }
 
 /// How weights are stored in place of the model's own.

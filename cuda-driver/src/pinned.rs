@@ -3,14 +3,14 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::driver::HOST_PORTABLE;
-use super::{CudaError, Device};
+use crate::driver::HOST_PORTABLE;
+use crate::{CudaError, Device};
 
-/// Bytes of a buffer, unless one block is larger: some frames of the tcp way.
-pub(super) const BUFFER_BYTES: usize = 4 << 20;
+/// Bytes of a buffer, unless more are asked for: some frames of what comes by a network.
+const BUFFER_BYTES: usize = 4 << 20;
 
 /// Pinned memory that nobody uses.
-pub(super) struct Buffer {
+pub(crate) struct Buffer {
     pub start: *mut u8,
     bytes: usize,
 }
@@ -19,7 +19,7 @@ pub(super) struct Buffer {
 unsafe impl Send for Buffer {}
 
 /// Pinned memory in use; kept for others when this is dropped.
-pub(super) struct Pinned {
+pub struct Pinned {
     device: Arc<Device>,
     /// Some, until dropped.
     buffer: Option<Buffer>,
@@ -30,7 +30,7 @@ unsafe impl Sync for Pinned {}
 
 impl Pinned {
     /// At least so many bytes, of any content.
-    pub(super) fn take(device: &Arc<Device>, bytes: usize) -> Result<Self, CudaError> {
+    pub fn take(device: &Arc<Device>, bytes: usize) -> Result<Self, CudaError> {
         let mut kept = device.buffers.lock();
         let fitting = kept.iter().position(|buffer| buffer.bytes >= bytes);
         let buffer = fitting.map(|index| kept.swap_remove(index));
@@ -46,19 +46,21 @@ impl Pinned {
         self.buffer.as_ref().expect("there until dropped")
     }
 
-    pub(super) fn len(&self) -> usize {
+    /// Its length in bytes.
+    #[allow(clippy::len_without_is_empty)] // no buffer is empty
+    pub fn len(&self) -> usize {
         self.buffer().bytes
     }
 
     /// A part of it. The caller knows that no copy into this part is under way.
-    pub(super) fn slice(&self, range: Range<usize>) -> &[u8] {
+    pub fn slice(&self, range: Range<usize>) -> &[u8] {
         assert!(range.start <= range.end && range.end <= self.len(), "within the buffer");
         // SAFETY: in bounds by the assertion; initialised by whoever fills it, and any bytes will do.
         unsafe { std::slice::from_raw_parts(self.buffer().start.add(range.start), range.len()) }
     }
 
     /// A part of it. The caller knows that no copy from or into this part is under way.
-    pub(super) fn slice_mut(&mut self, range: Range<usize>) -> &mut [u8] {
+    pub fn slice_mut(&mut self, range: Range<usize>) -> &mut [u8] {
         assert!(range.start <= range.end && range.end <= self.len(), "within the buffer");
         let start = self.buffer().start;
         // SAFETY: as above, and `&mut self` has it to itself.

@@ -1,6 +1,6 @@
 //! What can go wrong with GPUs.
 
-use super::DriverCode;
+use crate::DriverCode;
 
 /// Why a GPU did not do what was asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -12,7 +12,7 @@ pub enum CudaError {
     NoDriver(String),
     /// A function is missing.
     #[error(
-        "the NVIDIA driver is too old: it lacks {symbol}; CUDA 11.1 (driver 455) or newer is needed"
+        "the NVIDIA driver is too old: it lacks {symbol}; CUDA 11.4 (driver 470) or newer is needed"
     )]
     OldDriver {
         /// Which.
@@ -98,7 +98,7 @@ const LOST: [u32; 16] =
     [4, 46, 214, 220, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 911];
 
 impl CudaError {
-    pub(super) fn of(call: &'static str, code: DriverCode) -> Self {
+    pub(crate) fn of(call: &'static str, code: DriverCode) -> Self {
         match code.number {
             OUT_OF_MEMORY => Self::OutOfMemory { call },
             number if PEER_REFUSED.contains(&number) => Self::PeerRefused { call, code },
@@ -109,7 +109,7 @@ impl CudaError {
     }
 
     /// Whether what was asked for is the case already.
-    pub(super) fn is_already_enabled(&self) -> bool {
+    pub(crate) fn is_already_enabled(&self) -> bool {
         matches!(self, Self::Call { code, .. } if code.number == ALREADY_ENABLED)
     }
 

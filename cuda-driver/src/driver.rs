@@ -1,10 +1,6 @@
-//! The driver's functions, found at run time.
+//! The driver's functions.
 //!
-//! Bindings of our own rather than a crate's: what is missing in an old driver has to be an error
-//! and no panic, a build that links CUDA for its kernels must find the same functions as one that
-//! does not, and tests bring a driver of their own.
-//!
-//! <https://docs.nvidia.com/cuda/cuda-driver-api/>, types as in `cuda.h` since CUDA 11.1.
+//! <https://docs.nvidia.com/cuda/cuda-driver-api/>, types as in `cuda.h` since CUDA 11.4.
 
 use std::ffi::{CStr, OsStr, c_char, c_int, c_uint, c_void};
 use std::fmt;
@@ -13,19 +9,18 @@ use std::sync::Arc;
 
 use libloading::Library;
 
-use super::CudaError;
-use crate::library::why_not;
+use crate::{CudaError, why_not};
 
 /// The driver, by the name that its package gives it on every distribution.
 const LIBRARY: &str = "libcuda.so.1";
 
 /// An address in a GPU's memory (`CUdeviceptr`).
-pub(super) type DevicePointer = u64;
+pub type DevicePointer = u64;
 
 /// A context, stream or event (`CUcontext`, `CUstream`, `CUevent`): the driver knows what it means.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Handle(pub *mut c_void);
+pub struct Handle(pub *mut c_void);
 
 // SAFETY: the driver's objects may be used by any thread; whoever holds a handle sees to it that
 // they live.
@@ -34,21 +29,24 @@ unsafe impl Send for Handle {}
 unsafe impl Sync for Handle {}
 
 impl Handle {
-    pub(super) const NULL: Self = Self(std::ptr::null_mut());
+    /// None.
+    pub const NULL: Self = Self(std::ptr::null_mut());
 }
 
 /// Names memory or an event to another process (`CUipcMemHandle`, `CUipcEventHandle`).
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct IpcHandle(pub [u8; 64]);
+pub struct IpcHandle(pub [u8; 64]);
 
-/// Flags of `cuda.h`.
-pub(super) const STREAM_NON_BLOCKING: c_uint = 1;
-pub(super) const EVENT_BLOCKING_SYNC: c_uint = 1;
-pub(super) const EVENT_DISABLE_TIMING: c_uint = 2;
-pub(super) const EVENT_INTERPROCESS: c_uint = 4;
-pub(super) const HOST_PORTABLE: c_uint = 1;
-pub(super) const IPC_LAZY_PEER_ACCESS: c_uint = 1;
+pub(crate) const STREAM_NON_BLOCKING: c_uint = 1;
+pub(crate) const EVENT_BLOCKING_SYNC: c_uint = 1;
+/// `CU_EVENT_DISABLE_TIMING`
+pub const EVENT_DISABLE_TIMING: c_uint = 2;
+/// `CU_EVENT_INTERPROCESS`
+pub const EVENT_INTERPROCESS: c_uint = 4;
+pub(crate) const HOST_PORTABLE: c_uint = 1;
+/// `CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS`
+pub const IPC_LAZY_PEER_ACCESS: c_uint = 1;
 
 /// What a call of the driver answered, other than success (`CUresult`).
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -91,12 +89,15 @@ macro_rules! functions {
             }
         }
 
-        /// One method per function of the driver. Their callers keep what the driver's
-        /// documentation asks for: pointers are valid, handles live, and the context is the right one.
+        /// One method per function of the driver, with its errors.
         #[allow(dead_code)] // `error_name` is called past its method
         impl Driver {
             $(
-                pub(super) unsafe fn $method(&self, $($argument: $type),*) -> Result<(), CudaError> {
+                #[doc = concat!("`", stringify!($symbol), "`.\n\n# Safety\nWhat the driver's \
+                    documentation asks for: pointers are valid, handles live, and the context is \
+                    the right one.")]
+                #[allow(clippy::too_many_arguments)] // the driver's
+                pub unsafe fn $method(&self, $($argument: $type),*) -> Result<(), CudaError> {
                     // SAFETY: the caller's promise.
                     let code = unsafe { (self.functions.$method)($($argument),*) };
                     self.check(stringify!($symbol), code)
@@ -119,6 +120,8 @@ functions! {
     pop_current: cuCtxPopCurrent_v2(context: *mut Handle);
     priority_range: cuCtxGetStreamPriorityRange(least: *mut c_int, greatest: *mut c_int);
     enable_peer: cuCtxEnablePeerAccess(peer: Handle, flags: c_uint);
+    attribute: cuDeviceGetAttribute(value: *mut c_int, attribute: c_int, device: c_int);
+    uuid: cuDeviceGetUuid_v2(uuid: *mut [u8; 16], device: c_int);
     memory_info: cuMemGetInfo_v2(free: *mut usize, total: *mut usize);
     allocate: cuMemAlloc_v2(pointer: *mut DevicePointer, bytes: usize);
     free: cuMemFree_v2(pointer: DevicePointer);
@@ -137,6 +140,17 @@ functions! {
     record_event: cuEventRecord(event: Handle, stream: Handle);
     wait_for_event: cuEventSynchronize(event: Handle);
     destroy_event: cuEventDestroy_v2(event: Handle);
+    load_module: cuModuleLoadData(module: *mut Handle, image: *const c_void);
+    unload_module: cuModuleUnload(module: Handle);
+    find_function: cuModuleGetFunction(function: *mut Handle, module: Handle, name: *const c_char);
+    set_function_attribute: cuFuncSetAttribute(function: Handle, attribute: c_int, value: c_int);
+    launch: cuLaunchKernel(function: Handle, grid_x: c_uint, grid_y: c_uint, grid_z: c_uint, block_x: c_uint, block_y: c_uint, block_z: c_uint, shared_bytes: c_uint, stream: Handle, parameters: *mut *mut c_void, extra: *mut *mut c_void);
+    begin_capture: cuStreamBeginCapture_v2(stream: Handle, mode: c_uint);
+    end_capture: cuStreamEndCapture(stream: Handle, graph: *mut Handle);
+    instantiate_graph: cuGraphInstantiateWithFlags(executable: *mut Handle, graph: Handle, flags: u64);
+    launch_graph: cuGraphLaunch(executable: Handle, stream: Handle);
+    destroy_executable: cuGraphExecDestroy(executable: Handle);
+    destroy_graph: cuGraphDestroy(graph: Handle);
     ipc_memory: cuIpcGetMemHandle(handle: *mut IpcHandle, pointer: DevicePointer);
     ipc_open_memory: cuIpcOpenMemHandle_v2(pointer: *mut DevicePointer, handle: IpcHandle, flags: c_uint);
     ipc_close_memory: cuIpcCloseMemHandle(pointer: DevicePointer);

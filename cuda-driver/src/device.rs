@@ -6,37 +6,41 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::CudaError;
-use super::driver::{
+use crate::CudaError;
+use crate::driver::{
     Driver, EVENT_BLOCKING_SYNC, EVENT_DISABLE_TIMING, Handle, STREAM_NON_BLOCKING,
 };
-use super::pinned::Buffer;
+use crate::pinned::Buffer;
 
 /// Streams, and buffers, that are kept for the next pulls; more are given back to the driver.
 const KEPT_MAX: usize = 8;
 
 /// A GPU, with its primary context: the one that everything else in this process uses too.
 pub struct Device {
-    pub(super) driver: Arc<Driver>,
+    pub(crate) driver: Arc<Driver>,
     ordinal: u32,
     number: i32,
     context: Handle,
+    /// Of streams.
     lowest_priority: i32,
+    highest_priority: i32,
     /// Whether this GPU reads the memory of that one directly, once that was found out.
     peers: Mutex<HashMap<i32, bool>>,
     lanes: Mutex<Vec<Lane>>,
-    pub(super) buffers: Mutex<Vec<Buffer>>,
+    pub(crate) buffers: Mutex<Vec<Buffer>>,
 }
 
 /// A stream for copies, and the event that says they are done.
 #[derive(Clone, Copy)]
-pub(super) struct Lane {
+pub struct Lane {
+    /// `CUstream`
     pub stream: Handle,
+    /// `CUevent`
     pub done: Handle,
 }
 
 /// This thread uses a device's context until this is dropped. Not to be held while a task waits.
-pub(super) struct Current<'a> {
+pub struct Current<'a> {
     driver: &'a Driver,
     stays_on_its_thread: PhantomData<*mut ()>,
 }
@@ -68,11 +72,12 @@ impl Device {
             number,
             context,
             lowest_priority: 0,
+            highest_priority: 0,
             peers: Mutex::default(),
             lanes: Mutex::default(),
             buffers: Mutex::default(),
         };
-        device.lowest_priority = device.find_lowest_priority()?;
+        (device.lowest_priority, device.highest_priority) = device.find_priorities()?;
         Ok(Arc::new(device))
     }
 
@@ -86,23 +91,59 @@ impl Device {
         &self.driver
     }
 
-    pub(super) fn context(&self) -> Handle {
+    /// Its primary context (`CUcontext`).
+    pub fn context(&self) -> Handle {
         self.context
     }
 
     /// Makes the device's context this thread's.
-    pub(super) fn enter(&self) -> Result<Current<'_>, CudaError> {
+    pub fn enter(&self) -> Result<Current<'_>, CudaError> {
         // SAFETY: the context lives as long as the device.
         unsafe { self.driver.push_current(self.context) }?;
         Ok(Current { driver: &self.driver, stays_on_its_thread: PhantomData })
     }
 
-    fn find_lowest_priority(&self) -> Result<i32, CudaError> {
+    fn find_priorities(&self) -> Result<(i32, i32), CudaError> {
         let _current = self.enter()?;
         let (mut lowest, mut highest) = (0, 0);
         // SAFETY: the pointers are valid.
         unsafe { self.driver.priority_range(&mut lowest, &mut highest) }?;
-        Ok(lowest)
+        Ok((lowest, highest))
+    }
+
+    pub(crate) fn highest_priority(&self) -> i32 {
+        self.highest_priority
+    }
+
+    /// Its compute capability: major and minor.
+    pub fn compute_capability(&self) -> Result<(u32, u32), CudaError> {
+        const MAJOR: i32 = 75;
+        const MINOR: i32 = 76;
+        Ok((self.attribute(MAJOR)?, self.attribute(MINOR)?))
+    }
+
+    /// Shared memory that a block of threads may have, in bytes, when it asks for it.
+    pub fn shared_bytes_max(&self) -> Result<usize, CudaError> {
+        const MAX_SHARED_MEMORY_PER_BLOCK_OPTIN: i32 = 97;
+        Ok(self.attribute(MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize)
+    }
+
+    fn attribute(&self, attribute: i32) -> Result<u32, CudaError> {
+        let mut value = 0;
+        // SAFETY: the pointer is valid, and the device exists.
+        unsafe { self.driver.attribute(&mut value, attribute, self.number) }?;
+        Ok(value.unsigned_abs())
+    }
+
+    /// Its UUID, or that of the instance (MIG) that it is, as other libraries know it too, without
+    /// their prefix: `8ac1c3ea-9c2a-11ee-8c90-0242ac120002`.
+    pub fn uuid(&self) -> Result<String, CudaError> {
+        let mut bytes = [0u8; 16];
+        // SAFETY: the pointer is valid, and the device exists.
+        unsafe { self.driver.uuid(&mut bytes, self.number) }?;
+        let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let part = |from: usize, to: usize| &digits[from..to];
+        Ok([part(0, 8), part(8, 12), part(12, 16), part(16, 20), part(20, 32)].join("-"))
     }
 
     /// Free bytes of its memory, of all processes.
@@ -116,7 +157,7 @@ impl Device {
 
     /// Lets this GPU read the memory of another directly, if it can; asks the driver once. Without,
     /// the driver copies between them by way of the host.
-    pub(super) fn reaches(&self, other: &Device) -> Result<bool, CudaError> {
+    pub fn reaches(&self, other: &Device) -> Result<bool, CudaError> {
         let mut peers = self.peers.lock();
         if let Some(known) = peers.get(&other.number) {
             return Ok(*known);
@@ -149,7 +190,7 @@ impl Device {
     }
 
     /// A stream of the lowest priority with nothing on it.
-    pub(super) fn take_lane(&self) -> Result<Lane, CudaError> {
+    pub fn take_lane(&self) -> Result<Lane, CudaError> {
         if let Some(lane) = self.lanes.lock().pop() {
             return Ok(lane);
         }
@@ -173,7 +214,7 @@ impl Device {
     }
 
     /// Keeps a stream on which nothing is under way.
-    pub(super) fn put_lane(&self, lane: Lane) {
+    pub fn put_lane(&self, lane: Lane) {
         let mut lanes = self.lanes.lock();
         if lanes.len() < KEPT_MAX {
             return lanes.push(lane);
@@ -191,7 +232,7 @@ impl Device {
         };
     }
 
-    pub(super) fn keep_buffer(&self, buffer: Buffer) {
+    pub(crate) fn keep_buffer(&self, buffer: Buffer) {
         let mut buffers = self.buffers.lock();
         if buffers.len() < KEPT_MAX {
             return buffers.push(buffer);
@@ -200,7 +241,7 @@ impl Device {
         self.free_buffer(buffer);
     }
 
-    pub(super) fn free_buffer(&self, buffer: Buffer) {
+    pub(crate) fn free_buffer(&self, buffer: Buffer) {
         let _current = self.enter();
         // SAFETY: nobody else has this buffer, and no copy from or to it is under way.
         let _freed = unsafe { self.driver.free_host(buffer.start.cast()) };

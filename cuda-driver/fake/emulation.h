@@ -1,5 +1,6 @@
 // What CUDA C++ has and C++ has not, for kernels that run on a CPU: compiled before a kernel's source.
-// `emulation.cpp` runs the threads of a block as fibers.
+// `emulation.cpp` runs the threads of a block as fibers; `program.cpp` makes a program of it, and
+// `libnvrtc.cpp` modules, which are shared libraries.
 
 #pragma once
 #include <cmath>
@@ -8,7 +9,10 @@
 #include <utility>
 
 #define EMULATED
+// Who looks for kernels defines it.
+#ifndef __global__
 #define __global__
+#endif
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
@@ -18,6 +22,15 @@
 #define SHARED(type, name) \
     Of<type>& name = *(Of<type>*)emulated_static_shared(__COUNTER__, sizeof(Of<type>))
 template <class T> using Of = T;
+
+// What a module offers. The parameters of a kernel are as in `Kernel` below; null: there is none.
+#define OFFERED extern "C" __attribute__((visibility("default")))
+OFFERED const char* emulated_parameters(const char* kernel);
+// Non-zero: it failed, and stderr says why.
+OFFERED int emulated_run(const char* kernel, const unsigned grid[3], unsigned threads,
+                         unsigned shared_bytes, const uint64_t* arguments, uint64_t seed);
+
+#pragma GCC visibility push(hidden)
 
 struct Index { unsigned x, y, z; };
 extern Index threadIdx, blockIdx, gridDim;
@@ -35,7 +48,7 @@ void emulated_warp_barrier();
 // Each lane of a warp gives 64 bits, and gets those of the lane `from`.
 uint64_t emulated_exchange(uint64_t bits, unsigned from);
 unsigned emulated_ballot(bool is_true);
-unsigned emulated_lane();
+static inline unsigned emulated_lane() { return threadIdx.x % 32; }
 [[noreturn]] void emulated_failure(const char* what);
 
 static inline void __syncthreads() { emulated_barrier(); }
@@ -160,3 +173,5 @@ template <class... P> Kernel emulated_kernel(const char* name, void (*function)(
 
 extern const Kernel emulated_kernels[];
 extern const int emulated_kernel_count;
+
+#pragma GCC visibility pop

@@ -1,0 +1,177 @@
+//! A decoder on an NVIDIA GPU: our kernels, and cuBLAS for products of many rows.
+//!
+//! Nothing of it is linked: the driver, the run-time compiler of the kernels (NVRTC) and cuBLAS are
+//! found when a GPU is asked for, so that one binary serves machines with and without. The residual
+//! stream, norms, rotations, softmax and SwiGLU are f32; what goes into a product and comes out of it
+//! is rounded to the weights' type. Attention, norms and sampling give a row the same bits in any
+//! company; products do where shapes are fixed (`Numerics`).
+//!
+//! A step is: its numbers packed and copied (`step`), the layers and the choice of tokens put on a
+//! stream (`decoder`), and one wait for the tokens (`computing`). Steps that only decode come in few
+//! shapes, whose work is captured once and then submitted as one.
+
+mod buffers;
+mod card;
+mod computing;
+mod cublas;
+mod decoder;
+mod step;
+mod weights;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cuda_driver::{CudaError, Device};
+use cuda_kernels::{Dtype, LaunchError};
+use kv_transfer::cuda::CudaMemory;
+use parking_lot::{FairMutex, FairMutexGuard};
+
+use crate::model::{Model, ModelConfig};
+use crate::probe::Probe;
+use crate::{KernelPath, LoadError, Numerics};
+use buffers::StepSizes;
+use card::Card;
+pub use card::Libraries;
+pub use computing::{Computing, Row};
+use decoder::CudaDecoder;
+
+/// How a model is brought to a GPU.
+#[derive(Clone, Debug)]
+pub struct CudaOptions {
+    /// As the driver counts GPUs, from 0.
+    pub ordinal: u32,
+    /// Whether a token's arithmetic may depend on its company.
+    pub numerics: Numerics,
+    /// Tokens per KV block.
+    pub block_size: usize,
+    /// Where compiled kernels are kept, if anywhere: a directory that nobody else may write to.
+    pub kernel_cache: Option<PathBuf>,
+    /// Where NVIDIA's libraries are.
+    pub libraries: Libraries,
+}
+
+/// A model whose weights lie in a GPU's memory. Shared by all workers of a process that compute on
+/// this GPU.
+pub struct CudaModel {
+    /// What its configuration says.
+    pub config: ModelConfig,
+    /// Tokens and KV are equal within one id.
+    pub numerics_id: String,
+    /// The part of it that is the same on every device.
+    pub weights_id: String,
+    /// The layers.
+    pub decoder: CudaDecoder,
+    card: Card,
+    turn: FairMutex<()>,
+}
+
+/// What a GPU, or its libraries, did not do.
+#[derive(Debug, thiserror::Error)]
+pub enum CudaFailure {
+    /// The driver.
+    #[error(transparent)]
+    Driver(CudaError),
+    /// A step is too large for a kernel.
+    #[error(transparent)]
+    Launch(#[from] LaunchError),
+    /// cuBLAS.
+    #[error("{call} of cuBLAS failed: {status}")]
+    Cublas {
+        /// Its function.
+        call: &'static str,
+        /// In its words.
+        status: String,
+    },
+    /// A kernel that was not loaded.
+    #[error("there is no kernel {0}")]
+    NoKernel(String),
+}
+
+impl CudaModel {
+    /// Loads a model directory in Hugging Face layout, or a GGUF file, onto a GPU. Errors: one sentence
+    /// for the user.
+    pub fn load(model: &Path, options: &CudaOptions) -> Result<Self, LoadError> {
+        // Its files stay mapped only until they are on the GPU.
+        Self::of(&Model::load(model, KernelPath::Portable)?, options)
+    }
+
+    /// The same of a model that is open already.
+    pub fn of(model: &Model, options: &CudaOptions) -> Result<Self, LoadError> {
+        let refused = |problem: String| LoadError::Device {
+            device: format!("CUDA device {}", options.ordinal),
+            problem,
+        };
+        let card = Card::open(options.ordinal, &options.libraries).map_err(refused)?;
+        let CudaOptions { numerics, block_size, kernel_cache, .. } = options;
+        let decoder = CudaDecoder::new(&model.decoder, &card, *block_size, *numerics, kernel_cache.as_deref());
+        let decoder = decoder.map_err(refused)?;
+        let mut loaded = Self {
+            config: model.config.clone(),
+            numerics_id: String::new(),
+            weights_id: model.weights_id.clone(),
+            decoder,
+            card,
+            turn: FairMutex::new(()),
+        };
+        let probe = loaded.probe(*numerics, *block_size).map_err(refused)?;
+        let (kind, dtype) = (loaded.card.kind(), dtype_name(loaded.decoder.dtype()));
+        let shapes = match numerics {
+            Numerics::Fixed => format!("fixed{}", buffers::PRODUCT_ROWS),
+            Numerics::Fast => "fast".to_string(),
+        };
+        loaded.numerics_id = format!("{}-cuda-{kind}-{dtype}-{shapes}-{probe}", model.weights_id);
+        Ok(loaded)
+    }
+
+    /// The GPU's UUID, or that of the instance (MIG) that it is.
+    pub fn uuid(&self) -> Result<String, CudaError> {
+        self.device().uuid()
+    }
+
+    /// The GPU.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.card.device
+    }
+
+    /// What one worker computes in. Errors: it does not fit.
+    pub fn computing(
+        &self,
+        rows: usize,
+        sequences: usize,
+        context_tokens: usize,
+    ) -> Result<Computing, CudaFailure> {
+        let sizes = StepSizes { rows: rows.max(sequences), sequences, context_tokens };
+        Computing::new(&self.card, &self.decoder, &sizes)
+    }
+
+    /// Waits for this engine's turn; the turn ends when the guard is dropped. Steps of several engines
+    /// beside each other would only make each slower and its duration noise.
+    pub fn take_turn(&self) -> FairMutexGuard<'_, ()> {
+        self.turn.lock()
+    }
+
+    /// The fingerprint of what it computes. Errors: a sentence.
+    fn probe(&self, numerics: Numerics, block_size: usize) -> Result<String, String> {
+        let layout = self.decoder.kv_layout("", block_size);
+        let probe = Probe::new(layout, self.config.vocabulary_size);
+        let blocks = probe.blocks();
+        let memory = CudaMemory::new(self.device(), blocks, probe.layout.block_bytes());
+        let memory = memory.map_err(|error| error.to_string())?;
+        let tokens = blocks * block_size;
+        let mut computing = self.computing(tokens, 2, tokens).map_err(|error| error.to_string())?;
+        probe.run(numerics, |spans, layout| {
+            let wanted: usize = spans.iter().map(|span| span.logits).sum();
+            let rows = computing.run(&self.decoder, spans, layout, &memory, &vec![None; wanted]);
+            let rows = rows.map_err(|error| error.to_string())?;
+            Ok(rows.into_iter().flat_map(Row::into_logits).collect())
+        })
+    }
+}
+
+fn dtype_name(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F32 => "f32",
+        Dtype::F16 => "f16",
+        Dtype::Bf16 => "bf16",
+    }
+}

@@ -1,0 +1,374 @@
+//! A model's weights in the memory of a GPU: one allocation, whose content is a function of the model
+//! alone.
+
+use std::sync::Arc;
+
+use cuda_driver::{Allocation, Device, Pinned, Stream};
+use cuda_kernels::{Dtype, GemvWeights};
+use half::{bf16, f16};
+
+use super::CudaFailure;
+use crate::kernels::{QuantFormat, WeightData};
+use crate::model::{Decoder, Layer as StoredLayer, Linear as StoredLinear, WeightMatrix};
+
+/// Where parts begin: what the widest loads want, and cuBLAS likes.
+const ALIGNMENT: usize = 256;
+/// Bytes that are on their way to the GPU at once.
+const UPLOAD_BYTES: usize = 16 << 20;
+/// Elements that share a scale, as in the files (`Q8_0`).
+const Q8_GROUP: usize = 32;
+
+/// Where everything lies: offsets into the allocation.
+pub struct Layout {
+    /// What all dense numbers are.
+    pub dtype: Dtype,
+    /// `[vocabulary_size, hidden_size]`
+    pub embedding: usize,
+    /// The decoder's layers.
+    pub layers: Vec<Layer>,
+    /// `[hidden_size]`
+    pub final_norm: usize,
+    /// To `[vocabulary_size]`.
+    pub output: Matrix,
+    /// Of the allocation.
+    pub bytes: usize,
+}
+
+/// One decoder layer; its parts are those of `model::Layer`.
+pub struct Layer {
+    /// `[hidden_size]`
+    pub attention_norm: usize,
+    /// To `[heads + 2 kv_heads, head_dim]`.
+    pub query_key_value: Matrix,
+    /// From `[heads, head_dim]`.
+    pub attention_output: Matrix,
+    /// `[head_dim]`
+    pub query_norm: Option<usize>,
+    /// `[head_dim]`
+    pub key_norm: Option<usize>,
+    /// `[hidden_size]`
+    pub mlp_norm: usize,
+    /// To `[2, intermediate_size]`.
+    pub gate_up: Matrix,
+    /// From `[intermediate_size]`.
+    pub down: Matrix,
+    /// Tokens that a token sees; all where absent.
+    pub window: Option<usize>,
+}
+
+/// A matrix `[outputs, inputs]`, and the bias of its product.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrix {
+    /// Rows.
+    pub outputs: usize,
+    /// Elements of a row.
+    pub inputs: usize,
+    /// Where the numbers, or their codes, lie.
+    pub at: usize,
+    /// Where the scales of codes lie; dense where absent.
+    pub scales: Option<usize>,
+    /// `[outputs]`
+    pub bias: Option<usize>,
+}
+
+/// Weights on a GPU.
+pub struct Weights {
+    /// Where everything lies.
+    pub layout: Layout,
+    memory: Allocation,
+}
+
+impl Weights {
+    /// Brings a decoder's weights to a GPU. Errors: there is no room for them.
+    pub fn upload(stored: &Decoder, device: &Arc<Device>) -> Result<Self, CudaFailure> {
+        let mut plan = Plan::new(stored);
+        let layout = plan.layout(stored);
+        let memory = Allocation::new(device, layout.bytes)?;
+        let weights = Self { layout, memory };
+        let mut upload = Upload::new(weights.memory.address(), device)?;
+        for part in &plan.parts {
+            part.write(plan.dtype, &mut upload)?;
+        }
+        upload.finish()?;
+        Ok(weights)
+    }
+
+    /// The address of what lies at an offset.
+    pub fn address(&self, at: usize) -> u64 {
+        self.memory.address() + at as u64
+    }
+
+    /// The same of what may be absent: null there.
+    pub fn address_or_null(&self, at: Option<usize>) -> u64 {
+        at.map_or(0, |at| self.address(at))
+    }
+
+    /// A matrix as products want to see it.
+    pub fn of_matrix(&self, matrix: &Matrix) -> GemvWeights {
+        let at = self.address(matrix.at);
+        match matrix.scales {
+            None => GemvWeights::Dense { weights: at, dtype: self.layout.dtype },
+            Some(scales) => {
+                GemvWeights::Int8 { codes: at, scales: self.address(scales), group: Q8_GROUP }
+            }
+        }
+    }
+}
+
+/// For a model whose matrices are like this one.
+pub fn dtype_of(matrix: &WeightMatrix) -> Dtype {
+    match matrix.matrix().data {
+        WeightData::F32(_) => Dtype::F32,
+        WeightData::F16(_) => Dtype::F16,
+        // Some models' activations are too large for f16.
+        WeightData::Bf16(_) | WeightData::Quantized { .. } => Dtype::Bf16,
+    }
+}
+
+/// What goes where, in order.
+struct Plan<'a> {
+    dtype: Dtype,
+    parts: Vec<Part<'a>>,
+    end: usize,
+}
+
+/// Something that is written to the GPU.
+struct Part<'a> {
+    at: usize,
+    content: Content<'a>,
+}
+
+enum Content<'a> {
+    /// Rows, widened or narrowed to the plan's type.
+    Dense(&'a WeightMatrix),
+    /// A vector.
+    Vector(&'a [f32]),
+    /// The codes of `Q8_0`.
+    Codes(&'a WeightMatrix),
+    /// Its scales, as f32.
+    Scales(&'a WeightMatrix),
+}
+
+impl<'a> Plan<'a> {
+    fn new(stored: &Decoder) -> Self {
+        Self { dtype: dtype_of(stored.layers[0].key.weight()), parts: Vec::new(), end: 0 }
+    }
+
+    fn layout(&mut self, stored: &'a Decoder) -> Layout {
+        let embedding = self.dense(&stored.embedding);
+        let layers = stored.layers.iter().map(|layer| self.layer(layer)).collect();
+        let final_norm = self.vector(&stored.final_norm);
+        let [outputs, inputs] = stored.embedding.shape();
+        let output = match &stored.output {
+            Some(output) => self.matrix(&[output], None),
+            None => Matrix { outputs, inputs, at: embedding, scales: None, bias: None },
+        };
+        let dtype = self.dtype;
+        Layout { dtype, embedding, layers, final_norm, output, bytes: self.end }
+    }
+
+    fn layer(&mut self, stored: &'a StoredLayer) -> Layer {
+        let head_norm = |plan: &mut Self, norm: &'a Option<Vec<f32>>| {
+            norm.as_deref().map(|norm| plan.vector(norm))
+        };
+        Layer {
+            attention_norm: self.vector(&stored.attention_norm),
+            query_key_value: self.linear(&[&stored.query, &stored.key, &stored.value]),
+            attention_output: self.linear(&[&stored.attention_output]),
+            query_norm: head_norm(self, &stored.query_norm),
+            key_norm: head_norm(self, &stored.key_norm),
+            mlp_norm: self.vector(&stored.mlp_norm),
+            gate_up: self.linear(&[&stored.gate, &stored.up]),
+            down: self.linear(&[&stored.down]),
+            window: stored.window,
+        }
+    }
+
+    /// Layers as one, whose outputs are theirs beside each other. All of them have a bias, or none.
+    fn linear(&mut self, stored: &[&'a StoredLinear]) -> Matrix {
+        let matrices: Vec<_> = stored.iter().map(|linear| linear.weight()).collect();
+        let mut bias = None;
+        for part in stored.iter().filter_map(|linear| linear.bias()) {
+            let at = self.place(part.len() * self.dtype.bytes(), bias.is_none());
+            bias = bias.or(Some(at));
+            self.parts.push(Part { at, content: Content::Vector(part) });
+        }
+        self.matrix(&matrices, bias)
+    }
+
+    fn matrix(&mut self, matrices: &[&'a WeightMatrix], bias: Option<usize>) -> Matrix {
+        let outputs = matrices.iter().map(|matrix| matrix.shape()[0]).sum();
+        let inputs = matrices[0].shape()[1];
+        let is_coded = |matrix: &&WeightMatrix| {
+            let data = matrix.matrix().data;
+            matches!(data, WeightData::Quantized { format: QuantFormat::Q8_0, .. })
+        };
+        if !matrices.iter().all(is_coded) {
+            let at = self.rows(matrices, inputs * self.dtype.bytes(), Content::Dense);
+            return Matrix { outputs, inputs, at, scales: None, bias };
+        }
+        let at = self.rows(matrices, inputs, Content::Codes);
+        let scales_bytes = inputs / Q8_GROUP * size_of::<f32>();
+        let scales = Some(self.rows(matrices, scales_bytes, Content::Scales));
+        Matrix { outputs, inputs, at, scales, bias }
+    }
+
+    /// The rows of matrices one after the other.
+    fn rows(
+        &mut self,
+        matrices: &[&'a WeightMatrix],
+        row_bytes: usize,
+        content: fn(&'a WeightMatrix) -> Content<'a>,
+    ) -> usize {
+        let mut first = None;
+        for matrix in matrices {
+            let at = self.place(matrix.shape()[0] * row_bytes, first.is_none());
+            first = first.or(Some(at));
+            self.parts.push(Part { at, content: content(matrix) });
+        }
+        first.unwrap_or_default()
+    }
+
+    fn dense(&mut self, matrix: &'a WeightMatrix) -> usize {
+        self.rows(&[matrix], matrix.shape()[1] * self.dtype.bytes(), Content::Dense)
+    }
+
+    fn vector(&mut self, vector: &'a [f32]) -> usize {
+        let at = self.place(vector.len() * self.dtype.bytes(), true);
+        self.parts.push(Part { at, content: Content::Vector(vector) });
+        at
+    }
+
+    /// Room for so many bytes, behind what is there.
+    fn place(&mut self, bytes: usize, is_aligned: bool) -> usize {
+        if is_aligned {
+            self.end = self.end.next_multiple_of(ALIGNMENT);
+        }
+        let at = self.end;
+        self.end += bytes;
+        at
+    }
+}
+
+impl Part<'_> {
+    fn write(&self, dtype: Dtype, upload: &mut Upload) -> Result<(), CudaFailure> {
+        upload.seek(self.at)?;
+        match self.content {
+            Content::Vector(vector) => upload.write(&stored(vector, dtype)),
+            Content::Dense(matrix) => {
+                let [outputs, inputs] = matrix.shape();
+                let matrix = matrix.matrix();
+                let mut row = vec![0.0; inputs];
+                for index in 0..outputs {
+                    match matrix.data {
+                        WeightData::Bf16(data) if dtype == Dtype::Bf16 => {
+                            let row = &data[index * inputs..(index + 1) * inputs];
+                            upload.write_each(row, |number| number.to_ne_bytes())?;
+                        }
+                        _ => {
+                            matrix.copy_row(index, &mut row);
+                            upload.write(&stored(&row, dtype))?;
+                        }
+                    }
+                }
+                Ok(())
+            }
+            Content::Codes(matrix) => each_q8_block(matrix, |_scale, codes| upload.write(codes)),
+            Content::Scales(matrix) => {
+                each_q8_block(matrix, |scale, _codes| upload.write(&scale.to_ne_bytes()))
+            }
+        }
+    }
+}
+
+/// The blocks of `Q8_0`: an f16 scale, and 32 codes of two's complement.
+fn each_q8_block(
+    matrix: &WeightMatrix,
+    mut write: impl FnMut(f32, &[u8]) -> Result<(), CudaFailure>,
+) -> Result<(), CudaFailure> {
+    let WeightData::Quantized { bytes, .. } = matrix.matrix().data else { return Ok(()) };
+    for block in bytes.chunks_exact(2 + Q8_GROUP) {
+        let (scale, codes) = block.split_at(2);
+        write(f16::from_le_bytes([scale[0], scale[1]]).to_f32(), codes)?;
+    }
+    Ok(())
+}
+
+/// Numbers as the GPU reads them.
+fn stored(numbers: &[f32], dtype: Dtype) -> Vec<u8> {
+    let numbers = numbers.iter();
+    match dtype {
+        Dtype::F32 => numbers.flat_map(|number| number.to_ne_bytes()).collect(),
+        Dtype::Bf16 => numbers.flat_map(|x| bf16::from_f32(*x).to_ne_bytes()).collect(),
+        Dtype::F16 => numbers.flat_map(|x| f16::from_f32(*x).to_ne_bytes()).collect(),
+    }
+}
+
+/// Bytes on their way to the GPU: one buffer is filled while another is copied.
+struct Upload {
+    stream: Stream,
+    buffers: [Pinned; 2],
+    current: usize,
+    filled: usize,
+    /// Where what is in the current buffer goes.
+    to: u64,
+    base: u64,
+}
+
+impl Upload {
+    fn new(base: u64, device: &Arc<Device>) -> Result<Self, CudaFailure> {
+        let buffer = || Pinned::take(device, UPLOAD_BYTES);
+        let (stream, buffers) = (Stream::new(device)?, [buffer()?, buffer()?]);
+        Ok(Self { stream, buffers, current: 0, filled: 0, to: base, base })
+    }
+
+    fn seek(&mut self, at: usize) -> Result<(), CudaFailure> {
+        let to = self.base + at as u64;
+        if to != self.to + self.filled as u64 {
+            self.flush()?;
+            self.to = to;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, mut bytes: &[u8]) -> Result<(), CudaFailure> {
+        while !bytes.is_empty() {
+            let room = UPLOAD_BYTES - self.filled;
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            let end = self.filled + now.len();
+            self.buffers[self.current].slice_mut(self.filled..end).copy_from_slice(now);
+            self.filled = end;
+            if self.filled == UPLOAD_BYTES {
+                self.flush()?;
+            }
+            bytes = later;
+        }
+        Ok(())
+    }
+
+    fn write_each<T: Copy, const N: usize>(
+        &mut self,
+        numbers: &[T],
+        to_bytes: fn(T) -> [u8; N],
+    ) -> Result<(), CudaFailure> {
+        let bytes: Vec<u8> = numbers.iter().flat_map(|number| to_bytes(*number)).collect();
+        self.write(&bytes)
+    }
+
+    fn flush(&mut self) -> Result<(), CudaFailure> {
+        // The other buffer's copy has to end before it is filled.
+        self.stream.wait()?;
+        let bytes = self.buffers[self.current].slice(0..self.filled);
+        // SAFETY: the buffer is pinned, and not written to before the wait of the next flush; the
+        // plan has room for the bytes.
+        unsafe { self.stream.send(self.to, bytes) }?;
+        self.to += self.filled as u64;
+        (self.filled, self.current) = (0, 1 - self.current);
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<(), CudaFailure> {
+        self.flush()?;
+        Ok(self.stream.wait()?)
+    }
+}
