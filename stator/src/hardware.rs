@@ -51,7 +51,8 @@ impl Hardware {
     /// Shows from now on what the GPUs do, where there are some.
     pub fn show(&self, metrics: &Metrics) {
         if let Some(monitor) = &self.monitor {
-            gpu_metrics::show(metrics, monitor);
+            let monitor = monitor.clone();
+            gpu_metrics::show(metrics, move || monitor.latest());
         }
     }
 }
