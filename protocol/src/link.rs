@@ -1,7 +1,7 @@
 //! What lies between two workers, and how long KV takes over it: what their hardware promises, and what
 //! the reader measured.
 
-use crate::v1::{Gpu, Hardware, KvLink, Place, TransferModel};
+use crate::v1::{Gpu, Hardware, KvLink, Nic, Place, TransferModel};
 
 /// The name of the way within one process.
 pub const WAY_LOCAL: &str = "local";
@@ -112,27 +112,32 @@ impl Hardware {
         self.kv_ways.iter().any(|own| own == way)
     }
 
-    /// What its fastest network card carries, of those that do RDMA or of all.
-    fn network_bytes_per_s(&self, rdma: bool) -> Option<f32> {
-        let nics = self.nics.iter().filter(|nic| nic.rdma || !rdma);
-        nics.map(|nic| nic.bytes_per_s as f32).reduce(f32::max).filter(|speed| *speed > 0.0)
+    /// What the fastest of some network cards carries.
+    fn card_bytes_per_s(&self, is_one: impl Fn(&Nic) -> bool) -> Option<f32> {
+        let cards = self.nics.iter().filter(|nic| is_one(nic)).map(|nic| nic.bytes_per_s as f32);
+        cards.reduce(f32::max).filter(|speed| *speed > 0.0)
     }
 
-    /// How fast KV gets to or from another host over TCP: as fast as its fastest card, if that is known.
+    fn tcp_bytes_per_s(&self) -> Option<f32> {
+        self.card_bytes_per_s(|nic| nic.ip != Some(false))
+    }
+
+    /// How fast KV gets to or from another host over TCP: as fast as the fastest card with IP, if that is
+    /// known.
     pub fn network(&self) -> TransferRate {
-        let card = self.network_bytes_per_s(false).unwrap_or(MEMCPY_BYTES_PER_S);
+        let card = self.tcp_bytes_per_s().unwrap_or(MEMCPY_BYTES_PER_S);
         TransferRate::new(200.0, (LINK_SHARE * card).min(TCP_BYTES_PER_S))
     }
 
-    /// What its card lets through at most to readers of other hosts; no bound where that is not known.
+    /// What that card lets through at most to readers of other hosts; no bound where that is not known.
     pub fn network_bound(&self) -> TransferRate {
-        let card = self.network_bytes_per_s(false);
+        let card = self.tcp_bytes_per_s();
         card.map_or_else(TransferRate::default, |card| TransferRate::new(0.0, LINK_SHARE * card))
     }
 
     /// How fast it gets there by RDMA; none where it cannot.
     pub fn rdma(&self) -> Option<TransferRate> {
-        let card = self.network_bytes_per_s(true).filter(|_| self.has_way(WAY_UCX))?;
+        let card = self.card_bytes_per_s(|nic| nic.rdma).filter(|_| self.has_way(WAY_UCX))?;
         Some(TransferRate::new(50.0, LINK_SHARE * card))
     }
 }
@@ -210,7 +215,7 @@ fn between_gpus(ours: &Gpu, theirs: &Gpu) -> (KvLink, TransferRate) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::v1::{GpuPeer, Nic};
+    use crate::v1::GpuPeer;
 
     const GB: u64 = 1_000_000_000;
 
@@ -324,6 +329,15 @@ mod tests {
         assert_eq!(with_nics(&[nic(400, true)], &["tcp"]).rdma(), None, "it cannot use the card");
         assert!((ms(slow.network()) - 1000.2).abs() < 1.0, "10 Gbit/s, of which 0.8 are seen");
         assert_eq!(rdma.network(), within_host().slower(rdma.network()), "TCP is bound by the CPU");
+        let with_ip = |gbit, rdma, ip| Nic { ip, ..nic(gbit, rdma) };
+        let apart = [with_ip(400, true, Some(false)), with_ip(10, false, Some(true))];
+        let apart = with_nics(&apart, &["tcp", WAY_UCX]);
+        assert_eq!(apart.network(), slow.network(), "TCP does not go over the fast one");
+        assert_eq!((apart.network_bound(), apart.rdma()), (slow.network_bound(), rdma.rdma()));
+        let hidden = with_nics(&[with_ip(400, true, Some(false))], &["tcp"]);
+        let nothing_known = Hardware::default();
+        assert_eq!(hidden.network(), nothing_known.network(), "by a card that is not seen");
+        assert_eq!(hidden.network_bound(), nothing_known.network_bound());
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod bus_id;
 mod gpu;
 mod host;
+mod ip;
 mod look;
 mod message;
 mod monitor;
