@@ -164,17 +164,27 @@ pub fn close(reader: &Hardware, source: &Hardware) -> Option<(KvLink, TransferRa
     here.shares_process(there).then_some((KvLink::Process, rate))
 }
 
-/// What copies by a way go over, as far as the reader can tell of a source that lies `there`.
-pub fn over(way: &str, reader: Option<&Hardware>, there: Option<&Place>) -> KvLink {
+/// What copies by a way go over, as far as the reader can tell of a source that lies `there` and has RDMA or
+/// not (`rdma_there`).
+pub fn over(
+    way: &str,
+    reader: Option<&Hardware>,
+    there: Option<&Place>,
+    rdma_there: Option<bool>,
+) -> KvLink {
     let here = reader.and_then(|reader| reader.place.as_ref());
     let shares_host = here.zip(there).is_some_and(|(here, there)| here.shares_host(there));
     match way {
         WAY_LOCAL => KvLink::Process,
-        // A source of an earlier version: it may be on this host, or on another one.
+        // It may be on this host, or on another one.
         _ if there.is_none() => KvLink::Unspecified,
         WAY_CUDA => over_cuda(reader, there),
         _ if shares_host => KvLink::Host,
-        WAY_UCX if reader.is_some_and(|reader| reader.rdma().is_some()) => KvLink::Rdma,
+        WAY_UCX if reader.is_some_and(|reader| reader.rdma().is_some()) => match rdma_there {
+            Some(true) => KvLink::Rdma,
+            Some(false) => KvLink::Network,
+            None => KvLink::Unspecified,
+        },
         _ => KvLink::Network,
     }
 }
@@ -279,7 +289,8 @@ mod tests {
     #[test]
     fn a_reader_knows_what_its_copies_go_over() {
         let check = |way: &str, reader: &Hardware, source: &Hardware, expected: KvLink| {
-            let found = over(way, Some(reader), source.place.as_ref());
+            let rdma_there = Some(source.rdma().is_some());
+            let found = over(way, Some(reader), source.place.as_ref(), rdma_there);
             assert_eq!(found, expected, "{way} {reader:?} {source:?}");
         };
         check(WAY_LOCAL, &cpu(1, 1), &cpu(1, 1), KvLink::Process);
@@ -289,8 +300,14 @@ mod tests {
         check(WAY_UCX, &cpu(1, 1), &cpu(2, 2), KvLink::Network);
         let nics = vec![Nic { bytes_per_s: GB, rdma: true, ..Default::default() }];
         let ways = vec!["tcp".into(), WAY_UCX.into()];
-        let by_rdma = Hardware { nics, kv_ways: ways, ..cpu(1, 1) };
-        check(WAY_UCX, &by_rdma, &cpu(2, 2), KvLink::Rdma);
+        let by_rdma = |host| Hardware { nics: nics.clone(), kv_ways: ways.clone(), ..cpu(host, 1) };
+        check(WAY_UCX, &by_rdma(1), &by_rdma(2), KvLink::Rdma);
+        check(WAY_UCX, &by_rdma(1), &cpu(2, 2), KvLink::Network);
+        check(WAY_UCX, &cpu(1, 1), &by_rdma(2), KvLink::Network);
+        let of_unknown =
+            |reader: &Hardware| over(WAY_UCX, Some(reader), cpu(2, 2).place.as_ref(), None);
+        assert_eq!(of_unknown(&by_rdma(1)), KvLink::Unspecified, "a source that does not say");
+        assert_eq!(of_unknown(&cpu(1, 1)), KvLink::Network);
         let linked = gpu(1, 1, "3b", &["3c"], 0);
         check(WAY_CUDA, &linked, &gpu(1, 2, "3b", &[], 0), KvLink::Gpu);
         check(WAY_CUDA, &linked, &gpu(1, 2, "3c", &["3b"], 0), KvLink::Nvlink);
@@ -298,8 +315,8 @@ mod tests {
         check(WAY_CUDA, &gpu(1, 1, "3b", &[], 9), &gpu(1, 2, "3f", &[], 9), KvLink::Nvlink);
         check("tcp", &Hardware::default(), &cpu(1, 1), KvLink::Network);
         check("tcp", &cpu(1, 1), &Hardware::default(), KvLink::Unspecified);
-        assert_eq!(over("tcp", None, cpu(1, 1).place.as_ref()), KvLink::Network);
-        assert_eq!(over(WAY_CUDA, None, cpu(1, 1).place.as_ref()), KvLink::Pcie);
+        assert_eq!(over("tcp", None, cpu(1, 1).place.as_ref(), None), KvLink::Network);
+        assert_eq!(over(WAY_CUDA, None, cpu(1, 1).place.as_ref(), None), KvLink::Pcie);
     }
 
     #[test]
