@@ -52,6 +52,7 @@ pub struct WorkerEntry {
     pub registration: v1::WorkerRegistration,
     /// On which host, as a number; the table's.
     pub host: Option<u16>,
+    promised: Promised,
     /// How long its steps take.
     latency: LatencyModel,
     /// How long copies to it took, by link.
@@ -65,6 +66,23 @@ pub struct WorkerEntry {
     dispatched: VecDeque<Dispatch>,
     /// Their tokens, summed up.
     dispatched_tokens: u64,
+}
+
+/// What its network cards promise. They stay the same in a life; gauges are made far more often.
+struct Promised {
+    network: TransferRate,
+    network_bound: TransferRate,
+    rdma: Option<TransferRate>,
+}
+
+impl Promised {
+    fn by(hardware: Option<&v1::Hardware>) -> Self {
+        Self {
+            network: hardware.map_or_else(link::unknown, v1::Hardware::network),
+            network_bound: hardware.map_or_else(Default::default, v1::Hardware::network_bound),
+            rdma: hardware.and_then(v1::Hardware::rdma),
+        }
+    }
 }
 
 /// What the last report said.
@@ -92,6 +110,7 @@ impl WorkerEntry {
     ) -> Self {
         let available_blocks = registration.kv_blocks;
         Self {
+            promised: Promised::by(registration.hardware.as_ref()),
             registration,
             reported: Reported { available_blocks, ..Default::default() },
             host: None,
@@ -168,11 +187,9 @@ impl WorkerEntry {
             chunk_tokens: self.chunk_tokens(),
             token_bytes: self.registration.block_bytes as f32 / block_size as f32,
             host: self.host,
-            network: self.rate(KvLink::Network, self.promised_network()),
-            network_bound: self
-                .hardware()
-                .map_or_else(Default::default, v1::Hardware::network_bound),
-            rdma: self.promised_rdma().map(|promised| self.rate(KvLink::Rdma, promised)),
+            network: self.rate(KvLink::Network, self.promised.network),
+            network_bound: self.promised.network_bound,
+            rdma: self.promised.rdma.map(|promised| self.rate(KvLink::Rdma, promised)),
             streams: (self.reported.streams as usize + self.dispatched.len()) as f32,
             stream_tokens: stream_tokens as f32,
             room_tokens: available_tokens.saturating_sub(self.dispatched_tokens) as f32,
@@ -194,18 +211,6 @@ impl WorkerEntry {
             copy_us: between(rate.copy_us, promised.copy_us),
             byte_us: between(rate.byte_us, promised.byte_us),
         }
-    }
-
-    fn promised_network(&self) -> TransferRate {
-        self.hardware().map_or_else(link::unknown, v1::Hardware::network)
-    }
-
-    fn promised_rdma(&self) -> Option<TransferRate> {
-        self.hardware()?.rdma()
-    }
-
-    fn hardware(&self) -> Option<&v1::Hardware> {
-        self.registration.hardware.as_ref()
     }
 
     fn chunk_tokens(&self) -> f32 {
