@@ -140,6 +140,24 @@ impl Hardware {
         let card = self.card_bytes_per_s(|nic| nic.rdma).filter(|_| self.has_way(WAY_UCX))?;
         Some(TransferRate::new(50.0, LINK_SHARE * card))
     }
+
+    /// What decides how close it is as a source: `close` says the same of all that have the same.
+    pub fn spot(&self) -> Self {
+        let kv_ways = if self.has_way(WAY_CUDA) { vec![WAY_CUDA.to_string()] } else { Vec::new() };
+        let place = self.place.clone().unwrap_or_default();
+        let Some(own) = self.gpu() else {
+            return Self { place: Some(place), kv_ways, ..Default::default() };
+        };
+        let gpu = Gpu {
+            pci_bus_id: own.pci_bus_id.clone(),
+            pcie_bytes_per_s: own.pcie_bytes_per_s,
+            nvlink_switch_bytes_per_s: own.nvlink_switch_bytes_per_s,
+            ..Default::default()
+        };
+        // Whichever process, or instance of the card, it is.
+        let place = Place { host_id: place.host_id, ..Default::default() };
+        Self { place: Some(place), gpus: vec![gpu], kv_ways, ..Default::default() }
+    }
 }
 
 /// How fast KV moves between processes of one host that have no closer link.
@@ -156,9 +174,10 @@ pub fn unknown() -> TransferRate {
 /// hardware promises of it; none where they are not.
 pub fn close(reader: &Hardware, source: &Hardware) -> Option<(KvLink, TransferRate)> {
     let (here, there) = (reader.place.as_ref()?, source.place.as_ref()?);
-    if let (Some(ours), Some(theirs)) = (reader.gpu(), source.gpu()) {
+    if let Some(theirs) = source.gpu() {
         let reach_each_other = reader.has_way(WAY_CUDA) && source.has_way(WAY_CUDA);
-        return (here.shares_host(there) && reach_each_other).then(|| between_gpus(ours, theirs));
+        let ours = reader.gpu().filter(|_| here.shares_host(there) && reach_each_other)?;
+        return Some(between_gpus(ours, theirs));
     }
     let rate = TransferRate::new(10.0, MEMCPY_BYTES_PER_S);
     here.shares_process(there).then_some((KvLink::Process, rate))
@@ -279,7 +298,10 @@ mod tests {
         ];
         for (reader, source, expected) in table {
             assert_eq!(link(&reader, &source), expected, "{reader:?} {source:?}");
+            assert_eq!(close(&reader, &source.spot()), close(&reader, &source), "{source:?}");
         }
+        assert_eq!(gpu(1, 1, "3b", &["3c"], 0).spot(), gpu(1, 2, "3b", &[], 0).spot());
+        assert_ne!(cpu(1, 1).spot(), cpu(1, 2).spot());
         let without_cuda = Hardware { kv_ways: vec!["tcp".into()], ..here.clone() };
         assert_eq!(link(&here, &without_cuda), None, "it could not be read that way");
         let nowhere = Hardware { place: Some(Place::default()), ..cpu(1, 1) };

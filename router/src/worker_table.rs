@@ -7,6 +7,7 @@ use protocol::link::{self, TransferRate};
 use protocol::v1::{self, KvLink, LatencyModel, TransferModel};
 
 use crate::gauge::Gauge;
+use crate::near::Whereabouts;
 
 /// Microseconds since the router began.
 pub type Time = u64;
@@ -50,8 +51,8 @@ const LINKS_MAX: usize = 16;
 pub struct WorkerEntry {
     /// Who it is and what it serves.
     pub registration: v1::WorkerRegistration,
-    /// On which host, as a number; the table's.
-    pub host: Option<u16>,
+    /// Where it is; the table's.
+    pub whereabouts: Whereabouts,
     promised: Promised,
     /// How long its steps take.
     latency: LatencyModel,
@@ -113,7 +114,7 @@ impl WorkerEntry {
             promised: Promised::by(registration.hardware.as_ref()),
             registration,
             reported: Reported { available_blocks, ..Default::default() },
-            host: None,
+            whereabouts: Whereabouts::default(),
             latency: equals.unwrap_or(UNMEASURED),
             transfers: Vec::new(),
             heard: now,
@@ -186,7 +187,8 @@ impl WorkerEntry {
             block_size,
             chunk_tokens: self.chunk_tokens(),
             token_bytes: self.registration.block_bytes as f32 / block_size as f32,
-            host: self.host,
+            host: self.whereabouts.host,
+            spot: self.whereabouts.spot,
             network: self.rate(KvLink::Network, self.promised.network),
             network_bound: self.promised.network_bound,
             rdma: self.promised.rdma.map(|promised| self.rate(KvLink::Rdma, promised)),
