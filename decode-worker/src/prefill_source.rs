@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use kv_transfer::{BlockCopy, Capability, KvLayout, Lease, LeaseId, TransferError, Way, Ways};
+use kv_transfer::{
+    BlockCopy, Capability, KvLayout, Lease, LeaseId, Pulled, TCP, TransferError, Way, Ways,
+};
 use protocol::v1::prefill_client::PrefillClient;
 use protocol::v1::{self, KvLink, prefill_event::Kind};
 use protocol::{SILENCE_MAX, WorkerLife};
@@ -56,14 +58,25 @@ impl Events {
     }
 }
 
+/// A copy that was made.
+pub struct Copied {
+    /// How long it was waited for.
+    pub waited: Duration,
+    /// What it went over in the end …
+    pub link: KvLink,
+    /// … and how long it took that way.
+    pub took: Duration,
+}
+
 /// The prefill worker's side of a handoff: whose blocks, and by what right.
 #[derive(Clone)]
 pub struct Source {
     worker: WorkerLife,
     /// How its blocks are read.
     pub way: Way,
-    /// What lies between its blocks and ours.
-    pub link: KvLink,
+    /// What copies by this way go over, and by tcp, which takes the place of each way that fails.
+    link: KvLink,
+    tcp_link: KvLink,
     lease: Lease,
     lease_duration: Duration,
 }
@@ -77,7 +90,7 @@ impl Source {
     ) -> Result<Self, PrefillError> {
         let capability = Capability::from_bytes(&granted.capability)
             .ok_or(PrefillError::Protocol("the capability is not 16 bytes long"))?;
-        let layout: Option<KvLayout> = granted.layout.map(Into::into);
+        let layout: Option<KvLayout> = granted.layout.clone().map(Into::into);
         if layout.as_ref() != Some(ours.host.layout()) {
             return Err(PrefillError::Protocol("its KV layout is not ours"));
         }
@@ -86,40 +99,44 @@ impl Source {
             return Err(PrefillError::Protocol("the lease is another worker's"));
         }
         let way = ours.ways.choose(&granted.endpoints, &asked)?;
-        let link = ours.transfers.link(way.name(), granted.place.as_ref());
+        let link = |way| ours.transfers.link(way, &granted);
         Ok(Self {
+            link: link(way.name()),
+            tcp_link: link(TCP),
             way,
-            link,
             worker: asked,
             lease: Lease { id: LeaseId(granted.lease), capability },
             lease_duration: Duration::from_millis(u64::from(granted.lease_ms.max(30))),
         })
     }
 
-    /// Copies blocks of this process, and says how long that took.
+    /// Copies blocks of this process.
     pub fn pull_here(
         &self,
         ways: &Ways,
         copies: &[BlockCopy],
         reservation: &mut Reservation,
-    ) -> Result<Duration, TransferError> {
+    ) -> Result<Copied, TransferError> {
         let began = Instant::now();
         let (now, writer) = (began.into_std(), &mut reservation.writer);
         ways.local.pull(now, &self.worker, self.lease, copies, writer)?;
-        Ok(began.elapsed())
+        let took = began.elapsed();
+        Ok(Copied { waited: took, link: self.link, took })
     }
 
-    /// Copies blocks by whatever way, and says how long that took.
+    /// Copies blocks by whatever way.
     pub async fn pull(
         &self,
         ways: &Ways,
         copies: &[BlockCopy],
         reservation: &mut Reservation,
-    ) -> Result<Duration, TransferError> {
+    ) -> Result<Copied, TransferError> {
         let began = Instant::now();
         let (deadline, writer) = (began + PULL_MAX, &mut reservation.writer);
-        ways.pull(&self.way, &self.worker, self.lease, copies, writer, deadline).await?;
-        Ok(began.elapsed())
+        let pulling = ways.pull(&self.way, &self.worker, self.lease, copies, writer, deadline);
+        let Pulled { way, took } = pulling.await?;
+        let link = if way == self.way.name() { self.link } else { self.tcp_link };
+        Ok(Copied { waited: began.elapsed(), link, took })
     }
 
     /// Renews the lease beside the transfer until the handle is dropped. A renewal that fails

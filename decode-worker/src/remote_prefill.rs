@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use worker::{HostError, Reservation};
 
 use crate::prefill_error::PrefillError;
-use crate::prefill_source::{Events, Source, in_time};
+use crate::prefill_source::{Copied, Events, Source, in_time};
 use crate::request_context::{RequestContext, news_of};
 
 /// A copy of fewer bytes is sooner done than handed to another thread.
@@ -65,7 +65,7 @@ struct Handoff<'a> {
     worker: &'a v1::PrefillWorker,
     /// Elsewhere while a copy is under way.
     reservation: Option<Reservation>,
-    copying: Option<JoinHandle<(Reservation, Result<Duration, TransferError>)>>,
+    copying: Option<JoinHandle<(Reservation, Result<Copied, TransferError>)>>,
     cached_blocks: usize,
     blocks: usize,
     /// Where the announced blocks lie in the prefill worker's pool.
@@ -157,7 +157,7 @@ impl<'a> Handoff<'a> {
                     self.copying = None;
                     let (reservation, copied) = copied.map_err(|_| PrefillError::Copy)?;
                     self.reservation = Some(reservation);
-                    self.add_copy(source, copied?);
+                    self.add_copy(copied?);
                 }
                 event = events.next(), if !self.is_all_said() => self.take(event?).await?,
             }
@@ -233,7 +233,7 @@ impl<'a> Handoff<'a> {
             Way::Local if is_little => {
                 let copied = source.pull_here(&ways, &copies, &mut reservation);
                 self.reservation = Some(reservation);
-                self.add_copy(&source, copied?);
+                self.add_copy(copied?);
                 None
             }
             Way::Local => Some(tokio::task::spawn_blocking(move || {
@@ -248,9 +248,9 @@ impl<'a> Handoff<'a> {
         Ok(())
     }
 
-    fn add_copy(&mut self, source: &Source, took: Duration) {
-        self.times.add_copy(took);
-        self.context.shared.transfers.record(source.link, self.copy_bytes, took);
+    fn add_copy(&mut self, copied: Copied) {
+        self.times.add_copy(copied.waited);
+        self.context.shared.transfers.record(copied.link, self.copy_bytes, copied.took);
     }
 
     fn copies(&self, blocks: Range<usize>) -> Vec<BlockCopy> {

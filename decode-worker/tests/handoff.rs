@@ -4,24 +4,26 @@
 // A test fails by panicking.
 #![allow(clippy::unwrap_used)]
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{Compute, CpuRunner, EngineConfig, KernelPath, Model};
-use kv_transfer::{LeaseLimits, LeaseTable, Ways};
+use kv_transfer::{CUDA, LeaseLimits, LeaseTable, TCP, Ways, tcp};
 use messaging::Network;
-use prefill_worker::KvSource;
+use prefill_worker::{KvListener, KvSource};
 use protocol::v1::generation_client::GenerationClient;
+use protocol::v1::prefill_client::PrefillClient;
 use protocol::v1::prefill_event::Kind as Event;
 use protocol::v1::prefill_server::{Prefill, PrefillServer};
-use protocol::v1::{self, FinishReason, Role, session_request::Kind};
+use protocol::v1::{self, FinishReason, KvLink, Role, session_request::Kind};
 use protocol::{Incarnation, WorkerLife};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Request, Response, Status};
-use worker::{EngineHost, EnginePlace, Worker, WorkerConfig};
+use worker::{EngineHost, EnginePlace, Transfers, Worker, WorkerConfig};
 
 const KV_BLOCKS: usize = 64;
 
@@ -30,6 +32,8 @@ struct Pair {
     network: Network,
     prefill: Arc<EngineHost>,
     decode: Arc<EngineHost>,
+    /// What the decode worker learned of its copies.
+    transfers: Arc<Transfers>,
     _stop: DropGuard,
 }
 
@@ -49,26 +53,53 @@ fn start_worker(name: &str, role: Role, model: &Arc<Model>) -> Worker {
     let card = v1::ModelCard { name: "m".into(), ..Default::default() };
     let runner = Box::new(CpuRunner::new(model.clone(), compute));
     let place = EnginePlace::Thread;
-    Worker::start(WorkerConfig { life, role, runner, place, engine, card, hardware: None }).unwrap()
+    let hardware = Some(hardware(name));
+    Worker::start(WorkerConfig { life, role, runner, place, engine, card, hardware }).unwrap()
+}
+
+/// That of a process of its own on one host.
+fn hardware(process: &str) -> v1::Hardware {
+    let id = |name: &str| name.as_bytes().to_vec().into();
+    let (host_id, process_id) = (id("host"), id(process));
+    let place = v1::Place { host_id, process_id, device: "cpu".into(), ..Default::default() };
+    v1::Hardware { place: Some(place), kv_ways: vec![TCP.into()], ..Default::default() }
 }
 
 impl Pair {
+    /// In one process.
     fn start() -> Self {
+        let ways = Ways::default();
+        Self::reading(ways.clone(), ways, None)
+    }
+
+    /// As if each were in its own.
+    async fn of_processes() -> Self {
+        let ways = Ways::default();
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let limits = tcp::ServerLimits::default();
+        let server = tcp::Server::bind(any, ways.local.clone(), limits).await.unwrap();
+        let address = server.local_address().unwrap().to_string();
+        Self::reading(Ways::default(), ways, Some(KvListener { server, address }))
+    }
+
+    fn reading(ways: Ways, ways_of_prefill: Ways, listener: Option<KvListener>) -> Self {
         let fixture =
             Path::new(env!("CARGO_MANIFEST_DIR")).join("../engine/tests/fixtures/qwen3-tied");
         let model = Arc::new(Model::load(&fixture, KernelPath::detect()).unwrap());
-        let (network, ways) = (Network::default(), Ways::default());
+        let network = Network::default();
         let stop = CancellationToken::new();
         let prefill = start_worker("prefill", Role::Prefill, &model);
         let decode = start_worker("decode", Role::Decode, &model);
         let hosts = (prefill.host.clone(), decode.host.clone());
         let leases = Arc::new(LeaseTable::new(LeaseLimits::default()));
-        let kv = KvSource { leases, listener: None };
-        let decode = decode_worker::run(decode, network.clone(), ways.clone(), stop.clone());
-        let prefill = prefill_worker::run(prefill, kv, network.clone(), ways, stop.clone());
+        let kv = KvSource { leases, listener };
+        let transfers = decode.transfers.clone();
+        let decode = decode_worker::run(decode, network.clone(), ways, stop.clone());
+        let prefill =
+            prefill_worker::run(prefill, kv, network.clone(), ways_of_prefill, stop.clone());
         tokio::spawn(prefill);
         tokio::spawn(decode);
-        Self { network, prefill: hosts.0, decode: hosts.1, _stop: stop.drop_guard() }
+        Self { network, prefill: hosts.0, decode: hosts.1, transfers, _stop: stop.drop_guard() }
     }
 
     /// Sends one request, and returns its tokens. Keeps the session open until it has ended.
@@ -226,6 +257,7 @@ fn granted(pair: &Pair) -> Event {
         layout: Some(pair.decode.layout().into()),
         endpoints: Vec::new(),
         place: None,
+        rdma: None,
     })
 }
 
@@ -290,6 +322,69 @@ async fn every_way_to_break_off_is_survived_with_the_same_tokens() {
         assert_eq!(tokens, expected, "{name}");
         pair.at_rest().await;
     }
+}
+
+/// A prefill worker that says that its blocks, which are reached by tcp alone, are on a GPU of this host.
+struct OnGpu {
+    real: tonic::transport::Channel,
+}
+
+#[tonic::async_trait]
+impl Prefill for OnGpu {
+    type PrefillStream = ReceiverStream<Result<v1::PrefillEvent, Status>>;
+
+    async fn prefill(
+        &self,
+        request: Request<v1::PrefillRequest>,
+    ) -> Result<Response<Self::PrefillStream>, Status> {
+        let mut real = PrefillClient::new(self.real.clone());
+        let mut events = real.prefill(request.into_inner()).await?.into_inner();
+        let (sender, stream) = mpsc::channel(16);
+        tokio::spawn(async move {
+            while let Ok(Some(mut event)) = events.message().await {
+                if let Some(Event::Granted(granted)) = &mut event.kind {
+                    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+                    let tcp = &granted.endpoints[0].address;
+                    let address = format!("{}@{tcp}", boot.trim());
+                    granted.endpoints = vec![v1::KvEndpoint { way: CUDA.into(), address }];
+                }
+                if sender.send(Ok(event)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn renew_lease(
+        &self,
+        request: Request<v1::LeaseRef>,
+    ) -> Result<Response<v1::LeaseState>, Status> {
+        PrefillClient::new(self.real.clone()).renew_lease(request.into_inner()).await
+    }
+
+    async fn finish_lease(
+        &self,
+        request: Request<v1::LeaseRef>,
+    ) -> Result<Response<v1::LeaseState>, Status> {
+        PrefillClient::new(self.real.clone()).finish_lease(request.into_inner()).await
+    }
+}
+
+#[tokio::test]
+async fn a_copy_that_fell_back_to_tcp_teaches_of_what_tcp_goes_over() {
+    let expected = Pair::start().generate(&prompt(100), None).await;
+    let pair = Pair::of_processes().await;
+    let real = pair.connect("prefill/7").await;
+    let incoming = pair.network.data_plane.listen("on-gpu").await.unwrap();
+    let service = PrefillServer::new(OnGpu { real });
+    let server = tonic::transport::Server::builder().add_service(service);
+    tokio::spawn(server.serve_with_incoming(incoming));
+    assert_eq!(pair.generate(&prompt(100), prefill_at("on-gpu", 7)).await, expected);
+    pair.at_rest().await;
+    let models = pair.transfers.models();
+    let links: Vec<KvLink> = models.iter().map(v1::TransferModel::link).collect();
+    assert_eq!(links, [KvLink::Host]);
 }
 
 #[tokio::test]

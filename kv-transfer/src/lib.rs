@@ -23,4 +23,4 @@ pub use lease::{Capability, Holder, Lease, LeaseError, LeaseId, LeaseLimits, Lea
 pub use local::{LocalPools, LocalSource, TransferFaults};
 pub use memory::{BlockWriter, HostMemory, KvMemory};
 pub use plan::{BlockCopy, CopyOp, Extent, PlanError, plan};
-pub use ways::{CUDA, TCP, UCX, Way, Ways, endpoints};
+pub use ways::{CUDA, Pulled, TCP, UCX, Way, Ways, endpoints};

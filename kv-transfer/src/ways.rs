@@ -17,6 +17,7 @@
 //! lease says whether anything counts.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use protocol::{WorkerLife, link, v1};
 use tokio::time::Instant;
@@ -78,6 +79,21 @@ impl Way {
     }
 }
 
+/// Blocks that were copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pulled {
+    /// The name of the way that did it.
+    pub way: &'static str,
+    /// How long that way took. What another one tried in vain before is not in it.
+    pub took: Duration,
+}
+
+impl Pulled {
+    fn since(began: Instant, way: &'static str) -> Self {
+        Self { way, took: began.elapsed() }
+    }
+}
+
 /// All ways a reader has. Clones share connections and limits.
 #[derive(Clone, Default)]
 pub struct Ways {
@@ -128,11 +144,12 @@ impl Ways {
         copies: &[BlockCopy],
         writer: &mut BlockWriter,
         deadline: Instant,
-    ) -> Result<(), TransferError> {
+    ) -> Result<Pulled, TransferError> {
         match way {
             Way::Local => {
-                let now = Instant::now().into_std();
-                self.local.pull(now, worker, lease, copies, writer)
+                let began = Instant::now();
+                self.local.pull(began.into_std(), worker, lease, copies, writer)?;
+                Ok(Pulled::since(began, way.name()))
             }
             Way::Cuda(address) => {
                 self.pull_by_cuda(address, worker, lease, copies, writer, deadline).await
@@ -141,7 +158,7 @@ impl Ways {
                 self.pull_by_ucx(address, worker, lease, copies, writer, deadline).await
             }
             Way::Tcp(address) => {
-                self.tcp.pull(address, worker, lease, copies, writer, deadline).await
+                self.pull_by_tcp(address, worker, lease, copies, writer, deadline).await
             }
         }
     }
@@ -155,21 +172,21 @@ impl Ways {
         copies: &[BlockCopy],
         writer: &mut BlockWriter,
         deadline: Instant,
-    ) -> Result<(), TransferError> {
+    ) -> Result<Pulled, TransferError> {
         if let KvMemory::Cuda(memory) = writer.memory() {
             let (memory, right) = (memory.clone(), tcp::Right { worker, lease });
             let lender = tcp::Lender { connections: &self.tcp, address, right, deadline };
-            let pulling = self.cuda.pull(&lender, copies, writer, &memory);
-            match pulling.await {
+            let began = Instant::now();
+            match self.cuda.pull(&lender, copies, writer, &memory).await {
                 Err(error @ (TransferError::Cuda(_) | TransferError::NotLent(_)))
                     if error.advice() == Advice::RetryOther =>
                 {
                     self.cuda.give_up(worker, &error);
                 }
-                pulled => return pulled,
+                pulled => return pulled.map(|()| Pulled::since(began, CUDA)),
             }
         }
-        self.tcp.pull(address, worker, lease, copies, writer, deadline).await
+        self.pull_by_tcp(address, worker, lease, copies, writer, deadline).await
     }
 
     /// By ucx, or else by tcp from the same process: this time, and for a while.
@@ -181,9 +198,9 @@ impl Ways {
         copies: &[BlockCopy],
         writer: &mut BlockWriter,
         deadline: Instant,
-    ) -> Result<(), TransferError> {
+    ) -> Result<Pulled, TransferError> {
         if let Some(agent) = &self.ucx {
-            let right = tcp::Right { worker, lease };
+            let (began, right) = (Instant::now(), tcp::Right { worker, lease });
             let pulled = agent.pull(&self.tcp, address, right, copies, writer, deadline).await;
             match pulled {
                 Err(
@@ -191,9 +208,23 @@ impl Ways {
                     | TransferError::NotLent(_)
                     | TransferError::Silent(_)),
                 ) => agent.avoid(worker, &error),
-                pulled => return pulled,
+                pulled => return pulled.map(|()| Pulled::since(began, UCX)),
             }
         }
-        self.tcp.pull(address, worker, lease, copies, writer, deadline).await
+        self.pull_by_tcp(address, worker, lease, copies, writer, deadline).await
+    }
+
+    async fn pull_by_tcp(
+        &self,
+        address: &str,
+        worker: &WorkerLife,
+        lease: Lease,
+        copies: &[BlockCopy],
+        writer: &mut BlockWriter,
+        deadline: Instant,
+    ) -> Result<Pulled, TransferError> {
+        let began = Instant::now();
+        self.tcp.pull(address, worker, lease, copies, writer, deadline).await?;
+        Ok(Pulled::since(began, TCP))
     }
 }

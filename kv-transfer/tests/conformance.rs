@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use common::*;
 use kv_transfer::{
-    Advice, BlockCopy, Capability, KvLayout, Lease, LeaseError, LeaseLimits, PlanError,
+    Advice, BlockCopy, Capability, KvLayout, Lease, LeaseError, LeaseLimits, PlanError, Pulled,
     TransferError, Way,
 };
 use protocol::v1;
@@ -34,7 +34,7 @@ async fn each_way(blocks: u32, block_bytes: usize, test: impl AsyncFn(&System, &
 async fn refused(
     expected: fn(&TransferError) -> bool,
     advice: Advice,
-    pull: impl AsyncFn(&System, &Gpus, Lease, &mut Destination) -> Result<(), TransferError>,
+    pull: impl AsyncFn(&System, &Gpus, Lease, &mut Destination) -> Result<Pulled, TransferError>,
 ) {
     each_way(4, 64, async |system, gpus| {
         let lease = lease(&system.source, &[0]);

@@ -17,7 +17,8 @@ use common::process::{ROLE, say};
 use common::*;
 use kv_transfer::cuda::{CudaError, CudaMemory, Device, Driver};
 use kv_transfer::{
-    Advice, Capability, KvMemory, Lease, LeaseError, LeaseLimits, LocalSource, TransferError, Way,
+    Advice, Capability, KvMemory, Lease, LeaseError, LeaseLimits, LocalSource, Pulled, TCP,
+    TransferError, Way,
 };
 use tokio::time::Instant;
 
@@ -48,7 +49,7 @@ impl World {
         self.gpus.destination(vec![0, 1, 2, 3], layout(BLOCK_BYTES))
     }
 
-    async fn pull(&self, destination: &mut Destination) -> Result<(), TransferError> {
+    async fn pull(&self, destination: &mut Destination) -> Result<Pulled, TransferError> {
         let (worker, copies) = (&self.system.worker, copies(&WANTED));
         self.system.pull(worker, self.lease, &copies, destination).await
     }
@@ -212,7 +213,8 @@ async fn pools_that_cannot_be_mapped_are_read_over_tcp_from_then_on() {
         world.gpus.fakes[side].fail(call, 0, code);
         assert!(matches!(world.system.way(), Way::Cuda(_)));
         let mut destination = world.destination();
-        world.pull(&mut destination).await.unwrap();
+        let pulled = world.pull(&mut destination).await.unwrap();
+        assert_eq!(pulled.way, TCP, "{call}");
         destination.assert_holds(&copies(&WANTED));
         assert!(matches!(world.system.way(), Way::Tcp(_)), "{call}: it is not tried again");
         assert_eq!(world.system.source.leases.finish(now(), world.lease), Ok(()));
@@ -222,7 +224,7 @@ async fn pools_that_cannot_be_mapped_are_read_over_tcp_from_then_on() {
     let world = World::new(Over::Cuda).await;
     world.reader().allow_peers(false);
     let mut destination = world.destination();
-    world.pull(&mut destination).await.unwrap();
+    assert_eq!(world.pull(&mut destination).await.unwrap().way, TCP);
     destination.assert_holds(&copies(&WANTED));
     drop(destination);
     world.end().await;

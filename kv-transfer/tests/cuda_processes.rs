@@ -41,7 +41,7 @@ async fn hand_over() {
     let mut reader = Process::start(TEST, &format!("reader {granted}"));
     assert_eq!(reader.hear(), "copying");
     assert_eq!(source.ask("reads"), "1", "pinned while it is read");
-    assert_eq!(reader.ask("release"), "Ok(()), all blocks are right, mapped: 1");
+    assert_eq!(reader.ask("release"), "Ok(\"cuda\"), all blocks are right, mapped: 1");
     assert_eq!(source.ask("reads"), "0");
     assert_eq!(source.ask("finish"), "Ok(())");
     assert_eq!(reader.ask("end"), "left: []");
@@ -124,6 +124,7 @@ async fn be_reader(granted: &str) {
         pulled
     };
     let right = if pulled.is_ok() { "all blocks are right, " } else { "" };
+    let pulled = pulled.map(|pulled| pulled.way);
     say(format!("{pulled:?}, {right}mapped: {}", ways.cuda.mappings()));
     block_in_place(|| std::io::stdin().lines().next());
     drop((destination, ways, device));

@@ -129,7 +129,7 @@ fn pull(ways: &Ways, address: String, lease: Lease) -> JoinHandle<Pulled> {
         let (copies, deadline) = (copies(&wanted()), Instant::now() + PULL_MAX);
         let writer = &mut destination.writer;
         let pulled = ways.pull(&way, &life(1), lease, &copies, writer, deadline).await;
-        (pulled, destination)
+        (pulled.map(drop), destination)
     })
 }
 

@@ -46,7 +46,8 @@ async fn pull(
     destination: &mut Destination,
 ) -> Result<(), TransferError> {
     let (way, deadline) = (Way::Tcp(address.to_string()), Instant::now() + PULL_MAX);
-    ways.pull(&way, &life(1), lease, &copies(&WANTED), &mut destination.writer, deadline).await
+    let writer = &mut destination.writer;
+    ways.pull(&way, &life(1), lease, &copies(&WANTED), writer, deadline).await.map(drop)
 }
 
 /// Pulls over a path with a fault, then over a good one into the same blocks.

@@ -13,7 +13,7 @@ use common::*;
 use kv_transfer::tcp::wire::{HEADER_BYTES, Header, Kind, ReadRequest, Refusal, Run, encode_frame};
 use kv_transfer::tcp::{self, Right};
 use kv_transfer::ucx::{ANSWER_MAX, Agent, Launch, SILENCE_MAX, UcxError};
-use kv_transfer::{Advice, HostMemory, LeaseError, LeaseLimits, TransferError, Way, Ways};
+use kv_transfer::{Advice, HostMemory, LeaseError, LeaseLimits, TCP, TransferError, Way, Ways};
 use rustix::process::{Pid, Signal, test_kill_process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -153,6 +153,21 @@ async fn a_source_whose_agent_is_stopped_is_silent() {
     let (pulled, destination) = pair.pull(soon()).await.unwrap();
     pulled.unwrap();
     destination.assert_holds(&pair.copies());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_tried_in_vain_is_not_in_the_time_that_a_pull_took() {
+    let mut pair = Pair::large().await;
+    strike(pair.source_agent(), Signal::STOP);
+    let began = Instant::now();
+    let pulled = pair.pull_by_any_way().await.unwrap();
+    let waited = began.elapsed();
+    pair.destination.assert_holds(&pair.copies());
+    assert_eq!(pulled.way, TCP);
+    assert!(
+        waited > SILENCE_MAX && pulled.took < waited - SILENCE_MAX / 2,
+        "{pulled:?} {waited:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -368,9 +383,10 @@ async fn a_source_without_an_agent_lends_nothing() {
     let ways = Ways { ucx: Some(agent.clone()), ..system.ways.clone() };
     let way = Way::Ucx(system.address().to_string());
     let (wanted, writer) = (copies(&[3, 1]), &mut destination.writer);
-    ways.pull(&way, &life(1), lease, &wanted, writer, soon()).await.unwrap();
+    let pulled = ways.pull(&way, &life(1), lease, &wanted, writer, soon()).await.unwrap();
     destination.assert_holds(&wanted);
-    assert_eq!(agent.status().failures.load(Ordering::Relaxed), 1, "it was by tcp");
+    assert_eq!(pulled.way, TCP);
+    assert_eq!(agent.status().failures.load(Ordering::Relaxed), 1);
     // One that never had UCX does not say that it has.
     assert!(matches!(ways.choose(&system.endpoints, &life(2)), Ok(Way::Tcp(_))));
 }

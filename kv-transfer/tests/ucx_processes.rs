@@ -75,6 +75,7 @@ async fn be_reader(granted: &str) {
     let (way, copies, writer) = (Way::Ucx(address), copies(&all()), &mut destination.writer);
     let pulled = ways.pull(&way, &life(1), lease, &copies, writer, soon()).await;
     let failures = reader.status().failures.load(Ordering::Relaxed);
+    let pulled = pulled.map(drop);
     say(format!("{pulled:?}, {}, {failures} by another way", destination.has(&copies)));
     stay();
 }

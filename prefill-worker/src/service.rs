@@ -27,6 +27,7 @@ pub struct PrefillService {
     numerics_id: String,
     endpoints: Vec<v1::KvEndpoint>,
     place: Option<v1::Place>,
+    rdma: Option<bool>,
 }
 
 impl PrefillService {
@@ -34,8 +35,8 @@ impl PrefillService {
     pub fn new(worker: &Worker, leases: Arc<LeaseTable>, endpoints: Vec<v1::KvEndpoint>) -> Self {
         let (host, life) = (worker.host.clone(), worker.life.clone());
         let (grammars, numerics_id) = (worker.grammars.clone(), worker.numerics_id().to_string());
-        let place = worker.kv_place().cloned();
-        Self { host, grammars, leases, life, numerics_id, endpoints, place }
+        let (place, rdma) = (worker.kv_place().cloned(), worker.has_rdma());
+        Self { host, grammars, leases, life, numerics_id, endpoints, place, rdma }
     }
 
     fn check_addressee(&self, request: &v1::PrefillRequest) -> Result<(), Status> {
@@ -67,6 +68,7 @@ impl Prefill for PrefillService {
             life: self.life.clone(),
             endpoints: self.endpoints.clone(),
             place: self.place.clone(),
+            rdma: self.rdma,
             events,
         };
         tokio::spawn(prompt.run(request));
@@ -100,6 +102,7 @@ struct Prompt {
     life: WorkerLife,
     endpoints: Vec<v1::KvEndpoint>,
     place: Option<v1::Place>,
+    rdma: Option<bool>,
     events: mpsc::Sender<Result<v1::PrefillEvent, Status>>,
 }
 
@@ -178,6 +181,7 @@ impl Prompt {
             layout: Some(self.host.layout().into()),
             endpoints: self.endpoints.clone(),
             place: self.place.clone(),
+            rdma: self.rdma,
         }
     }
 

@@ -1,7 +1,7 @@
 //! What lies between two workers, and how long KV takes over it: what their hardware promises, and what
 //! the reader measured.
 
-use crate::v1::{Gpu, Hardware, KvLink, Place, TransferModel};
+use crate::v1::{Gpu, Hardware, KvLink, Nic, Place, TransferModel};
 
 /// The name of the way within one process.
 pub const WAY_LOCAL: &str = "local";
@@ -112,28 +112,51 @@ impl Hardware {
         self.kv_ways.iter().any(|own| own == way)
     }
 
-    /// What its fastest network card carries, of those that do RDMA or of all.
-    fn network_bytes_per_s(&self, rdma: bool) -> Option<f32> {
-        let nics = self.nics.iter().filter(|nic| nic.rdma || !rdma);
-        nics.map(|nic| nic.bytes_per_s as f32).reduce(f32::max).filter(|speed| *speed > 0.0)
+    /// What the fastest of some network cards carries.
+    fn card_bytes_per_s(&self, is_one: impl Fn(&Nic) -> bool) -> Option<f32> {
+        let cards = self.nics.iter().filter(|nic| is_one(nic)).map(|nic| nic.bytes_per_s as f32);
+        cards.reduce(f32::max).filter(|speed| *speed > 0.0)
     }
 
-    /// How fast KV gets to or from another host over TCP: as fast as its fastest card, if that is known.
+    fn tcp_bytes_per_s(&self) -> Option<f32> {
+        self.card_bytes_per_s(|nic| nic.ip != Some(false))
+    }
+
+    /// How fast KV gets to or from another host over TCP: as fast as the fastest card with IP, if that is
+    /// known.
     pub fn network(&self) -> TransferRate {
-        let card = self.network_bytes_per_s(false).unwrap_or(MEMCPY_BYTES_PER_S);
+        let card = self.tcp_bytes_per_s().unwrap_or(MEMCPY_BYTES_PER_S);
         TransferRate::new(200.0, (LINK_SHARE * card).min(TCP_BYTES_PER_S))
     }
 
-    /// What its card lets through at most to readers of other hosts; no bound where that is not known.
+    /// What that card lets through at most to readers of other hosts; no bound where that is not known.
     pub fn network_bound(&self) -> TransferRate {
-        let card = self.network_bytes_per_s(false);
+        let card = self.tcp_bytes_per_s();
         card.map_or_else(TransferRate::default, |card| TransferRate::new(0.0, LINK_SHARE * card))
     }
 
     /// How fast it gets there by RDMA; none where it cannot.
     pub fn rdma(&self) -> Option<TransferRate> {
-        let card = self.network_bytes_per_s(true).filter(|_| self.has_way(WAY_UCX))?;
+        let card = self.card_bytes_per_s(|nic| nic.rdma).filter(|_| self.has_way(WAY_UCX))?;
         Some(TransferRate::new(50.0, LINK_SHARE * card))
+    }
+
+    /// What decides how close it is as a source: `close` says the same of all that have the same.
+    pub fn spot(&self) -> Self {
+        let kv_ways = if self.has_way(WAY_CUDA) { vec![WAY_CUDA.to_string()] } else { Vec::new() };
+        let place = self.place.clone().unwrap_or_default();
+        let Some(own) = self.gpu() else {
+            return Self { place: Some(place), kv_ways, ..Default::default() };
+        };
+        let gpu = Gpu {
+            pci_bus_id: own.pci_bus_id.clone(),
+            pcie_bytes_per_s: own.pcie_bytes_per_s,
+            nvlink_switch_bytes_per_s: own.nvlink_switch_bytes_per_s,
+            ..Default::default()
+        };
+        // Whichever process, or instance of the card, it is.
+        let place = Place { host_id: place.host_id, ..Default::default() };
+        Self { place: Some(place), gpus: vec![gpu], kv_ways, ..Default::default() }
     }
 }
 
@@ -151,25 +174,36 @@ pub fn unknown() -> TransferRate {
 /// hardware promises of it; none where they are not.
 pub fn close(reader: &Hardware, source: &Hardware) -> Option<(KvLink, TransferRate)> {
     let (here, there) = (reader.place.as_ref()?, source.place.as_ref()?);
-    if let (Some(ours), Some(theirs)) = (reader.gpu(), source.gpu()) {
+    if let Some(theirs) = source.gpu() {
         let reach_each_other = reader.has_way(WAY_CUDA) && source.has_way(WAY_CUDA);
-        return (here.shares_host(there) && reach_each_other).then(|| between_gpus(ours, theirs));
+        let ours = reader.gpu().filter(|_| here.shares_host(there) && reach_each_other)?;
+        return Some(between_gpus(ours, theirs));
     }
     let rate = TransferRate::new(10.0, MEMCPY_BYTES_PER_S);
     here.shares_process(there).then_some((KvLink::Process, rate))
 }
 
-/// What copies by a way go over, as far as the reader can tell of a source that lies `there`.
-pub fn over(way: &str, reader: Option<&Hardware>, there: Option<&Place>) -> KvLink {
+/// What copies by a way go over, as far as the reader can tell of a source that lies `there` and has RDMA or
+/// not (`rdma_there`).
+pub fn over(
+    way: &str,
+    reader: Option<&Hardware>,
+    there: Option<&Place>,
+    rdma_there: Option<bool>,
+) -> KvLink {
     let here = reader.and_then(|reader| reader.place.as_ref());
     let shares_host = here.zip(there).is_some_and(|(here, there)| here.shares_host(there));
     match way {
         WAY_LOCAL => KvLink::Process,
-        // A source of an earlier version: it may be on this host, or on another one.
+        // It may be on this host, or on another one.
         _ if there.is_none() => KvLink::Unspecified,
         WAY_CUDA => over_cuda(reader, there),
         _ if shares_host => KvLink::Host,
-        WAY_UCX if reader.is_some_and(|reader| reader.rdma().is_some()) => KvLink::Rdma,
+        WAY_UCX if reader.is_some_and(|reader| reader.rdma().is_some()) => match rdma_there {
+            Some(true) => KvLink::Rdma,
+            Some(false) => KvLink::Network,
+            None => KvLink::Unspecified,
+        },
         _ => KvLink::Network,
     }
 }
@@ -210,7 +244,7 @@ fn between_gpus(ours: &Gpu, theirs: &Gpu) -> (KvLink, TransferRate) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::v1::{GpuPeer, Nic};
+    use crate::v1::GpuPeer;
 
     const GB: u64 = 1_000_000_000;
 
@@ -264,7 +298,10 @@ mod tests {
         ];
         for (reader, source, expected) in table {
             assert_eq!(link(&reader, &source), expected, "{reader:?} {source:?}");
+            assert_eq!(close(&reader, &source.spot()), close(&reader, &source), "{source:?}");
         }
+        assert_eq!(gpu(1, 1, "3b", &["3c"], 0).spot(), gpu(1, 2, "3b", &[], 0).spot());
+        assert_ne!(cpu(1, 1).spot(), cpu(1, 2).spot());
         let without_cuda = Hardware { kv_ways: vec!["tcp".into()], ..here.clone() };
         assert_eq!(link(&here, &without_cuda), None, "it could not be read that way");
         let nowhere = Hardware { place: Some(Place::default()), ..cpu(1, 1) };
@@ -274,7 +311,8 @@ mod tests {
     #[test]
     fn a_reader_knows_what_its_copies_go_over() {
         let check = |way: &str, reader: &Hardware, source: &Hardware, expected: KvLink| {
-            let found = over(way, Some(reader), source.place.as_ref());
+            let rdma_there = Some(source.rdma().is_some());
+            let found = over(way, Some(reader), source.place.as_ref(), rdma_there);
             assert_eq!(found, expected, "{way} {reader:?} {source:?}");
         };
         check(WAY_LOCAL, &cpu(1, 1), &cpu(1, 1), KvLink::Process);
@@ -284,8 +322,14 @@ mod tests {
         check(WAY_UCX, &cpu(1, 1), &cpu(2, 2), KvLink::Network);
         let nics = vec![Nic { bytes_per_s: GB, rdma: true, ..Default::default() }];
         let ways = vec!["tcp".into(), WAY_UCX.into()];
-        let by_rdma = Hardware { nics, kv_ways: ways, ..cpu(1, 1) };
-        check(WAY_UCX, &by_rdma, &cpu(2, 2), KvLink::Rdma);
+        let by_rdma = |host| Hardware { nics: nics.clone(), kv_ways: ways.clone(), ..cpu(host, 1) };
+        check(WAY_UCX, &by_rdma(1), &by_rdma(2), KvLink::Rdma);
+        check(WAY_UCX, &by_rdma(1), &cpu(2, 2), KvLink::Network);
+        check(WAY_UCX, &cpu(1, 1), &by_rdma(2), KvLink::Network);
+        let of_unknown =
+            |reader: &Hardware| over(WAY_UCX, Some(reader), cpu(2, 2).place.as_ref(), None);
+        assert_eq!(of_unknown(&by_rdma(1)), KvLink::Unspecified, "a source that does not say");
+        assert_eq!(of_unknown(&cpu(1, 1)), KvLink::Network);
         let linked = gpu(1, 1, "3b", &["3c"], 0);
         check(WAY_CUDA, &linked, &gpu(1, 2, "3b", &[], 0), KvLink::Gpu);
         check(WAY_CUDA, &linked, &gpu(1, 2, "3c", &["3b"], 0), KvLink::Nvlink);
@@ -293,8 +337,8 @@ mod tests {
         check(WAY_CUDA, &gpu(1, 1, "3b", &[], 9), &gpu(1, 2, "3f", &[], 9), KvLink::Nvlink);
         check("tcp", &Hardware::default(), &cpu(1, 1), KvLink::Network);
         check("tcp", &cpu(1, 1), &Hardware::default(), KvLink::Unspecified);
-        assert_eq!(over("tcp", None, cpu(1, 1).place.as_ref()), KvLink::Network);
-        assert_eq!(over(WAY_CUDA, None, cpu(1, 1).place.as_ref()), KvLink::Pcie);
+        assert_eq!(over("tcp", None, cpu(1, 1).place.as_ref(), None), KvLink::Network);
+        assert_eq!(over(WAY_CUDA, None, cpu(1, 1).place.as_ref(), None), KvLink::Pcie);
     }
 
     #[test]
@@ -324,6 +368,15 @@ mod tests {
         assert_eq!(with_nics(&[nic(400, true)], &["tcp"]).rdma(), None, "it cannot use the card");
         assert!((ms(slow.network()) - 1000.2).abs() < 1.0, "10 Gbit/s, of which 0.8 are seen");
         assert_eq!(rdma.network(), within_host().slower(rdma.network()), "TCP is bound by the CPU");
+        let with_ip = |gbit, rdma, ip| Nic { ip, ..nic(gbit, rdma) };
+        let apart = [with_ip(400, true, Some(false)), with_ip(10, false, Some(true))];
+        let apart = with_nics(&apart, &["tcp", WAY_UCX]);
+        assert_eq!(apart.network(), slow.network(), "TCP does not go over the fast one");
+        assert_eq!((apart.network_bound(), apart.rdma()), (slow.network_bound(), rdma.rdma()));
+        let hidden = with_nics(&[with_ip(400, true, Some(false))], &["tcp"]);
+        let nothing_known = Hardware::default();
+        assert_eq!(hidden.network(), nothing_known.network(), "by a card that is not seen");
+        assert_eq!(hidden.network_bound(), nothing_known.network_bound());
     }
 
     #[test]

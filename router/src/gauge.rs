@@ -30,6 +30,8 @@ pub struct Gauge {
     pub token_bytes: f32,
     /// Which host it is on, as a number; absent where that is not known.
     pub host: Option<u16>,
+    /// At which spot of that it computes, likewise; those of prefill workers have numbers.
+    pub spot: Option<u16>,
     /// How fast KV gets here from other hosts by its network card.
     pub network: TransferRate,
     /// What that card lets through at most on the way out.

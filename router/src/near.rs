@@ -1,20 +1,25 @@
-//! Who is near whom: the hosts that workers are on, and the pairs that are closer than two processes of one
-//! host (one process, one GPU, GPUs that reach each other).
+//! Who is near whom: the hosts that workers are on, the spots of these at which prompts are computed (a GPU, a
+//! process of the CPU), and which spots are closer to a reader than two processes of one host (one
+//! process, one GPU, GPUs that reach each other). However many workers share a spot, a reader looks at it once.
 
 use protocol::link::{self, TransferRate};
-use protocol::v1::{KvLink, Role, WorkerRegistration};
+use protocol::v1::{Hardware, KvLink, Role, WorkerRegistration};
 
 use crate::holders::Slot;
 use crate::worker_table::WorkerEntry;
 
-/// Neighbours remembered of one worker; further ones count as any other process of the host.
+/// Spots remembered of one reader: no host has as many GPUs. Further ones count as any other process of the
+/// host.
 const NEIGHBOURS_MAX: usize = 64;
 
-/// Where workers are, by slot.
+/// Where workers are.
 #[derive(Default)]
 pub struct Near {
     /// By number; one without workers is free.
     hosts: Vec<Host>,
+    /// Likewise.
+    spots: Vec<Spot>,
+    /// By the reader's slot.
     neighbours: Vec<Vec<Neighbour>>,
 }
 
@@ -24,11 +29,28 @@ struct Host {
     slots: Vec<Slot>,
 }
 
-/// A prefill worker that is near a worker which reads from it.
+/// Where prefill workers compute that are equally close to each reader.
+#[derive(Default)]
+struct Spot {
+    host: u16,
+    hardware: Hardware,
+    workers: usize,
+}
+
+/// Where a worker is, by numbers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Whereabouts {
+    /// Of its host; absent where that is not known.
+    pub host: Option<u16>,
+    /// Of a prefill worker's spot.
+    pub spot: Option<u16>,
+}
+
+/// A spot that is near a worker which reads from there.
 #[derive(Clone, Copy, Debug)]
 pub struct Neighbour {
     /// Which.
-    pub slot: Slot,
+    pub spot: u16,
     /// What lies between.
     pub link: KvLink,
     /// What that promises.
@@ -36,27 +58,27 @@ pub struct Neighbour {
 }
 
 impl Near {
-    /// A worker is there. Returns the number of its host, if that is known.
+    /// A worker is there.
     pub fn add<'a>(
         &mut self,
         slot: Slot,
         registration: &WorkerRegistration,
         entry: impl Fn(Slot) -> Option<&'a WorkerEntry>,
-    ) -> Option<u16> {
-        let place = registration.hardware.as_ref()?.place.as_ref()?;
-        if place.host_id.is_empty() {
-            return None;
-        }
-        let number = self.host_of(&place.host_id)?;
-        let others = std::mem::take(&mut self.hosts[number as usize].slots);
-        for other in others.iter().copied() {
-            let Some(theirs) = entry(other).map(|entry| &entry.registration) else { continue };
-            self.connect((slot, registration), (other, theirs));
-            self.connect((other, theirs), (slot, registration));
-        }
-        self.hosts[number as usize].slots = others;
-        self.hosts[number as usize].slots.push(slot);
-        Some(number)
+    ) -> Whereabouts {
+        let hardware = registration.hardware.as_ref();
+        let place = hardware.and_then(|hardware| hardware.place.as_ref());
+        let id = place.map(|place| &place.host_id).filter(|id| !id.is_empty());
+        let host = id.and_then(|id| self.host_of(id));
+        let Some((host, hardware)) = host.zip(hardware) else { return Whereabouts::default() };
+        let spot = match registration.role() {
+            Role::Prefill => self.add_to_spot(host, hardware, entry),
+            _ => {
+                self.add_reader(slot, host, hardware);
+                None
+            }
+        };
+        self.hosts[host as usize].slots.push(slot);
+        Whereabouts { host: Some(host), spot }
     }
 
     fn host_of(&mut self, id: &[u8]) -> Option<u16> {
@@ -70,55 +92,91 @@ impl Near {
         u16::try_from(at).ok()
     }
 
-    fn connect(
+    fn add_to_spot<'a>(
         &mut self,
-        (reader, reading): (Slot, &WorkerRegistration),
-        (source, computing): (Slot, &WorkerRegistration),
-    ) {
-        let may_pair = computing.role() == Role::Prefill
-            && reading.role() != Role::Prefill
-            && reading.model == computing.model
-            && reading.numerics_id == computing.numerics_id;
-        let hardware = reading.hardware.as_ref().zip(computing.hardware.as_ref());
-        let Some((ours, theirs)) = hardware.filter(|_| may_pair) else { return };
-        let Some((link, promised)) = link::close(ours, theirs) else { return };
+        host: u16,
+        hardware: &Hardware,
+        entry: impl Fn(Slot) -> Option<&'a WorkerEntry>,
+    ) -> Option<u16> {
+        let hardware = hardware.spot();
+        let is_it =
+            |spot: &Spot| spot.workers > 0 && spot.host == host && spot.hardware == hardware;
+        if let Some(known) = self.spots.iter().position(is_it) {
+            self.spots[known].workers += 1;
+            return u16::try_from(known).ok();
+        }
+        let free = self.spots.iter().position(|spot| spot.workers == 0);
+        let number = u16::try_from(free.unwrap_or(self.spots.len())).ok()?;
+        if free.is_none() {
+            self.spots.push(Spot::default());
+        }
+        self.spots[number as usize] = Spot { host, hardware, workers: 1 };
+        let others = std::mem::take(&mut self.hosts[host as usize].slots);
+        for other in others.iter().copied() {
+            let Some(theirs) = entry(other).map(|entry| &entry.registration) else { continue };
+            if let (true, Some(reading)) = (theirs.role() != Role::Prefill, &theirs.hardware) {
+                self.connect(other, reading, number);
+            }
+        }
+        self.hosts[host as usize].slots = others;
+        Some(number)
+    }
+
+    fn add_reader(&mut self, slot: Slot, host: u16, reading: &Hardware) {
+        for number in 0..self.spots.len() {
+            let Spot { host: its, workers, .. } = self.spots[number];
+            if its == host && workers > 0 {
+                self.connect(slot, reading, number as u16);
+            }
+        }
+    }
+
+    fn connect(&mut self, reader: Slot, reading: &Hardware, spot: u16) {
+        let computing = &self.spots[spot as usize].hardware;
+        let Some((link, promised)) = link::close(reading, computing) else { return };
         let at = reader as usize;
         if self.neighbours.len() <= at {
             self.neighbours.resize_with(at + 1, Vec::new);
         }
         if self.neighbours[at].len() < NEIGHBOURS_MAX {
-            self.neighbours[at].push(Neighbour { slot: source, link, promised });
+            self.neighbours[at].push(Neighbour { spot, link, promised });
         }
     }
 
-    /// A worker is gone.
-    pub fn remove(&mut self, slot: Slot, host: Option<u16>) {
+    /// A worker is gone from where it was.
+    pub fn remove(&mut self, slot: Slot, was: Whereabouts) {
         if let Some(of_slot) = self.neighbours.get_mut(slot as usize) {
             of_slot.clear();
         }
-        let Some(host) = host.and_then(|number| self.hosts.get_mut(number as usize)) else {
+        let Some(host) = was.host.and_then(|number| self.hosts.get_mut(number as usize)) else {
             return;
         };
         host.slots.retain(|other| *other != slot);
+        let Some(number) = was.spot else { return };
+        let Some(spot) = self.spots.get_mut(number as usize) else { return };
+        spot.workers -= 1;
+        if spot.workers > 0 {
+            return;
+        }
         for other in &host.slots {
             if let Some(of_other) = self.neighbours.get_mut(*other as usize) {
-                of_other.retain(|neighbour| neighbour.slot != slot);
+                of_other.retain(|neighbour| neighbour.spot != number);
             }
         }
     }
 
-    /// Prefill workers near a worker.
+    /// Spots near a worker.
     pub fn neighbours(&self, slot: Slot) -> &[Neighbour] {
         self.neighbours.get(slot as usize).map_or(&[], Vec::as_slice)
-    }
-
-    /// Whether any worker has some.
-    pub fn has_neighbours(&self) -> bool {
-        self.neighbours.iter().any(|of_slot| !of_slot.is_empty())
     }
 
     /// Numbers of hosts are below this.
     pub fn hosts(&self) -> usize {
         self.hosts.len()
+    }
+
+    /// Numbers of spots are below this.
+    pub fn spots(&self) -> usize {
+        self.spots.len()
     }
 }

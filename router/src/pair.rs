@@ -2,8 +2,9 @@
 //!
 //! Where nothing but a network is between them, the best prefill worker is found alone, then the best decode
 //! worker for it, and then a prefill worker that is better for that one. Within each host, the best pair is
-//! taken to be the best of each. Beside these, the pairs are looked at that are closer than two processes
-//! of one host. So a decision looks at each worker once or twice and at a few pairs, not at every pair.
+//! taken to be the best of each. Beside these, each decode worker is looked at with the best prefill worker
+//! of each spot that is closer to it than two processes of one host. So a decision looks at each worker once
+//! or twice and at a few pairs, not at every pair.
 
 use protocol::link::{self, TransferRate};
 use protocol::v1::KvLink;
@@ -45,8 +46,8 @@ pub struct Pairs<'a> {
     /// Tokens cached, by slot.
     cached_tokens: &'a dyn Fn(Slot) -> u32,
     computing: &'a [Half],
-    /// What these cost, by slot; filled where some worker is near another.
-    by_slot: Vec<Option<Cost>>,
+    /// The best of these by the number of their spot.
+    by_spot: Vec<Option<Half>>,
     /// The best of the prefill workers, and how it computes.
     first: Option<(Half, Window)>,
     /// The best decode worker for that one across a network, and what that takes.
@@ -65,17 +66,16 @@ impl<'a> Pairs<'a> {
         computing: &'a [Half],
     ) -> Self {
         let gauges = workers.gauges();
-        let by_slot = if workers.has_neighbours() { gauges.len() } else { 0 };
-        let mut by_slot = vec![None; by_slot];
+        let mut by_spot = vec![None; workers.spots()];
         let (mut first, mut within) = (None, vec![(None, None); workers.hosts()]);
         for half in computing {
-            let (slot, cost) = *half;
+            let gauge = &gauges[half.0 as usize];
             keep_lower(&mut first, *half);
-            if let Some(host) = gauges[slot as usize].host {
+            if let Some(host) = gauge.host {
                 keep_lower(&mut within[host as usize].1, *half);
             }
-            if let Some(of_slot) = by_slot.get_mut(slot as usize) {
-                *of_slot = Some(cost);
+            if let Some(spot) = gauge.spot {
+                keep_lower(&mut by_spot[spot as usize], *half);
             }
         }
         let first = first.map(|(slot, cost)| {
@@ -83,7 +83,7 @@ impl<'a> Pairs<'a> {
             ((slot, cost), window)
         });
         let (receiving, best) = (None, None);
-        Self { workers, sizes, cached_tokens, computing, by_slot, first, receiving, within, best }
+        Self { workers, sizes, cached_tokens, computing, by_spot, first, receiving, within, best }
     }
 
     /// A decode worker, and what it costs without the transfer.
@@ -103,9 +103,8 @@ impl<'a> Pairs<'a> {
         }
         let workers = self.workers;
         for neighbour in workers.neighbours(slot) {
-            let computing = self.by_slot.get(neighbour.slot as usize).copied().flatten();
-            if let Some(computing) = computing {
-                self.try_pair(decode, (neighbour.slot, computing));
+            if let Some(prefill) = self.by_spot[neighbour.spot as usize] {
+                self.try_pair(decode, prefill);
             }
         }
     }
@@ -177,7 +176,7 @@ impl<'a> Pairs<'a> {
             None => (link, promised),
         };
         let mut neighbours = self.workers.neighbours(decode).iter();
-        if let Some(neighbour) = neighbours.find(|neighbour| neighbour.slot == prefill) {
+        if let Some(neighbour) = neighbours.find(|neighbour| Some(neighbour.spot) == source.spot) {
             return measured(neighbour.link, neighbour.promised);
         }
         if reader.host.is_some() && reader.host == source.host {

@@ -7,6 +7,7 @@ use protocol::link::{self, TransferRate};
 use protocol::v1::{self, KvLink, LatencyModel, TransferModel};
 
 use crate::gauge::Gauge;
+use crate::near::Whereabouts;
 
 /// Microseconds since the router began.
 pub type Time = u64;
@@ -50,8 +51,9 @@ const LINKS_MAX: usize = 16;
 pub struct WorkerEntry {
     /// Who it is and what it serves.
     pub registration: v1::WorkerRegistration,
-    /// On which host, as a number; the table's.
-    pub host: Option<u16>,
+    /// Where it is; the table's.
+    pub whereabouts: Whereabouts,
+    promised: Promised,
     /// How long its steps take.
     latency: LatencyModel,
     /// How long copies to it took, by link.
@@ -65,6 +67,23 @@ pub struct WorkerEntry {
     dispatched: VecDeque<Dispatch>,
     /// Their tokens, summed up.
     dispatched_tokens: u64,
+}
+
+/// What its network cards promise. They stay the same in a life; gauges are made far more often.
+struct Promised {
+    network: TransferRate,
+    network_bound: TransferRate,
+    rdma: Option<TransferRate>,
+}
+
+impl Promised {
+    fn by(hardware: Option<&v1::Hardware>) -> Self {
+        Self {
+            network: hardware.map_or_else(link::unknown, v1::Hardware::network),
+            network_bound: hardware.map_or_else(Default::default, v1::Hardware::network_bound),
+            rdma: hardware.and_then(v1::Hardware::rdma),
+        }
+    }
 }
 
 /// What the last report said.
@@ -92,9 +111,10 @@ impl WorkerEntry {
     ) -> Self {
         let available_blocks = registration.kv_blocks;
         Self {
+            promised: Promised::by(registration.hardware.as_ref()),
             registration,
             reported: Reported { available_blocks, ..Default::default() },
-            host: None,
+            whereabouts: Whereabouts::default(),
             latency: equals.unwrap_or(UNMEASURED),
             transfers: Vec::new(),
             heard: now,
@@ -167,12 +187,11 @@ impl WorkerEntry {
             block_size,
             chunk_tokens: self.chunk_tokens(),
             token_bytes: self.registration.block_bytes as f32 / block_size as f32,
-            host: self.host,
-            network: self.rate(KvLink::Network, self.promised_network()),
-            network_bound: self
-                .hardware()
-                .map_or_else(Default::default, v1::Hardware::network_bound),
-            rdma: self.promised_rdma().map(|promised| self.rate(KvLink::Rdma, promised)),
+            host: self.whereabouts.host,
+            spot: self.whereabouts.spot,
+            network: self.rate(KvLink::Network, self.promised.network),
+            network_bound: self.promised.network_bound,
+            rdma: self.promised.rdma.map(|promised| self.rate(KvLink::Rdma, promised)),
             streams: (self.reported.streams as usize + self.dispatched.len()) as f32,
             stream_tokens: stream_tokens as f32,
             room_tokens: available_tokens.saturating_sub(self.dispatched_tokens) as f32,
@@ -194,18 +213,6 @@ impl WorkerEntry {
             copy_us: between(rate.copy_us, promised.copy_us),
             byte_us: between(rate.byte_us, promised.byte_us),
         }
-    }
-
-    fn promised_network(&self) -> TransferRate {
-        self.hardware().map_or_else(link::unknown, v1::Hardware::network)
-    }
-
-    fn promised_rdma(&self) -> Option<TransferRate> {
-        self.hardware()?.rdma()
-    }
-
-    fn hardware(&self) -> Option<&v1::Hardware> {
-        self.registration.hardware.as_ref()
     }
 
     fn chunk_tokens(&self) -> f32 {

@@ -34,7 +34,7 @@ impl Workers {
             self.entries.len() - 1
         });
         let known = |slot: Slot| self.entries.get(slot as usize)?.as_ref().map(|(_, entry)| entry);
-        entry.host = self.near.add(at as Slot, &entry.registration, known);
+        entry.whereabouts = self.near.add(at as Slot, &entry.registration, known);
         self.gauges[at] = entry.gauge();
         self.entries[at] = Some((life.clone(), entry));
         self.slots.insert(life, at as Slot);
@@ -46,7 +46,7 @@ impl Workers {
         let slot = self.slots.remove(life)?;
         self.gauges[slot as usize] = Gauge::default();
         let (_, entry) = self.entries[slot as usize].take()?;
-        self.near.remove(slot, entry.host);
+        self.near.remove(slot, entry.whereabouts);
         Some((slot, entry))
     }
 
@@ -85,19 +85,19 @@ impl Workers {
         }
     }
 
-    /// Prefill workers near the one in a slot.
+    /// Spots near the one in a slot.
     pub fn neighbours(&self, slot: Slot) -> &[Neighbour] {
         self.near.neighbours(slot)
-    }
-
-    /// Whether any worker is near another.
-    pub fn has_neighbours(&self) -> bool {
-        self.near.has_neighbours()
     }
 
     /// The numbers of workers' hosts are below this.
     pub fn hosts(&self) -> usize {
         self.near.hosts()
+    }
+
+    /// The numbers of prefill workers' spots are below this.
+    pub fn spots(&self) -> usize {
+        self.near.spots()
     }
 
     /// All at a glance, by slot.

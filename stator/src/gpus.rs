@@ -118,8 +118,8 @@ fn host_lines(host: &Host) -> String {
 }
 
 fn nic_line(nic: &Nic) -> String {
-    let Nic { name, is_up, bytes_per_s, numa_node } = nic;
-    format!("Network  {name}{}", link_text(*is_up, *bytes_per_s, *numa_node))
+    let Nic { name, is_up, bytes_per_s, numa_node, ip } = nic;
+    format!("Network  {name}{}{}", link_text(*is_up, *bytes_per_s, *numa_node), ip_text(*ip))
 }
 
 fn port_line(port: &RdmaPort) -> String {
@@ -129,7 +129,11 @@ fn port_line(port: &RdmaPort) -> String {
         true => String::new(),
         false => format!(", {}", interfaces.join(" ")),
     };
-    format!("RDMA     {device} port {number} {link_layer}{link}{over}")
+    format!("RDMA     {device} port {number} {link_layer}{link}{over}{}", ip_text(port.ip))
+}
+
+fn ip_text(ip: Option<bool>) -> &'static str {
+    if ip == Some(false) { ", no IP" } else { "" }
 }
 
 fn link_text(is_up: bool, bytes_per_s: Option<u64>, numa_node: Option<u32>) -> String {

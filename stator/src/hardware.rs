@@ -5,13 +5,17 @@ use std::time::Duration;
 
 use protocol::v1;
 use telemetry::Metrics;
-use topology::{Device, Driver, Monitor, Source, Topology};
+use topology::{Device, Look, Monitor, NoGpu, Source, Topology};
 
 use crate::error::CommandError;
 use crate::gpu_metrics;
 
 /// Between two samples of the GPUs. Each takes the driver some 40 ms per GPU.
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A driver that takes longer counts as wedged. One that nobody used before may take 3 s for each GPU, of
+/// which a host has eight.
+const DRIVER_LIMIT: Duration = Duration::from_secs(30);
 
 /// See the module's description.
 pub struct Hardware {
@@ -24,26 +28,19 @@ pub struct Hardware {
 impl Hardware {
     /// Looks around, and says in the log what cannot be read. Errors: no thread can be started.
     pub async fn find() -> Result<Self, CommandError> {
-        // The driver may take seconds where nobody used it before.
         let found = tokio::task::spawn_blocking(Self::look);
         Ok(found.await.map_err(|error| CommandError::Component(error.to_string()))??)
     }
 
     fn look() -> std::io::Result<Self> {
         let source = Source::default();
-        let driver = Driver::open(&source);
-        let topology = Topology::by(&driver, &source);
-        let monitor = match driver {
-            Ok(driver) => {
-                topology.notes.iter().for_each(|note| tracing::warn!("{note}"));
-                Some(Arc::new(Monitor::start(driver, SAMPLE_INTERVAL)?))
-            }
-            Err(none) => {
-                tracing::info!("{none}");
-                None
-            }
-        };
-        Ok(Self { source, topology, monitor })
+        let Look { topology, monitor } = Look::around(&source, SAMPLE_INTERVAL, DRIVER_LIMIT)?;
+        match &monitor {
+            Ok(_) => topology.notes.iter().for_each(|note| tracing::warn!("{note}")),
+            Err(silent @ NoGpu::Silent(_)) => tracing::warn!("{silent}"),
+            Err(none) => tracing::info!("{none}"),
+        }
+        Ok(Self { source, topology, monitor: monitor.ok().map(Arc::new) })
     }
 
     /// What a worker of this process registers that computes on `device`, and gives and reads KV blocks
@@ -55,7 +52,8 @@ impl Hardware {
     /// Shows from now on what the GPUs do, where there are some.
     pub fn show(&self, metrics: &Metrics) {
         if let Some(monitor) = &self.monitor {
-            gpu_metrics::show(metrics, monitor);
+            let monitor = monitor.clone();
+            gpu_metrics::show(metrics, move || monitor.latest());
         }
     }
 }

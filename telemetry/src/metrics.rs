@@ -62,7 +62,8 @@ impl Metrics {
         self.read(reading, move || vec![("", read())]);
     }
 
-    /// Adds what `read` gives: pairs of a label's value and the metric's.
+    /// Adds what `read` gives: pairs of a label's value and the metric's. While there are none, nothing tells
+    /// of the metric.
     pub fn read<L: AsRef<str> + 'static>(
         &self,
         reading: Reading,
@@ -101,9 +102,12 @@ impl<L> fmt::Debug for Collected<L> {
 impl<L: AsRef<str> + 'static> Collector for Collected<L> {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let Reading { name, help, is_counter, label } = self.reading;
+        let values = (self.read)();
+        if values.is_empty() {
+            return Ok(());
+        }
         let kind = if is_counter { MetricType::Counter } else { MetricType::Gauge };
         let mut metric = encoder.encode_descriptor(name, help, None, kind)?;
-        let values = (self.read)();
         let Some(label) = label else {
             return values.first().map_or(Ok(()), |(_, number)| write(is_counter, *number, metric));
         };
@@ -153,6 +157,18 @@ mod tests {
         for line in expected {
             check(&text, line);
         }
+    }
+
+    #[test]
+    fn a_metric_without_values_is_left_out_until_it_has_some() {
+        let (metrics, watts) = (Metrics::new(), Arc::new(Mutex::new(Vec::new())));
+        let (help, label) = ("Power.", Some("gpu"));
+        let reading = Reading { name: "stator_watts", help, is_counter: false, label };
+        let read = watts.clone();
+        metrics.read(reading, move || read.lock().clone());
+        assert!(!metrics.text().contains("stator_watts"));
+        watts.lock().push(("a", 7.0));
+        check(&metrics.text(), "stator_watts{gpu=\"a\"} 7.0");
     }
 
     #[test]

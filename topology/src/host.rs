@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use crate::ip::Ip;
 use crate::network::{self, Nic, RdmaPort};
 
 /// Entries read of one directory of the kernel's; no host has as many of anything here.
@@ -42,12 +43,13 @@ impl Host {
     pub fn read(root: &Path) -> Self {
         let online = text(&root.join("sys/devices/system/cpu/online"));
         let available = || std::thread::available_parallelism().map_or(1, usize::from);
+        let ip = Ip::read(root);
         Self {
             id: boot_id(root).map_or_else(String::new, |boot| hash("host", &[&boot])),
             cpus: online.and_then(|list| count(&list)).unwrap_or_else(available),
             numa_nodes: numa_nodes(root),
-            nics: network::nics(root),
-            rdma_ports: network::rdma_ports(root),
+            nics: network::nics(root, &ip),
+            rdma_ports: network::rdma_ports(root, &ip),
         }
     }
 }

@@ -7,6 +7,8 @@
 mod bus_id;
 mod gpu;
 mod host;
+mod ip;
+mod look;
 mod message;
 mod monitor;
 mod network;
@@ -21,6 +23,7 @@ use serde::Serialize;
 
 pub use gpu::{Gpu, MigInstance, Pcie, Peer};
 pub use host::{Host, NumaNode};
+pub use look::Look;
 pub use message::Device;
 pub use monitor::Monitor;
 pub use network::{Nic, RdmaPort};
@@ -57,7 +60,8 @@ pub struct Topology {
 }
 
 impl Topology {
-    /// Reads everything. Takes some milliseconds; the first time, the driver may take seconds.
+    /// Reads everything. Takes some milliseconds; the first time, the driver may take seconds, and where a
+    /// GPU is wedged, for ever (`Look` does not).
     pub fn read(source: &Source) -> Self {
         Self::by(&Driver::open(source), source)
     }

@@ -56,6 +56,7 @@ impl Topology {
             bytes_per_s: port.bytes_per_s.unwrap_or(0),
             numa_node: port.numa_node,
             rdma: true,
+            ip: port.ip,
         });
         let is_told = |name: &String| ports.clone().any(|port| port.interfaces.contains(name));
         let plain = host.nics.iter().filter(|nic| nic.is_up && !is_told(&nic.name));
@@ -64,6 +65,7 @@ impl Topology {
             bytes_per_s: nic.bytes_per_s.unwrap_or(0),
             numa_node: nic.numa_node,
             rdma: false,
+            ip: nic.ip,
         });
         rdma.chain(plain).collect()
     }

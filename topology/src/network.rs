@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::host::{names, numa_node_of, text};
+use crate::ip::Ip;
 
 /// A network card, or a bond of several. Interfaces without hardware behind them are none: what they say
 /// of their speed is made up.
@@ -18,6 +19,8 @@ pub struct Nic {
     pub bytes_per_s: Option<u64>,
     /// The NUMA node that it is next to.
     pub numa_node: Option<u32>,
+    /// Whether IP goes over it; absent where that cannot be told.
+    pub ip: Option<bool>,
 }
 
 /// A port of a device for RDMA.
@@ -37,10 +40,12 @@ pub struct RdmaPort {
     pub numa_node: Option<u32>,
     /// Interfaces over the same hardware.
     pub interfaces: Vec<String>,
+    /// Whether IP goes over these; absent where that cannot be told.
+    pub ip: Option<bool>,
 }
 
 /// All network cards, by name.
-pub fn nics(root: &Path) -> Vec<Nic> {
+pub fn nics(root: &Path, ip: &Ip) -> Vec<Nic> {
     let interfaces = root.join("sys/class/net");
     let nic = |name: String| {
         let at = interfaces.join(&name);
@@ -49,6 +54,7 @@ pub fn nics(root: &Path) -> Vec<Nic> {
             is_up: text(&at.join("operstate")).is_some_and(|state| state == "up"),
             bytes_per_s: link_bytes_per_s(&at),
             numa_node: numa_node_of(&at.join("device")),
+            ip: ip.is_over(&name),
             name,
         })
     };
@@ -63,7 +69,7 @@ fn link_bytes_per_s(interface: &Path) -> Option<u64> {
 }
 
 /// All ports of all devices for RDMA, by name and number.
-pub fn rdma_ports(root: &Path) -> Vec<RdmaPort> {
+pub fn rdma_ports(root: &Path, ip: &Ip) -> Vec<RdmaPort> {
     let devices = root.join("sys/class/infiniband");
     let ports_of = |device: String| {
         let at = devices.join(&device);
@@ -73,12 +79,14 @@ pub fn rdma_ports(root: &Path) -> Vec<RdmaPort> {
         let port = move |number: String| {
             let port = at.join("ports").join(&number);
             let said = |file: &str| text(&port.join(file)).unwrap_or_default();
+            let link_layer = said("link_layer");
             Some(RdmaPort {
                 device: device.clone(),
                 port: number.parse().ok()?,
                 // "4: ACTIVE"
                 is_up: said("state").ends_with("ACTIVE"),
-                link_layer: said("link_layer"),
+                ip: ip_over(&link_layer, &interfaces, ip),
+                link_layer,
                 bytes_per_s: rate_bytes_per_s(&said("rate")),
                 numa_node,
                 interfaces: interfaces.clone(),
@@ -87,6 +95,17 @@ pub fn rdma_ports(root: &Path) -> Vec<RdmaPort> {
         numbers.into_iter().filter_map(port)
     };
     names(&devices).into_iter().flat_map(ports_of).collect()
+}
+
+/// Whether it goes over a port. Containers do not see the host's interfaces over an Ethernet port, and use
+/// them; InfiniBand without an interface has none that they could.
+fn ip_over(link_layer: &str, interfaces: &[String], ip: &Ip) -> Option<bool> {
+    let over: Vec<_> = interfaces.iter().map(|interface| ip.is_over(interface)).collect();
+    let is_known = match over.is_empty() {
+        true => link_layer == "InfiniBand",
+        false => !over.contains(&None),
+    };
+    if over.contains(&Some(true)) { Some(true) } else { is_known.then_some(false) }
 }
 
 /// From "200 Gb/sec (4X HDR)".

@@ -1,6 +1,7 @@
 //! The NVIDIA driver's library for looking at GPUs (NVML), loaded where it is there.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
@@ -43,6 +44,12 @@ pub enum NoGpu {
     /// All is well, and there are none.
     #[error("no GPU: the NVIDIA driver is there, and finds none")]
     NoDevice,
+    /// It did not answer within this time, as where a GPU is wedged.
+    #[error(
+        "no GPU: the NVIDIA driver does not answer within {0:?}; if nvidia-smi hangs too, restart the \
+         machine"
+    )]
+    Silent(Duration),
     /// Anything else.
     #[error("no GPU: the NVIDIA driver fails ({0}); nvidia-smi may say more")]
     Failed(String),

@@ -124,6 +124,11 @@ impl Worker {
         self.registration.hardware.as_ref()?.place.as_ref()
     }
 
+    /// Whether it gives its KV blocks by RDMA, as far as that is known.
+    pub fn has_rdma(&self) -> Option<bool> {
+        Some(self.registration.hardware.as_ref()?.rdma().is_some())
+    }
+
     /// Tokens computed by workers of one id are equal.
     pub fn numerics_id(&self) -> &str {
         &self.registration.numerics_id

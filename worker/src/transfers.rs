@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use protocol::link;
-use protocol::v1::{Hardware, KvLink, Place, TransferModel};
+use protocol::v1::{Hardware, KvDescriptor, KvLink, TransferModel};
 
 use crate::regression::Regression;
 
@@ -26,9 +26,9 @@ impl Transfers {
         Self { ours, links: Mutex::default() }
     }
 
-    /// What copies by a way of this name go over, from blocks that lie there.
-    pub fn link(&self, way: &str, there: Option<&Place>) -> KvLink {
-        link::over(way, self.ours.as_ref(), there)
+    /// What copies by a way of this name go over, from the blocks that were granted.
+    pub fn link(&self, way: &str, granted: &KvDescriptor) -> KvLink {
+        link::over(way, self.ours.as_ref(), granted.place.as_ref(), granted.rdma)
     }
 
     /// A copy of so many bytes was made. Nothing is learned where it is not known over what.

@@ -16,7 +16,7 @@ use fake_cuda::{Fake, pool_with_content};
 use kv_transfer::cuda::{CudaMemory, Device};
 use kv_transfer::{
     BlockCopy, BlockWriter, HostMemory, KvLayout, KvMemory, Lease, LeaseLimits, LeaseTable,
-    LocalPools, LocalSource, TransferError, TransferFaults, Way, Ways, endpoints, tcp,
+    LocalPools, LocalSource, Pulled, TransferError, TransferFaults, UCX, Way, Ways, endpoints, tcp,
 };
 use protocol::{WorkerLife, v1};
 use rand::rngs::SmallRng;
@@ -347,7 +347,7 @@ impl System {
         lease: Lease,
         copies: &[BlockCopy],
         destination: &mut Destination,
-    ) -> Result<(), TransferError> {
+    ) -> Result<Pulled, TransferError> {
         let mut ways = self.ways.clone();
         if let Over::Ucx(transports) = self.over {
             ways.ucx = Some(ucx::agent(destination.memory(), transports).await);
@@ -360,6 +360,7 @@ impl System {
             assert!(matches!(way, Way::Ucx(_)), "{way:?}");
             let status = agent.status();
             assert_eq!(status.failures.load(Ordering::Relaxed), 0, "it was no other way");
+            assert!(pulled.as_ref().map_or(true, |pulled| pulled.way == UCX), "{pulled:?}");
             let bytes = copies.len() * destination.memory().block_bytes();
             let expected = if pulled.is_ok() { bytes as u64 } else { 0 };
             assert_eq!(status.bytes.load(Ordering::Relaxed), expected);

@@ -128,7 +128,7 @@ impl Pair {
     }
 
     /// What a reader does: the best way, or the next.
-    pub async fn pull_by_any_way(&mut self) -> Result<(), TransferError> {
+    pub async fn pull_by_any_way(&mut self) -> Result<kv_transfer::Pulled, TransferError> {
         let (ways, copies, worker) = (self.ways(), self.copies(), life(1));
         let way = ways.choose(&self.system.endpoints, &worker)?;
         let (writer, deadline) = (&mut self.destination.writer, soon());

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 use std::{fs, process};
 
 use topology::Source;
@@ -39,6 +41,36 @@ impl Fake {
         let ended = compiler.status().expect("tests need a C compiler as `cc`");
         assert!(ended.success(), "the driver for tests compiles");
         self
+    }
+
+    /// Adds a driver that answers nobody while `wedge` holds.
+    pub fn driver_that_wedges(self) -> Self {
+        let define = format!("WEDGED={:?}", self.wedge_file(""));
+        self.driver(&[&define])
+    }
+
+    /// From now on the driver does not answer.
+    pub fn wedge(&self) {
+        fs::write(self.wedge_file(""), "").unwrap();
+    }
+
+    /// From now on it does again.
+    pub fn unwedge(&self) {
+        fs::remove_file(self.wedge_file("")).unwrap();
+    }
+
+    /// Waits until someone waits for the driver ("asked"), or has given it up ("closed").
+    #[track_caller]
+    pub fn wait_until(&self, what: &str) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !self.wedge_file(&format!(".{what}")).exists() {
+            assert!(Instant::now() < deadline, "the driver is never {what}");
+            sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn wedge_file(&self, end: &str) -> PathBuf {
+        self.directory.join(format!("wedged{end}"))
     }
 
     /// Where to look to find it.

@@ -43,6 +43,7 @@ fn a_host_with_everything() {
         is_up,
         bytes_per_s,
         numa_node,
+        ip: None,
     };
     let nics = [
         nic("bond0", true, Some(6_250_000_000), None),
@@ -58,9 +59,66 @@ fn a_host_with_everything() {
         bytes_per_s,
         numa_node: Some(1),
         interfaces: vec!["eth1".into()],
+        ip: None,
     };
     let active = port(1, true, Some(50_000_000_000), "InfiniBand");
     assert_eq!(found.rdma_ports, [active, port(2, false, None, "")]);
+}
+
+#[test]
+fn ip_goes_over_some_cards_and_ports() {
+    let mut host = Fake::new("ip")
+        .file(
+            "proc/net/route",
+            "Iface\tDestination\tGateway \tFlags\n\
+             bond0\t00000000\t0100000A\t0003\n\
+             bond0\t0000000A\t00000000\t0001\n\
+             eth2.7\t0000010A\t00000000\t0001\n\
+             ib1\t0000020A\t00000000\t0001\n\
+             *\t0000030A\t00000000\t0200\n",
+        )
+        .file(
+            "proc/net/if_inet6",
+            "fe800000000000000000000000000001 02 40 20 80     eth1\n\
+             20010db8000000000000000000000001 03 40 00 80     eth3\n",
+        )
+        .file("sys/class/net/bond0/bonding/mode", "802.3ad 4\n")
+        .file("sys/class/net/eth0/upper_bond0/mtu", "1500\n")
+        .file("sys/class/net/eth2/upper_eth2.7/mtu", "1500\n")
+        .file("sys/class/net/eth4/upper_ovs-system/mtu", "1500\n")
+        .file("sys/class/infiniband/mlx5_0/device/net/ib0/mtu", "4092\n")
+        .file("sys/class/infiniband/mlx5_1/device/net/ib1/mtu", "4092\n")
+        .file("sys/class/infiniband/mlx5_3/device/net/eth4/mtu", "4092\n");
+    for nic in ["eth0", "eth1", "eth2", "eth3", "eth4", "ib0", "ib1"] {
+        host = host.file(&format!("sys/class/net/{nic}/device/vendor"), "0x15b3\n");
+    }
+    let layers = ["InfiniBand", "InfiniBand", "InfiniBand", "Ethernet", "Ethernet"];
+    for (device, layer) in layers.into_iter().enumerate() {
+        let layer_file = format!("sys/class/infiniband/mlx5_{device}/ports/1/link_layer");
+        host = host.file(&layer_file, layer);
+    }
+    let found = Topology::read(&host.source()).host;
+    let nics: Vec<_> = found.nics.iter().map(|nic| (&*nic.name, nic.ip)).collect();
+    let expected = [
+        ("bond0", Some(true)),
+        ("eth0", Some(true)),
+        ("eth1", Some(false)),
+        ("eth2", Some(true)),
+        ("eth3", Some(true)),
+        ("eth4", None),
+        ("ib0", Some(false)),
+        ("ib1", Some(true)),
+    ];
+    assert_eq!(nics, expected);
+    let ports: Vec<_> = found.rdma_ports.iter().map(|port| (&*port.device, port.ip)).collect();
+    let expected = [
+        ("mlx5_0", Some(false)),
+        ("mlx5_1", Some(true)),
+        ("mlx5_2", Some(false)),
+        ("mlx5_3", None),
+        ("mlx5_4", None),
+    ];
+    assert_eq!(ports, expected);
 }
 
 #[test]

@@ -6,4 +6,5 @@
 mod fake;
 mod gpus;
 mod host;
+mod look;
 mod registration;

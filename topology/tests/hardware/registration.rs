@@ -14,6 +14,7 @@ fn host(name: &str, defines: &[&str]) -> Fake {
         .file("sys/class/net/eth1/speed", "10000\n")
         .file("sys/class/net/eth1/operstate", "up\n")
         .file("sys/class/net/eth1/device/numa_node", "0\n")
+        .file("proc/net/route", "Iface\tDestination\neth1\t00000000\n")
         .file("sys/class/net/eth2/operstate", "down\n")
         .file("sys/class/net/eth2/device/numa_node", "0\n")
         .file("sys/class/infiniband/mlx5_0/device/net/eth0/mtu", "9000\n")
@@ -36,8 +37,10 @@ fn a_worker_of_a_gpu_says_which_and_what_it_reaches() {
     assert_eq!((gpu.compute_capability_major, gpu.memory_bytes), (9, 80 << 30));
     assert_eq!(gpu.peers[0].nvlink_bytes_per_s, 4 * 26_562_000_000);
     let nics: Vec<_> =
-        hardware.nics.iter().map(|nic| (&*nic.name, nic.bytes_per_s, nic.rdma)).collect();
-    assert_eq!(nics, [("mlx5_0", 12_500_000_000, true), ("eth1", 1_250_000_000, false)]);
+        hardware.nics.iter().map(|nic| (&*nic.name, nic.bytes_per_s, nic.rdma, nic.ip)).collect();
+    let expected =
+        [("mlx5_0", 12_500_000_000, true, Some(false)), ("eth1", 1_250_000_000, false, Some(true))];
+    assert_eq!(nics, expected);
 }
 
 #[test]

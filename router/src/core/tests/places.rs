@@ -196,6 +196,40 @@ fn a_decision_says_what_kv_goes_over() {
 }
 
 #[test]
+fn however_many_prefill_workers_a_host_has_the_idle_one_among_them_is_near() {
+    let busy = Worker { waiting_tokens: 100_000, ..prefill("") };
+    let name = |number: usize| &*format!("p{number:03}").leak();
+    for (readers_at, idle) in [(0, 99), (0, 0), (100, 99), (50, 70)] {
+        let of_number = |number| {
+            let worker = Worker { name: name(number), ..busy.clone() };
+            let waiting_tokens = if number == idle { 0 } else { worker.waiting_tokens };
+            at_gpu("a", "3c", &["3b"], Worker { waiting_tokens, ..worker })
+        };
+        let mut workers: Vec<Worker> = (0..100).map(of_number).collect();
+        workers.insert(readers_at, at_gpu("a", "3b", &["3c"], decode("d")));
+        workers.push(at_gpu("b", "3b", &[], prefill("q")));
+        let route = core(&workers, NOW).route(&asking(8_000), NOW).unwrap();
+        assert_eq!(route.prefill.unwrap().id.to_string(), name(idle));
+        assert_eq!(route.moved.unwrap().link, KvLink::Nvlink);
+    }
+}
+
+#[test]
+fn a_spot_is_near_until_its_last_worker_goes() {
+    let [reader, linked, far] = linked_and_far(0);
+    let other = Worker { name: "o", waiting_tokens: 500, ..linked.clone() };
+    let mut core = core(&[linked, reader, other, far], NOW);
+    let mut check = |expected| {
+        let route = core.route(&asking(8_000), NOW).unwrap();
+        assert_eq!(route.moved.unwrap().link, expected);
+        core.remove(&route.prefill.unwrap());
+    };
+    check(KvLink::Nvlink);
+    check(KvLink::Nvlink);
+    check(KvLink::Network);
+}
+
+#[test]
 fn workers_that_go_are_nobodys_neighbours() {
     let [reader, linked, far] = linked_and_far(0);
     let mut core = core(&[reader, linked, far.clone()], NOW);
