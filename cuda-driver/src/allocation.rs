@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{CudaError, Device, DevicePointer};
+use crate::{CudaError, Device, DevicePointer, IpcHandle};
 
 /// Some bytes of a GPU's memory, given back on drop. From the driver's plain allocator, because only
 /// its memory can be lent to other processes.
@@ -31,6 +31,15 @@ impl Allocation {
     /// Its length in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// What another process needs to map it. Errors: the driver does not share it.
+    pub fn export(&self) -> Result<IpcHandle, CudaError> {
+        let _current = self.device.enter()?;
+        let mut handle = IpcHandle([0; 64]);
+        // SAFETY: the pointer is valid, and the memory lives.
+        unsafe { self.device.driver.ipc_memory(&mut handle, self.address) }?;
+        Ok(handle)
     }
 
     /// The GPU.

@@ -46,7 +46,7 @@ pub const EVENT_DISABLE_TIMING: c_uint = 2;
 pub const EVENT_INTERPROCESS: c_uint = 4;
 pub(crate) const HOST_PORTABLE: c_uint = 1;
 /// `CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS`
-pub const IPC_LAZY_PEER_ACCESS: c_uint = 1;
+pub(crate) const IPC_LAZY_PEER_ACCESS: c_uint = 1;
 
 /// What a call of the driver answered, other than success (`CUresult`).
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -12,6 +12,7 @@ mod error;
 pub mod fake;
 mod graph;
 mod library;
+mod mapping;
 mod module;
 mod pinned;
 mod stream;
@@ -19,12 +20,12 @@ mod stream;
 pub use allocation::Allocation;
 pub use device::{Current, Device, Lane};
 pub use driver::{
-    DevicePointer, Driver, DriverCode, EVENT_DISABLE_TIMING, EVENT_INTERPROCESS, Handle,
-    IPC_LAZY_PEER_ACCESS, IpcHandle,
+    DevicePointer, Driver, DriverCode, EVENT_DISABLE_TIMING, EVENT_INTERPROCESS, Handle, IpcHandle,
 };
 pub use error::CudaError;
 pub use graph::Graph;
 pub use library::why_not;
+pub use mapping::Mapping;
 pub use module::{Function, Module};
 pub use pinned::Pinned;
 pub use stream::Stream;

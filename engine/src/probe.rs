@@ -23,7 +23,6 @@ pub struct Probe {
 
 impl Probe {
     /// For who may choose.
-    #[cfg(feature = "candle")]
     pub const BLOCK_SIZE: usize = 16;
 
     /// Tokens below `vocabulary`.

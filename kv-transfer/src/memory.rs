@@ -166,14 +166,11 @@ impl KvMemory {
     }
 
     /// The bytes of `blocks` blocks from `first` on, wherever they lie; of a GPU's they are copied.
+    /// Errors: the GPU's.
     ///
     /// # Safety
     /// Nobody writes to these blocks while the bytes live.
-    pub(crate) unsafe fn bytes_of(
-        &self,
-        first: u32,
-        blocks: u32,
-    ) -> Result<Cow<'_, [u8]>, CudaError> {
+    pub unsafe fn bytes_of(&self, first: u32, blocks: u32) -> Result<Cow<'_, [u8]>, CudaError> {
         // SAFETY: the caller's promise.
         unsafe {
             match self {

@@ -17,6 +17,7 @@ use worker::load_card;
 use crate::cli::{Device, EngineArgs, EngineKind, Numerics, Quantization};
 use crate::error::CommandError;
 use crate::model_directory::ModelDirectory;
+use crate::weights;
 
 /// Memory of each worker's KV pool where the arguments do not say. It is reserved, and becomes
 /// real as blocks are first used.
@@ -76,6 +77,11 @@ pub fn check(arguments: &EngineArgs) -> Result<(), String> {
     if is_candle && arguments.quantization.is_some() {
         return Err("candle has no weights in 8 bits; leave --quantization or --device out".into());
     }
+    if arguments.share_weights && !matches!(arguments.device, Device::Cuda { .. }) {
+        return Err("weights are shared on GPUs (the CPU's workers share their files anyway); \
+                    leave --share-weights out, or add --device cuda"
+            .into());
+    }
     arguments.device.check()
 }
 
@@ -126,14 +132,18 @@ impl Engines {
         let options = CudaOptions {
             ordinal,
             numerics: arguments.numerics.into(),
-            block_size: arguments.block_size as usize,
             kernel_cache: kernel_cache(arguments),
             libraries: Libraries::default(),
+            keeper: match arguments.share_weights {
+                true => Some(weights::launch(path, ordinal, arguments)?),
+                false => None,
+            },
         };
         Ok(Self::Cuda(Arc::new(match arguments.quantization {
             None => CudaModel::load(path, &options)?,
             Some(Quantization::Int8) => {
-                let model = Self::load_in_int8(path, KernelPath::Portable, arguments)?;
+                let cache_dir = arguments.cache_dir.clone();
+                let model = Self::load_in_int8(path, KernelPath::Portable, cache_dir)?;
                 CudaModel::of(&model, &options)?
             }
         })))
@@ -143,7 +153,9 @@ impl Engines {
         let kernel_path = KernelPath::detect();
         let model = Arc::new(match arguments.quantization {
             None => Model::load(path, kernel_path)?,
-            Some(Quantization::Int8) => Self::load_in_int8(path, kernel_path, arguments)?,
+            Some(Quantization::Int8) => {
+                Self::load_in_int8(path, kernel_path, arguments.cache_dir.clone())?
+            }
         });
         let available = || std::thread::available_parallelism().map_or(1, usize::from);
         let threads = arguments.threads.map_or_else(available, |threads| threads as usize);
@@ -151,11 +163,12 @@ impl Engines {
         Ok(Self::Cpu { model, compute: Arc::new(compute) })
     }
 
-    /// Shows on a terminal how far the weights are, where they have yet to be made.
-    fn load_in_int8(
+    /// Shows on a terminal how far the weights are, where they have yet to be made. Errors: a file is
+    /// missing or unusable, or cannot be written.
+    pub fn load_in_int8(
         path: &Path,
         kernel_path: KernelPath,
-        arguments: &EngineArgs,
+        cache_dir: Option<PathBuf>,
     ) -> Result<Model, LoadError> {
         let style =
             ProgressStyle::with_template("8-bit weights [{bar:24}] {bytes} of {total_bytes}")
@@ -165,7 +178,7 @@ impl Engines {
             bar.set_length(total);
             bar.set_position(written);
         };
-        let cache = Int8Cache { directory: arguments.cache_dir.clone(), progress: &progress };
+        let cache = Int8Cache { directory: cache_dir, progress: &progress };
         let loaded = Model::load_in_int8(path, kernel_path, &cache);
         bar.finish_and_clear();
         loaded

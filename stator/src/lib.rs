@@ -20,4 +20,5 @@ pub mod router;
 pub mod serve;
 pub mod signals;
 mod ucx;
+pub mod weights;
 pub mod worker;

@@ -10,6 +10,8 @@ use cuda_kernels::{
     KernelCache, KernelShape, Launch, Module as KernelModule, Nvrtc, SHARED_BYTES_WITHOUT_OPT_IN,
 };
 
+use parking_lot::Mutex;
+
 use super::CudaFailure;
 use super::cublas::Cublas;
 
@@ -20,8 +22,12 @@ pub struct Card {
     /// For products of many rows.
     pub cublas: Arc<Cublas>,
     nvrtc: Nvrtc,
-    /// As "9.0".
+    /// Major and minor.
     capability: (u32, u32),
+    shared_bytes_max: usize,
+    kernel_cache: Option<KernelCache>,
+    /// Those of this process.
+    loaded: Mutex<Vec<Arc<Kernels>>>,
 }
 
 /// Where to look for NVIDIA's libraries; the system's loader does where nothing is said.
@@ -36,18 +42,21 @@ pub struct Libraries {
 }
 
 impl Card {
-    /// Opens the GPU with this number. Errors: there is none, or a library is missing: a sentence.
-    pub fn open(ordinal: u32, libraries: &Libraries) -> Result<Self, String> {
-        let driver = match &libraries.driver {
-            Some(path) => Driver::load_from(path),
-            None => Driver::load(),
-        };
-        let driver = driver.map_err(|error| error.to_string())?;
-        let device = Device::open(&driver, ordinal).map_err(|error| error.to_string())?;
+    /// Opens the GPU with this number. Compiled kernels are kept in a directory, if one is named.
+    /// Errors: there is none, or a library is missing: a sentence.
+    pub fn open(
+        ordinal: u32,
+        libraries: &Libraries,
+        kernel_cache: Option<&Path>,
+    ) -> Result<Self, String> {
+        let device = open_device(ordinal, libraries)?;
         let capability = device.compute_capability().map_err(|error| error.to_string())?;
         let nvrtc = Nvrtc::load(libraries.nvrtc.as_deref()).map_err(|error| error.to_string())?;
         let cublas = Cublas::load(libraries.cublas.as_deref())?;
-        Ok(Self { device, cublas, nvrtc, capability })
+        let shared_bytes_max = device.shared_bytes_max().map_err(|error| error.to_string())?;
+        let kernel_cache = kernel_cache.map(|directory| KernelCache::new(directory.to_path_buf()));
+        let loaded = Mutex::default();
+        Ok(Self { device, cublas, nvrtc, capability, shared_bytes_max, kernel_cache, loaded })
     }
 
     /// As the numerics id has it: `sm90`.
@@ -56,17 +65,27 @@ impl Card {
         format!("sm{major}{minor}")
     }
 
-    /// Compiles the kernels for a shape, unless a cache in `directory` has them, and loads them.
-    /// Errors: a sentence.
-    pub fn kernels(
-        &self,
-        shape: &KernelShape,
-        directory: Option<&Path>,
-    ) -> Result<Kernels, String> {
+    /// Shared memory that a block of threads may have, in bytes.
+    pub fn shared_bytes_max(&self) -> usize {
+        self.shared_bytes_max
+    }
+
+    /// The kernels for a shape, compiled unless they were before. Errors: a sentence.
+    pub fn kernels(&self, shape: &KernelShape) -> Result<Arc<Kernels>, String> {
+        let mut all = self.loaded.lock();
+        if let Some(kernels) = all.iter().find(|kernels| kernels.shape == *shape) {
+            return Ok(kernels.clone());
+        }
+        let kernels = Arc::new(self.load(shape)?);
+        all.push(kernels.clone());
+        Ok(kernels)
+    }
+
+    fn load(&self, shape: &KernelShape) -> Result<Kernels, String> {
+        shape.check().map_err(|error| error.to_string())?;
         let (major, minor) = self.capability;
         let architecture =
             self.nvrtc.architecture(major, minor).map_err(|error| error.to_string())?;
-        let cache = directory.map(|directory| KernelCache::new(directory.to_path_buf()));
         let mut functions = HashMap::new();
         for module in [
             KernelModule::Attention,
@@ -75,7 +94,7 @@ impl Card {
             KernelModule::Sampling,
         ] {
             let source = module.source(shape);
-            let image = match &cache {
+            let image = match &self.kernel_cache {
                 Some(cache) => cache.image(&self.nvrtc, &source, &architecture),
                 None => {
                     let compiled = self.nvrtc.compile(&source, &architecture);
@@ -90,12 +109,24 @@ impl Card {
                 functions.insert(name, Kernel { function, allowed_bytes });
             }
         }
-        Ok(Kernels { functions })
+        Ok(Kernels { shape: *shape, functions })
     }
+}
+
+/// Errors: there is no such GPU: a sentence.
+pub fn open_device(ordinal: u32, libraries: &Libraries) -> Result<Arc<Device>, String> {
+    let driver = match &libraries.driver {
+        Some(path) => Driver::load_from(path),
+        None => Driver::load(),
+    };
+    let device = driver.and_then(|driver| Device::open(&driver, ordinal));
+    device.map_err(|error| error.to_string())
 }
 
 /// Our kernels, loaded.
 pub struct Kernels {
+    /// What they were compiled for.
+    pub shape: KernelShape,
     functions: HashMap<String, Kernel>,
 }
 

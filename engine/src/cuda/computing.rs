@@ -1,6 +1,7 @@
 //! One worker's steps on a GPU, one after the other.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use cuda_driver::{Graph, Pinned, Stream};
 use cuda_kernels::{Dtype, NOT_DECIDED, RowSampling, Sample, sampling_bytes};
@@ -10,7 +11,7 @@ use kv_transfer::cuda::CudaMemory;
 
 use super::CudaFailure;
 use super::buffers::{Buffers, LOGIT_ROWS, StepSizes};
-use super::card::Card;
+use super::card::{Card, Kernels};
 use super::cublas::CublasStream;
 use super::decoder::{Angles, CudaDecoder, Lane};
 use super::step::{SAMPLING_BYTES, Step, StepShape};
@@ -27,6 +28,7 @@ const ANYHOW: RowSampling =
 pub struct Computing {
     // Before the stream that they run on.
     graphs: Graphs,
+    kernels: Arc<Kernels>,
     cublas: CublasStream,
     stream: Stream,
     buffers: Buffers,
@@ -66,14 +68,23 @@ impl Row {
 }
 
 impl Computing {
-    /// For steps of these sizes at most. Errors: there is no room.
-    pub fn new(card: &Card, decoder: &CudaDecoder, sizes: &StepSizes) -> Result<Self, CudaFailure> {
+    /// For blocks of so many tokens, and for steps of these sizes at most. Errors: kernels do not
+    /// compile, or there is no room.
+    pub fn new(
+        card: &Card,
+        decoder: &CudaDecoder,
+        block_size: usize,
+        sizes: &StepSizes,
+    ) -> Result<Self, CudaFailure> {
+        let shape = decoder.kernel_shape(block_size, card.shared_bytes_max());
+        let kernels = card.kernels(&shape).map_err(CudaFailure::Kernels)?;
         let device = &card.device;
         let stream = Stream::new(device)?;
         let widened = decoder.widened_elements();
-        let buffers = Buffers::new(device, &decoder.config, &decoder.shape, sizes, widened)?;
+        let buffers = Buffers::new(device, &decoder.config, &kernels.shape, sizes, widened)?;
         Ok(Self {
             graphs: Graphs::default(),
+            kernels,
             cublas: CublasStream::new(&card.cublas, &stream)?,
             stream,
             angles: decoder.angles(device, sizes.context_tokens)?,
@@ -94,15 +105,15 @@ impl Computing {
         memory: &CudaMemory,
         samplings: &[Option<RowSampling>],
     ) -> Result<Vec<Row>, CudaFailure> {
-        let step = Step::of(spans, layout, &decoder.shape);
+        let step = Step::of(spans, layout, &self.kernels.shape);
         let places = places(spans, &step.order);
         let mut in_order: Vec<Option<RowSampling>> =
             places.iter().map(|place| samplings[*place]).collect();
         in_order.resize(step.shape.wanted, Some(ANYHOW));
         self.send(&step, &in_order)?;
         let is_kept = step.shape.is_decode() && step.shape.rows <= LOGIT_ROWS;
-        let Self { graphs, cublas, stream, buffers, angles, chosen, .. } = self;
-        let lane = Lane { stream, cublas, buffers, angles, memory, layout };
+        let Self { graphs, kernels, cublas, stream, buffers, angles, chosen, .. } = self;
+        let lane = Lane { stream, kernels, cublas, buffers, angles, memory, layout };
         let work = Work { decoder, lane: &lane, step: &step };
         match is_kept {
             true => graphs.run(&work)?,
@@ -119,6 +130,7 @@ impl Computing {
             rows.extend(work.fetch(samplings, chosen)?);
         }
         stream.wait()?;
+        decoder.check_weights()?;
         let mut by_place = vec![Row::Token(0); places.len()];
         for (place, row) in places.into_iter().zip(rows) {
             by_place[place] = row;
@@ -170,7 +182,7 @@ impl Work<'_> {
 
     /// Puts logits of some of the wanted rows on the stream, and the choice of their tokens.
     fn choose(&self, first: usize, rows: usize) -> Result<(), CudaFailure> {
-        let Lane { buffers, stream, .. } = self.lane;
+        let Lane { buffers, stream, kernels, .. } = self.lane;
         let samplings = self.step.offsets.samplings + first * SAMPLING_BYTES;
         let sample = Sample {
             rows,
@@ -183,7 +195,7 @@ impl Work<'_> {
         unsafe {
             self.decoder.logits(self.lane, self.step, first, rows)?;
             for launch in sample.launches()? {
-                self.decoder.launch(stream, &launch)?;
+                kernels.launch(stream, &launch)?;
             }
         }
         Ok(())

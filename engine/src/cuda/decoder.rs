@@ -1,6 +1,5 @@
 //! The forward pass on a GPU: what is put on a stream for a step.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use cuda_driver::{Allocation, CudaError, Device, Pinned, Stream};
@@ -14,7 +13,7 @@ use kv_transfer::cuda::CudaMemory;
 
 use super::CudaFailure;
 use super::buffers::{Buffers, PRODUCT_ROWS};
-use super::card::{Card, Kernels};
+use super::card::Kernels;
 use super::cublas::{CublasStream, Gemm};
 use super::step::Step;
 use super::weights::{Layer, Matrix, Weights};
@@ -29,12 +28,9 @@ const ANGLES_AT_ONCE: usize = 4096;
 pub struct CudaDecoder {
     /// What the model's configuration says.
     pub config: ModelConfig,
-    /// What kernels were compiled for.
-    pub shape: KernelShape,
     /// How products are cut.
     pub numerics: Numerics,
     weights: Weights,
-    kernels: Kernels,
     rope: RopeTable,
 }
 
@@ -42,6 +38,8 @@ pub struct CudaDecoder {
 pub struct Lane<'a> {
     /// In order.
     pub stream: &'a Stream,
+    /// Compiled for the model and for the pool's blocks.
+    pub kernels: &'a Kernels,
     /// On this stream.
     pub cublas: &'a CublasStream,
     /// Room.
@@ -60,38 +58,37 @@ pub struct Angles {
 }
 
 impl CudaDecoder {
-    /// Brings a decoder to a GPU. Errors: a sentence.
-    pub fn new(
-        stored: &Decoder,
-        card: &Card,
-        block_size: usize,
-        numerics: Numerics,
-        kernel_cache: Option<&Path>,
-    ) -> Result<Self, String> {
+    /// A decoder with its weights on a GPU. Errors: kernels do not compute such sizes: a sentence.
+    pub fn new(stored: &Decoder, weights: Weights, numerics: Numerics) -> Result<Self, String> {
         let Decoder { config, rope, .. } = stored;
-        let dtype = super::weights::dtype_of(stored.layers[0].key.weight());
-        let shape = KernelShape {
-            head_dim: config.head_dim,
-            heads: config.heads,
-            kv_heads: config.kv_heads,
+        check_sizes(config)?;
+        Ok(Self { config: config.clone(), numerics, weights, rope: rope.clone() })
+    }
+
+    /// What kernels are compiled for, for blocks of so many tokens.
+    pub fn kernel_shape(&self, block_size: usize, shared_bytes_max: usize) -> KernelShape {
+        let dtype = self.dtype();
+        KernelShape {
+            head_dim: self.config.head_dim,
+            heads: self.config.heads,
+            kv_heads: self.config.kv_heads,
             block_size,
             kv: dtype,
             activations: dtype,
             weights: dtype,
-            neighbours: rope.pairing == RopePairing::Neighbours,
-            shared_bytes_max: card.device.shared_bytes_max().map_err(|error| error.to_string())?,
-        };
-        shape.check().map_err(|error| error.to_string())?;
-        check_sizes(config)?;
-        let kernels = card.kernels(&shape, kernel_cache)?;
-        let weights = Weights::upload(stored, &card.device).map_err(|error| error.to_string())?;
-        let (config, rope) = (config.clone(), rope.clone());
-        Ok(Self { config, shape, numerics, weights, kernels, rope })
+            neighbours: self.rope.pairing == RopePairing::Neighbours,
+            shared_bytes_max,
+        }
+    }
+
+    /// Errors: its weights are gone.
+    pub fn check_weights(&self) -> Result<(), CudaFailure> {
+        if self.weights.are_gone() { Err(CudaFailure::WeightsGone) } else { Ok(()) }
     }
 
     /// As what weights, activations and KV are stored.
     pub fn dtype(&self) -> Dtype {
-        self.shape.activations
+        self.weights.layout.dtype
     }
 
     /// The layout of KV blocks for this model.
@@ -102,7 +99,7 @@ impl CudaDecoder {
             layers: self.config.layers,
             kv_heads: self.config.kv_heads,
             head_dim: self.config.head_dim,
-            element_bytes: self.shape.kv.bytes(),
+            element_bytes: self.dtype().bytes(),
         }
     }
 
@@ -214,15 +211,6 @@ impl CudaDecoder {
         let from = from + (first * self.config.hidden_size * self.dtype().bytes()) as u64;
         pass.product(&self.weights.layout.output, rows, from, lane.buffers.logits)
     }
-
-    /// Runs a kernel.
-    ///
-    /// # Safety
-    /// As for `Kernels::launch`.
-    pub unsafe fn launch(&self, stream: &Stream, launch: &Launch) -> Result<(), CudaFailure> {
-        // SAFETY: the caller's promise.
-        unsafe { self.kernels.launch(stream, launch) }
-    }
 }
 
 /// What vectors must divide.
@@ -251,7 +239,7 @@ impl Pass<'_> {
     fn launch(&self, launch: Launch) -> Result<(), CudaFailure> {
         // SAFETY: this pass's addresses are those of the lane's buffers and of weights, which are as
         // large as the step; nobody else uses them by the promise of `layers`' caller.
-        unsafe { self.decoder.kernels.launch(self.lane.stream, &launch) }
+        unsafe { self.lane.kernels.launch(self.lane.stream, &launch) }
     }
 
     /// Adds `delta` (or nothing where it is null) to all rows, and leaves them normalised.
@@ -294,7 +282,7 @@ impl Pass<'_> {
             planes,
             epsilon: decoder.config.rms_norm_epsilon,
         };
-        self.launch(prepare.launch(&decoder.shape)?)?;
+        self.launch(prepare.launch(&lane.kernels.shape)?)?;
         let is_last = index + 1 == decoder.config.layers;
         if is_last && step.shape.wanted == 0 {
             // Nobody needs more than keys and values.
@@ -307,16 +295,16 @@ impl Pass<'_> {
     }
 
     fn tables(&self) -> Tables {
-        let Self { decoder, lane, step } = self;
+        let Self { lane, step, .. } = self;
         Tables {
             address: lane.buffers.inputs + step.offsets.tables as u64,
-            table_blocks: step.shape.table_blocks(decoder.shape.block_size),
+            table_blocks: step.shape.table_blocks(lane.kernels.shape.block_size),
         }
     }
 
     fn attend_rows(&self, planes: KvPlanes, window: Option<usize>) -> Result<(), CudaFailure> {
-        let Self { decoder, lane, step } = self;
-        let (buffers, shape) = (lane.buffers, &decoder.shape);
+        let Self { lane, step, .. } = self;
+        let (buffers, shape) = (lane.buffers, &lane.kernels.shape);
         let (parts, row_elements) = (step.shape.parts(), shape.heads * shape.head_dim);
         let at_once = Buffers::attending_rows(parts);
         for first in (0..step.shape.single_rows).step_by(at_once) {
@@ -342,7 +330,7 @@ impl Pass<'_> {
     }
 
     fn attend_tiles(&self, planes: KvPlanes, window: Option<usize>) -> Result<(), CudaFailure> {
-        let Self { decoder, lane, step } = self;
+        let Self { lane, step, .. } = self;
         if step.shape.tiles == 0 {
             return Ok(());
         }
@@ -355,7 +343,7 @@ impl Pass<'_> {
             queries: lane.buffers.queries,
             out: lane.buffers.attended,
         };
-        self.launch(attend.launch(&decoder.shape)?)
+        self.launch(attend.launch(&lane.kernels.shape)?)
     }
 
     /// SwiGLU of the normalised rows, into `delta`.

@@ -15,11 +15,13 @@ mod card;
 mod computing;
 mod cublas;
 mod decoder;
+mod keeper;
 mod step;
 mod weights;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use cuda_driver::{CudaError, Device};
 use cuda_kernels::{Dtype, LaunchError};
@@ -34,6 +36,8 @@ use card::Card;
 pub use card::Libraries;
 pub use computing::{Computing, Row};
 use decoder::CudaDecoder;
+pub use keeper::Launch as KeeperLaunch;
+use weights::Weights;
 
 /// How a model is brought to a GPU.
 #[derive(Clone, Debug)]
@@ -42,12 +46,13 @@ pub struct CudaOptions {
     pub ordinal: u32,
     /// Whether a token's arithmetic may depend on its company.
     pub numerics: Numerics,
-    /// Tokens per KV block.
-    pub block_size: usize,
+
     /// Where compiled kernels are kept, if anywhere: a directory that nobody else may write to.
     pub kernel_cache: Option<PathBuf>,
     /// Where NVIDIA's libraries are.
     pub libraries: Libraries,
+    /// How the process is started that keeps the weights for others too; none: this one has its own.
+    pub keeper: Option<KeeperLaunch>,
 }
 
 /// A model whose weights lie in a GPU's memory. Shared by all workers of a process that compute on
@@ -82,6 +87,12 @@ pub enum CudaFailure {
         /// In its words.
         status: String,
     },
+    /// Kernels do not compile, or do not load: a sentence.
+    #[error("{0}")]
+    Kernels(String),
+    /// The process that kept the weights has ended.
+    #[error("the weights are gone with the process that kept them (--share-weights)")]
+    WeightsGone,
     /// A kernel that was not loaded.
     #[error("there is no kernel {0}")]
     NoKernel(String),
@@ -101,10 +112,16 @@ impl CudaModel {
             device: format!("CUDA device {}", options.ordinal),
             problem,
         };
-        let card = Card::open(options.ordinal, &options.libraries).map_err(refused)?;
-        let CudaOptions { numerics, block_size, kernel_cache, .. } = options;
-        let decoder = CudaDecoder::new(&model.decoder, &card, *block_size, *numerics, kernel_cache.as_deref());
-        let decoder = decoder.map_err(refused)?;
+        let CudaOptions { ordinal, numerics, libraries, kernel_cache, keeper } = options;
+        let card = Card::open(*ordinal, libraries, kernel_cache.as_deref()).map_err(refused)?;
+        let weights = match keeper {
+            None => Weights::upload(&model.decoder, &card.device).map_err(|e| e.to_string()),
+            Some(launch) => {
+                Weights::kept(&model.decoder, &card.device, launch, &model.weights_id)
+            }
+        };
+        let weights = weights.map_err(refused)?;
+        let decoder = CudaDecoder::new(&model.decoder, weights, *numerics).map_err(refused)?;
         let mut loaded = Self {
             config: model.config.clone(),
             numerics_id: String::new(),
@@ -113,7 +130,7 @@ impl CudaModel {
             card,
             turn: FairMutex::new(()),
         };
-        let probe = loaded.probe(*numerics, *block_size).map_err(refused)?;
+        let probe = loaded.probe(*numerics).map_err(refused)?;
         let (kind, dtype) = (loaded.card.kind(), dtype_name(loaded.decoder.dtype()));
         let shapes = match numerics {
             Numerics::Fixed => format!("fixed{}", buffers::PRODUCT_ROWS),
@@ -121,6 +138,26 @@ impl CudaModel {
         };
         loaded.numerics_id = format!("{}-cuda-{kind}-{dtype}-{shapes}-{probe}", model.weights_id);
         Ok(loaded)
+    }
+
+    /// Keeps a model's weights on a GPU for whoever connects to `socket`, and returns when nobody has
+    /// used them for `grace`. Says so on standard output when they are there. Errors: one sentence for
+    /// the user.
+    pub fn keep(
+        model: &Model,
+        ordinal: u32,
+        libraries: &Libraries,
+        socket: &Path,
+        grace: Duration,
+    ) -> Result<(), LoadError> {
+        let refused = |problem: String| LoadError::Device {
+            device: format!("CUDA device {ordinal}"),
+            problem,
+        };
+        let device = card::open_device(ordinal, libraries).map_err(refused)?;
+        let uploaded = weights::upload(&model.decoder, &device);
+        let (_, memory) = uploaded.map_err(|error| refused(error.to_string()))?;
+        keeper::keep(&memory, socket, grace).map_err(refused)
     }
 
     /// The GPU's UUID, or that of the instance (MIG) that it is.
@@ -136,12 +173,13 @@ impl CudaModel {
     /// What one worker computes in. Errors: it does not fit.
     pub fn computing(
         &self,
+        block_size: usize,
         rows: usize,
         sequences: usize,
         context_tokens: usize,
     ) -> Result<Computing, CudaFailure> {
         let sizes = StepSizes { rows: rows.max(sequences), sequences, context_tokens };
-        Computing::new(&self.card, &self.decoder, &sizes)
+        Computing::new(&self.card, &self.decoder, block_size, &sizes)
     }
 
     /// Waits for this engine's turn; the turn ends when the guard is dropped. Steps of several engines
@@ -151,14 +189,15 @@ impl CudaModel {
     }
 
     /// The fingerprint of what it computes. Errors: a sentence.
-    fn probe(&self, numerics: Numerics, block_size: usize) -> Result<String, String> {
-        let layout = self.decoder.kv_layout("", block_size);
+    fn probe(&self, numerics: Numerics) -> Result<String, String> {
+        let layout = self.decoder.kv_layout("", Probe::BLOCK_SIZE);
         let probe = Probe::new(layout, self.config.vocabulary_size);
         let blocks = probe.blocks();
         let memory = CudaMemory::new(self.device(), blocks, probe.layout.block_bytes());
         let memory = memory.map_err(|error| error.to_string())?;
-        let tokens = blocks * block_size;
-        let mut computing = self.computing(tokens, 2, tokens).map_err(|error| error.to_string())?;
+        let tokens = blocks * Probe::BLOCK_SIZE;
+        let computing = self.computing(Probe::BLOCK_SIZE, tokens, 2, tokens);
+        let mut computing = computing.map_err(|error| error.to_string())?;
         probe.run(numerics, |spans, layout| {
             let wanted: usize = spans.iter().map(|span| span.logits).sum();
             let rows = computing.run(&self.decoder, spans, layout, &memory, &vec![None; wanted]);

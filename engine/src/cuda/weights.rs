@@ -8,6 +8,7 @@ use cuda_kernels::{Dtype, GemvWeights};
 use half::{bf16, f16};
 
 use super::CudaFailure;
+use super::keeper::{Kept, Launch};
 use crate::kernels::{QuantFormat, WeightData};
 use crate::model::{Decoder, Layer as StoredLayer, Linear as StoredLinear, WeightMatrix};
 
@@ -19,6 +20,7 @@ const UPLOAD_BYTES: usize = 16 << 20;
 const Q8_GROUP: usize = 32;
 
 /// Where everything lies: offsets into the allocation.
+#[derive(Debug)]
 pub struct Layout {
     /// What all dense numbers are.
     pub dtype: Dtype,
@@ -35,6 +37,7 @@ pub struct Layout {
 }
 
 /// One decoder layer; its parts are those of `model::Layer`.
+#[derive(Debug)]
 pub struct Layer {
     /// `[hidden_size]`
     pub attention_norm: usize,
@@ -75,27 +78,52 @@ pub struct Matrix {
 pub struct Weights {
     /// Where everything lies.
     pub layout: Layout,
-    memory: Allocation,
+    memory: Memory,
+}
+
+enum Memory {
+    /// This process's.
+    Own(Allocation),
+    /// Another's.
+    Kept(Kept),
 }
 
 impl Weights {
     /// Brings a decoder's weights to a GPU. Errors: there is no room for them.
     pub fn upload(stored: &Decoder, device: &Arc<Device>) -> Result<Self, CudaFailure> {
-        let mut plan = Plan::new(stored);
-        let layout = plan.layout(stored);
-        let memory = Allocation::new(device, layout.bytes)?;
-        let weights = Self { layout, memory };
-        let mut upload = Upload::new(weights.memory.address(), device)?;
-        for part in &plan.parts {
-            part.write(plan.dtype, &mut upload)?;
-        }
-        upload.finish()?;
-        Ok(weights)
+        let (layout, memory) = upload(stored, device)?;
+        Ok(Self { layout, memory: Memory::Own(memory) })
+    }
+
+    /// Uses those that a keeper has, which is started where there is none. `weights_id` names the
+    /// model. Errors: a sentence.
+    pub fn kept(
+        stored: &Decoder,
+        device: &Arc<Device>,
+        launch: &Launch,
+        weights_id: &str,
+    ) -> Result<Self, String> {
+        let layout = Plan::new(stored).layout(stored);
+        let uuid = device.uuid().map_err(|error| error.to_string())?;
+        // All that decides which bytes lie where.
+        let content = format!("{weights_id} {layout:?} {}", env!("CARGO_PKG_VERSION"));
+        let name = format!("weights-{uuid}-{}", &blake3::hash(content.as_bytes()).to_hex()[..16]);
+        let kept = Kept::find(device, launch, &name)?;
+        Ok(Self { layout, memory: Memory::Kept(kept) })
+    }
+
+    /// Whether they are gone, with the process that kept them.
+    pub fn are_gone(&self) -> bool {
+        matches!(&self.memory, Memory::Kept(kept) if kept.is_gone())
     }
 
     /// The address of what lies at an offset.
     pub fn address(&self, at: usize) -> u64 {
-        self.memory.address() + at as u64
+        let base = match &self.memory {
+            Memory::Own(memory) => memory.address(),
+            Memory::Kept(kept) => kept.address(),
+        };
+        base + at as u64
     }
 
     /// The same of what may be absent: null there.
@@ -113,6 +141,22 @@ impl Weights {
             }
         }
     }
+}
+
+/// Brings a decoder's weights to a GPU, and says where they lie. Errors: there is no room for them.
+pub fn upload(
+    stored: &Decoder,
+    device: &Arc<Device>,
+) -> Result<(Layout, Allocation), CudaFailure> {
+    let mut plan = Plan::new(stored);
+    let layout = plan.layout(stored);
+    let memory = Allocation::new(device, layout.bytes)?;
+    let mut upload = Upload::new(memory.address(), device)?;
+    for part in &plan.parts {
+        part.write(plan.dtype, &mut upload)?;
+    }
+    upload.finish()?;
+    Ok((layout, memory))
 }
 
 /// For a model whose matrices are like this one.

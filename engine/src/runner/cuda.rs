@@ -50,10 +50,7 @@ impl Runner for CudaRunner {
 
     fn allocate(&mut self, layout: &KvLayout, sizes: &Sizes) -> Result<KvMemory, RunnerError> {
         let Sizes { step_tokens, spans, context_tokens, kv_blocks, .. } = *sizes;
-        if layout.block_size != self.model.decoder.shape.block_size {
-            return Err(failed(&self.model, "its kernels were compiled for another block size"));
-        }
-        let computing = self.model.computing(step_tokens, spans, context_tokens);
+        let computing = self.model.computing(layout.block_size, step_tokens, spans, context_tokens);
         let computing = computing.map_err(|error| {
             failed(
                 &self.model,

@@ -11,13 +11,14 @@ fn options(numerics: Numerics) -> CudaOptions {
     CudaOptions {
         ordinal: 1,
         numerics,
-        block_size: 16,
+
         kernel_cache: Some(Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels")),
         libraries: Libraries {
             driver: Some(libraries.join(fake::DRIVER)),
             nvrtc: Some(libraries.join(fake::NVRTC)),
             cublas: Some(libraries.join(fake::CUBLAS)),
         },
+        keeper: None,
     }
 }
 
@@ -46,4 +47,99 @@ fn logits_are_those_of_transformers() {
             assert!(largest <= 1.0, "{name}, {numerics:?}: {largest} of what is allowed");
         }
     }
+}
+
+#[test]
+fn greedy_tokens_are_those_of_transformers_and_so_ours() {
+    for name in F32.into_iter().filter(|name| *name != UNEVEN) {
+        let sizes = Sizes { max_num_batched_tokens: 128, ..ROOMY };
+        let mut engine = engine_on(&cuda(&fixture(name), Numerics::Fixed), sizes);
+        for case in &expected(name)[..5] {
+            engine.generate(request(0, case, None)).unwrap();
+            let found = ids(&run(&mut engine).0[&0]);
+            assert_eq!(found, case.greedy, "{name}, prompt of {}", case.prompt.len());
+        }
+    }
+}
+
+/// Blocks hold the same numbers in the same places as those of our kernels for the CPU.
+#[test]
+fn kv_is_that_of_our_kernels() {
+    for (name, tolerance) in [("qwen3-tied", 1e-4), ("qwen2-mixed-windows", 1e-4), ("llama2", 2e-2)]
+    {
+        let case = &expected(name)[4];
+        let ours = kv_of(&mut engine(&fixture(name), KernelPath::Portable, ROOMY), case);
+        let model = cuda(&fixture(name), Numerics::Fixed);
+        let theirs = kv_of(&mut engine_on(&model, ROOMY), case);
+        assert_eq!(ours.len(), theirs.len());
+        let largest = ours.iter().fold(0.0f32, |largest, number| largest.max(number.abs()));
+        for (ours, theirs) in ours.iter().zip(&theirs) {
+            let error = (ours - theirs).abs() / largest;
+            assert!(error <= tolerance, "{name}: {theirs} for {ours}, the largest is {largest}");
+        }
+    }
+}
+
+/// Tokens that the GPU chooses are those that the host would choose from its logits.
+#[test]
+fn tokens_are_chosen_as_the_host_does() {
+    let model = cuda(&fixture("qwen2-bias"), Numerics::Fast);
+    let mut engine = engine_on(&model, ROOMY);
+    let neutral = Sampling { repetition_penalty: 1.0, top_p: 1.0, seed: 5, ..Default::default() };
+    let samplings = [
+        Sampling { ..neutral.clone() },
+        Sampling { temperature: 1.0, ..neutral.clone() },
+        Sampling { temperature: 0.7, top_k: 5, ..neutral.clone() },
+        Sampling { temperature: 1.5, top_p: 0.8, ..neutral.clone() },
+        Sampling { temperature: 1.0, min_p: 0.1, top_p: 0.9, ..neutral.clone() },
+        Sampling { frequency_penalty: 1.5, ..neutral.clone() },
+    ];
+    let case = &expected("qwen2-bias")[3];
+    for sampling in samplings {
+        let [by_gpu, by_host] = [None, Some(0)].map(|logprobs| {
+            let sampling = Sampling { logprobs, ..sampling.clone() };
+            engine.generate(SequenceRequest { sampling, ..request(0, case, None) }).unwrap();
+            ids(&run(&mut engine).0[&0])
+        });
+        assert_eq!(by_gpu.len(), 64);
+        assert_eq!(by_gpu, by_host, "{sampling:?}");
+    }
+}
+
+/// Weights of 8 bits stay so on the GPU.
+#[test]
+fn gguf_files_compute_what_the_directory_computes() {
+    use gguf::TensorType;
+    let made =
+        |dequantized| gguf_files::Made::of("../../../models/demo", TensorType::Q8_0, dequantized);
+    let (quantized, plain) = (made(false), made(true));
+    let case = Case { prompt: (300..420).collect(), greedy: vec![0] };
+    let vocabulary = Model::load(&plain.0, KernelPath::Portable).unwrap().config.vocabulary_size;
+    let expected = logits(&mut engine(&plain.0, KernelPath::Portable, ROOMY), &case, vocabulary);
+    let range = expected.iter().fold(0.0f32, |range, logit| range.max(-logit));
+    for numerics in [Numerics::Fixed, Numerics::Fast] {
+        let mut engine = engine_on(&cuda(&quantized.0, numerics), ROOMY);
+        for (found, expected) in logits(&mut engine, &case, vocabulary).iter().zip(&expected) {
+            assert!((found - expected).abs() <= 2e-2 * range, "{found} for {expected} of {range}");
+        }
+    }
+}
+
+/// Whatever computes otherwise has another id; who computes the same has the same one.
+#[test]
+fn numerics_ids_tell_paths_apart() {
+    let name = &fixture("qwen3-tied");
+    let ids = [Numerics::Fixed, Numerics::Fixed, Numerics::Fast]
+        .map(|numerics| cuda(name, numerics).numerics_id.clone());
+    let ours = Model::load(name, KernelPath::Portable).unwrap();
+    assert_eq!(ids[0], ids[1]);
+    assert!(ids[0].starts_with(&format!("{}-cuda-sm90-f32-fixed64-", ours.weights_id)), "{ids:?}");
+    assert!(ids[2].contains("-f32-fast-"), "{ids:?}");
+}
+
+#[test]
+fn sizes_that_vectors_do_not_divide_are_refused() {
+    let refusal = CudaModel::load(&fixture(UNEVEN), &options(Numerics::Fixed)).err().unwrap();
+    let sentence = refusal.to_string();
+    assert!(sentence.contains("intermediate_size that is a multiple of 8, not 100"), "{sentence}");
 }

@@ -264,3 +264,29 @@ fn neither_company_nor_chunks_nor_preemption_change_anything() {
 fn floats(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
 }
+
+/// The numbers in the blocks of a prompt; the last one's are zeros where it is not full.
+fn kv_of(engine: &mut Engine, case: &Case) -> Vec<f32> {
+    let request = request(7, case, None);
+    engine.prefill(request).unwrap();
+    let mut blocks = Vec::new();
+    while engine.load().running + engine.load().waiting > 0 {
+        blocks.extend(
+            engine.step().unwrap().sequences.into_iter().flat_map(|news| news.ready_blocks),
+        );
+    }
+    assert_eq!(blocks.len(), case.prompt.len().div_ceil(16));
+    let layout = engine.layout().clone();
+    let number = |bytes: &[u8]| match bytes {
+        &[a, b, c, d] => f32::from_le_bytes([a, b, c, d]),
+        bytes => half::f16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+    };
+    let numbers = blocks.iter().flat_map(|block| {
+        // SAFETY: the engine is not in a step, and holds the blocks until they are released.
+        let bytes = unsafe { engine.memory().bytes_of(*block, 1) }.unwrap();
+        bytes.chunks_exact(layout.element_bytes).map(number).collect::<Vec<f32>>()
+    });
+    let numbers = numbers.collect();
+    engine.release(SequenceId(7));
+    numbers
+}

@@ -26,6 +26,8 @@ pub struct Bench {
 enum ComputedBy {
     /// Our kernels, with one thread, and with two.
     Kernels(Arc<Model>, [Arc<Compute>; 2]),
+    /// On an emulated GPU.
+    Cuda(Arc<engine::CudaModel>),
     #[cfg(feature = "candle")]
     Candle(Arc<engine::CandleModel>),
 }
@@ -69,6 +71,12 @@ impl Bench {
         Self::of(&config, ComputedBy::Kernels(model, computes))
     }
 
+    /// The same on a GPU.
+    pub fn with_cuda(model: Arc<engine::CudaModel>) -> Self {
+        let config = model.config.clone();
+        Self::of(&config, ComputedBy::Cuda(model))
+    }
+
     /// The same by candle.
     #[cfg(feature = "candle")]
     pub fn with_candle(model: Arc<engine::CandleModel>) -> Self {
@@ -92,6 +100,7 @@ impl Bench {
                 let compute = computes[sizes.threads - 1].clone();
                 Box::new(CpuRunner::new(model.clone(), compute))
             }
+            ComputedBy::Cuda(model) => Box::new(engine::CudaRunner::new(model.clone())),
             #[cfg(feature = "candle")]
             ComputedBy::Candle(model) => Box::new(engine::CandleRunner::new(model.clone())),
         };

@@ -30,11 +30,11 @@ impl Handoff {
         let announced = self.announced.get(self.reserved.cached_blocks..).unwrap_or(&[]);
         let until = rng.random_range(self.filled..=announced.len().max(self.filled));
         let until = until.min(self.plan.fails_after_blocks.unwrap_or(until)).max(self.filled);
-        let (memory, block_bytes) = (remote.memory(), remote.layout().block_bytes());
+        let memory = remote.memory();
         for (index, block) in (self.filled..until).zip(&announced[self.filled..]) {
             // SAFETY: the remote engine is not in a step, and holds announced blocks unchanged.
-            let bytes = unsafe { memory.read(*block, 0, block_bytes) };
-            self.reserved.writer.fill(index, bytes).unwrap();
+            let bytes = unsafe { memory.bytes_of(*block, 1) }.unwrap();
+            self.reserved.writer.fill(index, &bytes).unwrap();
         }
         self.filled = until;
     }

@@ -13,6 +13,7 @@ mod bench;
 #[cfg(feature = "candle")]
 mod candle;
 mod coverage;
+mod cuda;
 mod handoff;
 mod run;
 mod scenario;

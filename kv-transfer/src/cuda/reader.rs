@@ -12,7 +12,7 @@ use crate::plan::{CopyOp, split};
 use crate::tcp::wire::Kind;
 use crate::tcp::{Lender, batches};
 use crate::{BlockCopy, BlockWriter, CUDA, TransferError, tcp};
-use cuda_driver::{DevicePointer, Handle, IPC_LAZY_PEER_ACCESS};
+use cuda_driver::Handle;
 
 /// Bytes that are copied under one loan: what a deadline may have to wait for, because copies that
 /// a GPU has begun cannot be called back.
@@ -159,27 +159,20 @@ async fn watch(
 /// Another process's pool.
 struct Mapping {
     device: Arc<Device>,
-    base: DevicePointer,
+    memory: cuda_driver::Mapping,
     written: Handle,
     lent: Lent,
 }
 
 impl Mapping {
     fn open(device: &Arc<Device>, lent: &Lent) -> Result<Self, CudaError> {
+        let memory = cuda_driver::Mapping::open(device, lent.memory)?;
         let _current = device.enter()?;
-        let driver = device.driver();
-        let (mut base, mut written) = (0, Handle::NULL);
-        // SAFETY: the pointers are valid; a handle that is none is the driver's to refuse. In this
-        // device's context, so that none is needed on the source's: the driver lets this GPU reach
-        // that one's memory.
-        unsafe {
-            driver.ipc_open_memory(&mut base, lent.memory, IPC_LAZY_PEER_ACCESS)?;
-            if let Err(error) = driver.ipc_open_event(&mut written, lent.event) {
-                let _closed = driver.ipc_close_memory(base);
-                return Err(error);
-            }
-        }
-        Ok(Self { device: device.clone(), base, written, lent: lent.clone() })
+        let mut written = Handle::NULL;
+        // SAFETY: the pointer is valid; a handle that is none is the driver's to refuse. In this
+        // device's context, so that none is needed on the source's.
+        unsafe { device.driver().ipc_open_event(&mut written, lent.event) }?;
+        Ok(Self { device: device.clone(), memory, written, lent: lent.clone() })
     }
 }
 
@@ -187,10 +180,7 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         let _current = self.device.enter();
         // SAFETY: copies from the mapping hold it until they have ended.
-        let _closed = unsafe {
-            let destroyed = self.device.driver().destroy_event(self.written);
-            (destroyed, self.device.driver().ipc_close_memory(self.base))
-        };
+        let _destroyed = unsafe { self.device.driver().destroy_event(self.written) };
     }
 }
 
@@ -217,7 +207,7 @@ async unsafe fn copy(
         let to = memory.run(op.destination, op.blocks).start;
         // SAFETY: both are in bounds, and outlive the copies, which are waited for here or by
         // dropping them; the rest is the caller's promise.
-        unsafe { copies.on_devices(to, mapping.base + start, None, bytes) }?;
+        unsafe { copies.on_devices(to, mapping.memory.address() + start, None, bytes) }?;
     }
     Ok(copies.settled().await?)
 }

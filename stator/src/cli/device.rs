@@ -81,7 +81,8 @@ mod tests {
         assert_eq!(Device::Cpu.check(), Ok(()));
         assert_eq!(Device::Cuda { ordinal: 0 }.check(), Ok(()), "every build has it");
         let has = [cfg!(feature = "cuda"), cfg!(feature = "candle")];
-        for (device, has) in [Device::CandleCuda { ordinal: 0 }, Device::CandleCpu].iter().zip(has) {
+        for (device, has) in [Device::CandleCuda { ordinal: 0 }, Device::CandleCpu].iter().zip(has)
+        {
             let refusal = device.check().err();
             assert_eq!(refusal.is_none(), has, "{device:?}");
             assert!(refusal.is_none_or(|sentence| sentence.contains("--features c")));

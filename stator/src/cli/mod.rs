@@ -47,6 +47,31 @@ pub enum Command {
     /// What a worker starts to move KV blocks by UCX
     #[command(hide = true)]
     UcxAgent,
+    /// What keeps weights on a GPU for several workers
+    #[command(hide = true)]
+    WeightsKeeper(KeeperArgs),
+}
+
+/// Arguments of a process that keeps weights.
+#[derive(Clone, Debug, Args)]
+pub struct KeeperArgs {
+    /// The GPU, as the driver counts them
+    #[arg(long)]
+    pub ordinal: u32,
+
+    /// As a worker's
+    #[arg(long, value_enum)]
+    pub quantization: Option<Quantization>,
+
+    /// As a worker's
+    #[arg(long)]
+    pub cache_dir: Option<PathBuf>,
+
+    /// The model's directory or file
+    pub model: PathBuf,
+
+    /// Where it listens
+    pub socket: PathBuf,
 }
 
 /// Arguments of `serve`.
@@ -224,6 +249,11 @@ pub struct EngineArgs {
     /// model, and kernels are in the user's cache
     #[arg(long, env = "STATOR_CACHE_DIR", value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
+
+    /// Have the weights on a GPU once for all processes of this user that serve the same model there
+    /// with this flag. A process of its own keeps them, and ends a while after the last user
+    #[arg(long, env = "STATOR_SHARE_WEIGHTS")]
+    pub share_weights: bool,
 
     /// Threads that compute; one per CPU if absent
     #[arg(long, env = "STATOR_THREADS", value_parser = clap::value_parser!(u32).range(1..=1024))]

@@ -1,0 +1,42 @@
+//! The same on a GPU, which is emulated: its kernels and cuBLAS's products, in shapes that are fixed.
+
+use std::sync::Arc;
+
+use cuda_driver::fake;
+use engine::{CudaModel, CudaOptions, Libraries, Numerics};
+
+use super::*;
+
+/// A step on an emulated GPU takes far longer than one by the CPU's kernels.
+const SCENARIOS: u64 = 12;
+const FIXTURES: [&str; 4] = ["qwen3-tied", "qwen2-bias", "mistral-window", "llama2"];
+
+fn bench(fixture: &str) -> Bench {
+    let libraries = fake::libraries();
+    let library = |name| Some(libraries.join(name));
+    let options = CudaOptions {
+        ordinal: 0,
+        numerics: Numerics::Fixed,
+        kernel_cache: Some(std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels")),
+        libraries: Libraries {
+            driver: library(fake::DRIVER),
+            nvrtc: library(fake::NVRTC),
+            cublas: library(fake::CUBLAS),
+        },
+        keeper: None,
+    };
+    Bench::with_cuda(Arc::new(CudaModel::load(&bench::directory(fixture), &options).unwrap()))
+}
+
+#[test]
+fn with_fixed_shapes_every_request_is_as_if_alone() {
+    let benches = FIXTURES.map(bench);
+    let mut coverage = Coverage::default();
+    for seed in 0..number("STATOR_SCENARIOS").unwrap_or(SCENARIOS) {
+        let bench = &benches[seed as usize % benches.len()];
+        if let Err(Mismatch { request, problem }) = run_on(bench, seed, &mut coverage) {
+            panic!("seed {seed}, request {request}: {problem}");
+        }
+    }
+    println!("{coverage:?}");
+}
