@@ -9,7 +9,7 @@
 # make fuzz         random input for whatever reads clients, models and peers: FUZZ_SECONDS=600 each
 # make cuda-check   what only a build for CUDA compiles: type checks and clippy; needs no GPU
 # make cuda-build   the command with CUDA: target/release/stator, and whether it starts; needs no GPU
-# make gpu-check-build  what make gpu-check runs: target/release/stator and examples/cuda_copies; needs no GPU
+# make gpu-check-build  what make gpu-check runs, target/release/stator; needs no GPU and no toolkit
 # make gpu-check    what a card proves, in one table; needs one, Python with numpy and what was built: bench/gpu/README.md
 # make gpu-check-small  the same script on the CPU, by candle
 # make docker-test  the containers of docker/, built and run; needs docker with compose v2
@@ -56,15 +56,14 @@ cuda-build: target/cuda/.installed
 	LD_LIBRARY_PATH=$(CUDA_HOME)/lib/stubs:$(CUDA_HOME)/lib target/release/stator --version
 	ls -l target/release/stator
 
-gpu-check-build: cuda-build
-	cargo build --release --locked --package kv-transfer --example cuda_copies
+gpu-check-build:
+	cargo build --release --locked --package stator
 
 STATOR ?= target/release/stator
-COPIES ?= target/release/examples/cuda_copies
 NATS_SERVER ?= $(VENV)/bin/nats-server
 GPU ?=
 gpu-check:
-	$(PYTHON) -B bench/gpu/check.py $(STATOR) --copies $(COPIES) --nats-server $(NATS_SERVER) $(GPU)
+	$(PYTHON) -B bench/gpu/check.py $(STATOR) --nats-server $(NATS_SERVER) $(GPU)
 
 gpu-check-small: $(VENV)/.installed target/bench-engine/.installed
 	cargo build --release --locked --package stator --features candle

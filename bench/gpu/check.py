@@ -1,6 +1,6 @@
-"""Checks and measures the build with CUDA on one card, and prints one table: README.md.
+"""Checks and measures the command on one card, and prints one table: README.md.
 
-    python3 bench/gpu/check.py target/release/stator [--device cuda:0] [--copies PROGRAM] [--nats-server PROGRAM]
+    python3 bench/gpu/check.py target/release/stator [--device cuda:0] [--nats-server PROGRAM]
 
 Exit code 1: something was wrong, or did not run.
 """
@@ -30,10 +30,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("binary", type=os.path.abspath)
     parser.add_argument("--device", default="cuda:0", help="as `stator serve` takes it; candle-cpu needs no GPU")
-    parser.add_argument("--copies", help="the example cuda_copies of the crate kv-transfer, built", type=os.path.abspath)
     parser.add_argument("--nats-server", help="for workers in processes of their own", type=os.path.abspath)
     parser.add_argument("--shape", choices=SHAPES, default="llama-1b")
     parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--copied-mib", type=int, help="of each pool between which blocks are copied")
     parser.add_argument("--seconds", type=int, default=15, help="of each load")
     parser.add_argument("--only", choices=[part.__name__ for part in parts.ALL], nargs="+", help="these parts")
     run = parser.parse_args()

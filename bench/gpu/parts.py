@@ -65,9 +65,9 @@ def families(run, report):
 
 
 def copies(run, report):
-    if not run.copies:
-        raise Failed("name target/release/examples/cuda_copies with --copies")
-    done = subprocess.run([run.copies], capture_output=True, text=True)
+    mib = [] if run.copied_mib is None else ["--mib", str(run.copied_mib)]
+    ordinal = run.device.partition(":")[2] or "0"
+    done = subprocess.run([run.binary, "cuda-copies", "--ordinal", ordinal, *mib], capture_output=True, text=True)
     rows = [[cell.strip() for cell in line.split("|")] for line in done.stdout.splitlines()]
     for what, blocks, rate, share in (row for row in rows if len(row) == 4 and NUMBER.fullmatch(row[2])):
         report.figure("copies", f"{what}, {blocks}", f"{rate} GB/s, {share} of a copy within the GPU",
@@ -114,23 +114,26 @@ def speed(run, report):
     model = models.directory(shape)
     weight_bytes = models.tensor_bytes(model)
     limits = limits_of(run, report)
-    with servers.serve(run.binary, model, run.device, run.logs, "--speculative-tokens", "0") as served:
-        alone = servers.loadtest(run.binary, served, 1, 16, 128, run.seconds)
-        many = servers.loadtest(run.binary, served, run.batch, 128, 128, run.seconds)
-        prompts = [served.stream(servers.prompt(PREFILL_TOKENS, f"prefill {index}"), 1)[0][0] for index in range(5)]
-    step_s = alone["latency_ms"]["tpot"]["p50"] / 1000
-    said = f"{1 / step_s:,.1f} tok/s, {weight_bytes / step_s / 1e9:,.0f} GB/s of weights"
-    share = f", {weight_bytes / step_s / limits['bytes_per_s']:.2f} of the card's" if limits else ""
-    report.figure("speed", f"{shape.name}: decode, one stream", said + share, "0.6 (8B)")
-    latency = many["latency_ms"]
-    report.figure("speed", f"{shape.name}: {run.batch} streams through the gateway, 128 in, 128 out",
-                  f"{many['rates']['output_tokens_per_s']:,.0f} tok/s, TTFT p50 {latency['ttft']['p50']:.0f} ms, "
-                  f"ITL p95 {latency['itl']['p95']:.1f} ms", "3 x transformers")
-    attended = PREFILL_TOKENS * (PREFILL_TOKENS + 1) / 2 * shape.attention_multiplications
-    rate = 2 * (PREFILL_TOKENS * shape.multiplications_per_token + attended) / statistics.median(prompts)
-    share = f", {rate / limits['flop_per_s']:.3f} of the card's" if limits else ""
-    report.figure("speed", f"{shape.name}: prompt of {PREFILL_TOKENS:,} tokens", f"{statistics.median(prompts) * 1000:.1f} ms, "
-                  f"{rate / 1e12:.2f} TFLOP/s{share}", "0.4")
+    for numerics in ("fixed", "fast"):
+        flags = ("--numerics", numerics, "--speculative-tokens", "0", "--max-num-batched-tokens", "2048")
+        with servers.serve(run.binary, model, run.device, run.logs, *flags) as served:
+            alone = servers.loadtest(run.binary, served, 1, 16, 128, run.seconds)
+            many = servers.loadtest(run.binary, served, run.batch, 128, 128, run.seconds)
+            prompts = [served.stream(servers.prompt(PREFILL_TOKENS, f"prefill {index}"), 1)[0][0] for index in range(5)]
+        title = f"{shape.name}, --numerics {numerics}"
+        step_s = alone["latency_ms"]["tpot"]["p50"] / 1000
+        said = f"{1 / step_s:,.1f} tok/s, {weight_bytes / step_s / 1e9:,.0f} GB/s of weights"
+        share = f", {weight_bytes / step_s / limits['bytes_per_s']:.2f} of the card's" if limits else ""
+        report.figure("speed", f"{title}: decode, one stream", said + share, "0.6 (8B)")
+        latency = many["latency_ms"]
+        report.figure("speed", f"{title}: {run.batch} streams through the gateway, 128 in, 128 out",
+                      f"{many['rates']['output_tokens_per_s']:,.0f} tok/s, TTFT p50 {latency['ttft']['p50']:.0f} ms, "
+                      f"ITL p95 {latency['itl']['p95']:.1f} ms", "3 x transformers")
+        attended = PREFILL_TOKENS * (PREFILL_TOKENS + 1) / 2 * shape.attention_multiplications
+        rate = 2 * (PREFILL_TOKENS * shape.multiplications_per_token + attended) / statistics.median(prompts)
+        share = f", {rate / limits['flop_per_s']:.3f} of the card's" if limits else ""
+        report.figure("speed", f"{title}: prompt of {PREFILL_TOKENS:,} tokens",
+                      f"{statistics.median(prompts) * 1000:.1f} ms, {rate / 1e12:.2f} TFLOP/s{share}", "0.4")
 
 
 def limits_of(run, report):
@@ -162,4 +165,28 @@ def torch_program(run, what, arguments):
     return json.loads(done.stdout)
 
 
-ALL = (card, families, copies, handoff, speed, baseline)
+def weights(run, report):
+    """What a second worker process takes of the card, with weights of its own and with shared ones."""
+    if not run.is_on_gpu:
+        raise Failed("weights are shared on GPUs")
+    model = models.directory(SHAPES[run.shape])
+    weight_bytes = models.tensor_bytes(model)
+    added = {}
+    for title, flags in (("its own", []), ("shared", ["--share-weights"])):
+        with servers.workers(run.binary, model, run.device, run.logs, run.nats_server, 2, *flags) as each:
+            used = [used_bytes(run) for _ in each]
+        added[title] = used[1] - used[0]
+        report.figure("weights", f"{run.shape}: a second worker process, weights {title}",
+                      f"{added[title] / 1e9:.2f} GB of the card, {added[title] / weight_bytes:.2f} of the weights",
+                      "0.05 of the weights, less what any process takes" if flags else "")
+    saved = (added["its own"] - added["shared"]) / weight_bytes
+    report.figure("weights", f"{run.shape}: what sharing saves of the weights", f"{saved:.2f}", "0.95")
+
+
+def used_bytes(run):
+    done = subprocess.run([run.binary, "gpus", "--json"], capture_output=True, text=True, check=True)
+    gpu = json.loads(done.stdout)["gpus"][int(run.device.partition(":")[2] or 0)]
+    return gpu["memory_used_bytes"]
+
+
+ALL = (card, families, copies, handoff, weights, speed, baseline)

@@ -18,6 +18,8 @@ sys.path.append(str(Path(__file__).parents[1] / "peers"))
 from processes import Process, free_port, until_deadline
 
 READY_S = 300
+# Of workers that have a card together.
+POOL = ("--kv-blocks", "2048")
 TOKENS = (300, 4000)
 
 
@@ -86,7 +88,7 @@ def pair(binary, model, device, logs, nats_server):
     port = free_port()
     url = f"nats://127.0.0.1:{port}"
     store = Path(logs, "nats")
-    worker = ["--nats", url, "--model", model, "--device", device]
+    worker = ["--nats", url, "--model", model, "--device", device, *POOL]
     debug = {"STATOR_LOG": "decode_worker=debug"}
     with contextlib.ExitStack() as stack:
         start = lambda name, command, environment=None: stack.enter_context(Process(name, command, logs, environment))
@@ -100,6 +102,26 @@ def pair(binary, model, device, logs, nats_server):
             said(process, r"(\S+) ready\b")
         address = said(gateway, r"http://([\d.:]+)")
         yield Served(address), decode.log
+
+
+@contextlib.contextmanager
+def workers(binary, model, device, logs, nats_server, count, *more):
+    """Yields something that starts another decode worker each time it is asked, up to `count`."""
+    port = free_port()
+    url = f"nats://127.0.0.1:{port}"
+    command = [binary, "decode-worker", "--nats", url, "--model", model, "--device", device, *POOL, *more]
+    with contextlib.ExitStack() as stack:
+        start = lambda name, command: stack.enter_context(Process(name, command, logs))
+        title = "-".join(["workers", *more])
+        nats = start(f"{title}-nats", [nats_server, "-a", "127.0.0.1", "-p", port, "-js", "-sd", Path(logs, title)])
+        until_open(port, nats)
+
+        def each():
+            for index in range(count):
+                said(start(f"{title}-{index}", command), r"(\S+) ready\b")
+                yield index
+
+        yield each()
 
 
 @contextlib.contextmanager

@@ -46,10 +46,10 @@ fn main() -> Result<(), Box<dyn Error>> {
 fn report(title: &str, runner: Box<dyn Runner>) -> Result<(), Box<dyn Error>> {
     let mut measured = Measured::new(runner)?;
     println!("{title}");
-    let best = (0..ROUNDS).map(|_| measured.run(1, 0).0).fold(0.0, f64::max);
+    let best = measured.best(1, 0)?.0;
     println!("  prefill {PROMPT_TOKENS}: {best:.0} tokens/s");
     for batch in BATCHES {
-        let best = (0..ROUNDS).map(|_| measured.run(batch, DECODE_STEPS).1).fold(0.0, f64::max);
+        let best = measured.best(batch, DECODE_STEPS)?.1;
         println!("  decode batch {batch}: {best:.0} tokens/s");
     }
     Ok(())
@@ -75,9 +75,19 @@ impl Measured {
         Ok(Self { engine: Engine::new(runner, config)?, next_id: 0 })
     }
 
+    /// The best of some runs, each for itself.
+    fn best(&mut self, batch: usize, steps: usize) -> Result<(f64, f64), Box<dyn Error>> {
+        let mut best = (0.0f64, 0.0f64);
+        for _ in 0..ROUNDS {
+            let (prefill, decode) = self.run(batch, steps)?;
+            best = (best.0.max(prefill), best.1.max(decode));
+        }
+        Ok(best)
+    }
+
     /// Tokens per second of prompts of `batch` sequences that have nothing in common, and of the steps
     /// after them.
-    fn run(&mut self, batch: usize, steps: usize) -> (f64, f64) {
+    fn run(&mut self, batch: usize, steps: usize) -> Result<(f64, f64), Box<dyn Error>> {
         let first_id = self.next_id;
         for _ in 0..batch {
             let request = self.request(steps as u32 + 1);
@@ -85,12 +95,12 @@ impl Measured {
         }
         let (mut prompt_tokens, began) = (0, Instant::now());
         while prompt_tokens < batch * PROMPT_TOKENS {
-            prompt_tokens += self.engine.step().unwrap().prefill_tokens;
+            prompt_tokens += self.engine.step()?.prefill_tokens;
         }
         let prefill = prompt_tokens as f64 / began.elapsed().as_secs_f64();
         let (mut decoded, began) = (0, Instant::now());
         loop {
-            let step = self.engine.step().unwrap();
+            let step = self.engine.step()?;
             if step.is_idle() {
                 break;
             }
@@ -98,7 +108,7 @@ impl Measured {
         }
         let decode = decoded as f64 / began.elapsed().as_secs_f64();
         (first_id..self.next_id).for_each(|id| self.engine.release(SequenceId(id)));
-        (prefill, decode)
+        Ok((prefill, decode))
     }
 
     fn request(&mut self, max_tokens: u32) -> SequenceRequest {

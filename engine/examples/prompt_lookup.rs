@@ -96,9 +96,9 @@ fn latency(
             let mut engine = Engine::new(Box::new(runner), config(0))?;
             let requests = (0..streams).map(|id| request(id, prompt, 0.0));
             requests.into_iter().try_for_each(|request| engine.generate(request))?;
-            engine.step().unwrap();
+            engine.step()?;
             for _ in 0..10 {
-                *step_us = step_us.min(engine.step().unwrap().took.as_secs_f32() * 1e6);
+                *step_us = step_us.min(engine.step()?.took.as_secs_f32() * 1e6);
             }
         }
     }
@@ -159,10 +159,10 @@ fn run(
     requests: &[SequenceRequest],
 ) -> Result<(f64, Guesses), Box<dyn std::error::Error>> {
     requests.iter().try_for_each(|request| engine.generate(request.clone()))?;
-    engine.step().unwrap();
+    engine.step()?;
     let (began_ns, mut tokens, mut guesses) = (computed_ns()?, 0, Guesses::default());
     while engine.load().running + engine.load().waiting > 0 {
-        let output = engine.step().unwrap();
+        let output = engine.step()?;
         tokens += output.sequences.iter().map(|news| news.tokens.len()).sum::<usize>();
         guesses.add(output.guesses);
     }

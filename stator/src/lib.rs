@@ -4,6 +4,7 @@
 mod addresses;
 pub mod cli;
 mod cluster;
+pub mod cuda_copies;
 mod engines;
 pub mod error;
 pub mod exit;

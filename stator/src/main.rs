@@ -8,7 +8,7 @@ use protocol::v1::Role;
 use stator::cli::{Cli, Command};
 use stator::error::CommandError;
 use stator::exit::{self, Exit};
-use stator::{gateway, gpus, health, load, router, serve, weights, worker};
+use stator::{cuda_copies, gateway, gpus, health, load, router, serve, weights, worker};
 
 /// The system's allocator costs a gateway a tenth of its time, and keeps more memory than is used
 /// (bench/RESULTS.md).
@@ -61,6 +61,7 @@ async fn run(command: Command) -> Result<(), (Exit, String)> {
         Command::Health(arguments) => health::command(arguments).await,
         Command::Gpus(arguments) => gpus::command(&arguments),
         Command::UcxAgent => kv_transfer::ucx::run_agent(),
+        Command::CudaCopies(arguments) => cuda_copies::command(arguments).await,
         Command::WeightsKeeper(arguments) => weights::command(arguments).await,
         Command::Loadtest(arguments) => {
             let ended = load::command(arguments).await;

@@ -175,7 +175,7 @@ impl Measured {
 
     fn step(&mut self) -> Result<Step, String> {
         let began = Instant::now();
-        let output = self.engine.step().unwrap();
+        let output = self.engine.step().map_err(|error| error.to_string())?;
         let seconds = began.elapsed().as_secs_f64();
         match output.is_idle() {
             true => Err("the engine has nothing to compute although sequences wait".into()),

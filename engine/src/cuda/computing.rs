@@ -261,16 +261,17 @@ impl Graphs {
             return work.submit();
         }
         let stream = work.lane.stream;
-        if let Some(Some(graph)) = self.kept.get(&shape) {
+        match self.kept.get(&shape) {
             // SAFETY: it works with this worker's buffers, as `submit` does.
-            return Ok(unsafe { stream.run(graph) }?);
-        }
-        if self.kept.len() >= GRAPHS_MAX {
-            self.kept.clear();
-        }
-        if !self.kept.contains_key(&shape) {
-            self.kept.insert(shape, None);
-            return work.submit();
+            Some(Some(graph)) => return Ok(unsafe { stream.run(graph) }?),
+            Some(None) => {}
+            None => {
+                if self.kept.len() >= GRAPHS_MAX {
+                    self.kept.clear();
+                }
+                self.kept.insert(shape, None);
+                return work.submit();
+            }
         }
         match stream.capture(|| work.submit()) {
             Ok(graph) => {

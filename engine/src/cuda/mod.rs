@@ -116,9 +116,7 @@ impl CudaModel {
         let card = Card::open(*ordinal, libraries, kernel_cache.as_deref()).map_err(refused)?;
         let weights = match keeper {
             None => Weights::upload(&model.decoder, &card.device).map_err(|e| e.to_string()),
-            Some(launch) => {
-                Weights::kept(&model.decoder, &card.device, launch, &model.weights_id)
-            }
+            Some(launch) => Weights::kept(&model.decoder, &card.device, launch, &model.weights_id),
         };
         let weights = weights.map_err(refused)?;
         let decoder = CudaDecoder::new(&model.decoder, weights, *numerics).map_err(refused)?;

@@ -203,7 +203,7 @@ impl StepShape {
     fn rounded_up(self) -> Self {
         let rounded = |count: usize| match count {
             ..=8 => count.next_power_of_two(),
-            ..=64 => count.next_multiple_of(8),
+            9..=64 => count.next_multiple_of(8),
             _ => count.next_multiple_of(32),
         };
         let rows = rounded(self.rows);

@@ -144,10 +144,7 @@ impl Weights {
 }
 
 /// Brings a decoder's weights to a GPU, and says where they lie. Errors: there is no room for them.
-pub fn upload(
-    stored: &Decoder,
-    device: &Arc<Device>,
-) -> Result<(Layout, Allocation), CudaFailure> {
+pub fn upload(stored: &Decoder, device: &Arc<Device>) -> Result<(Layout, Allocation), CudaFailure> {
     let mut plan = Plan::new(stored);
     let layout = plan.layout(stored);
     let memory = Allocation::new(device, layout.bytes)?;

@@ -47,9 +47,32 @@ pub enum Command {
     /// What a worker starts to move KV blocks by UCX
     #[command(hide = true)]
     UcxAgent,
+    /// Measure copies of KV blocks between pools on GPUs
+    #[command(hide = true)]
+    CudaCopies(CopiesArgs),
     /// What keeps weights on a GPU for several workers
     #[command(hide = true)]
     WeightsKeeper(KeeperArgs),
+}
+
+/// Arguments of `cuda-copies`.
+#[derive(Clone, Debug, Args)]
+pub struct CopiesArgs {
+    /// MiB of each pool
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(4..=65_536))]
+    pub mib: u32,
+
+    /// So many copies are made of each kind
+    #[arg(long, default_value_t = 11, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub rounds: u32,
+
+    /// The GPU, as the driver counts them
+    #[arg(long, default_value_t = 0)]
+    pub ordinal: u32,
+
+    /// Be the other process, with a pool of such blocks
+    #[arg(long, hide = true, num_args = 2, value_names = ["BYTES", "BLOCKS"])]
+    pub source: Vec<usize>,
 }
 
 /// Arguments of a process that keeps weights.

@@ -1,5 +1,4 @@
-//! Measures how blocks come from one GPU pool into another, checks every byte, and prints a table:
-//! `cargo run --release -p kv-transfer --example cuda_copies [MiB per pool] [rounds]`.
+//! Measures how blocks come from one GPU pool into another, checks every byte, and prints a table.
 //!
 //! The first row, one copy within a GPU, is what the others are held against. Where a machine has one
 //! GPU, the rows for two are left out and named.
@@ -18,8 +17,11 @@ use kv_transfer::{
 use protocol::WorkerLife;
 use tokio::time::Instant;
 
-/// The argument with which this program is the other process.
-const SOURCE: &str = "be-the-source";
+use crate::cli::CopiesArgs;
+use crate::error::CommandError;
+
+/// The name of this command.
+const COMMAND: &str = "cuda-copies";
 
 const MINUTES: Duration = Duration::from_secs(600);
 
@@ -70,8 +72,8 @@ fn source(device: &Arc<Device>, shape: Shape) -> anyhow::Result<(Arc<LocalSource
 }
 
 /// Serves a pool until its input ends.
-async fn be_source(shape: Shape) -> anyhow::Result<()> {
-    let device = Device::open(&Driver::load()?, 0)?;
+async fn be_source(shape: Shape, ordinal: u32) -> anyhow::Result<()> {
+    let device = Device::open(&Driver::load()?, ordinal)?;
     let (source, lease) = source(&device, shape)?;
     let pools = Arc::new(LocalPools::default());
     pools.add(worker(), &source);
@@ -98,9 +100,11 @@ impl Drop for Other {
 }
 
 impl Other {
-    fn start(shape: Shape) -> anyhow::Result<Self> {
+    fn start(shape: Shape, ordinal: u32) -> anyhow::Result<Self> {
+        let [ordinal, block_bytes, blocks] =
+            [ordinal as usize, shape.block_bytes, shape.blocks].map(|number| number.to_string());
         let mut process = Command::new(std::env::current_exe()?)
-            .args([SOURCE, &shape.block_bytes.to_string(), &shape.blocks.to_string()])
+            .args([COMMAND, "--ordinal", &ordinal, "--source", &block_bytes, &blocks])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
@@ -182,19 +186,21 @@ impl<'a> Pull<'a> {
     }
 }
 
-#[tokio::main(flavor = "multi_thread", worker_threads = 2)]
-async fn main() -> anyhow::Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let number = |index: usize, default: usize| {
-        arguments.get(index).map_or(Ok(default), |argument| argument.parse())
+/// Measures, or is the other process. Errors: a byte was wrong, or a GPU did not do it.
+pub async fn command(arguments: CopiesArgs) -> Result<(), CommandError> {
+    let CopiesArgs { mib, rounds, ordinal, source } = arguments;
+    let ended = match source[..] {
+        [block_bytes, blocks] => be_source(Shape { block_bytes, blocks }, ordinal).await,
+        _ => measure((mib as usize) << 20, rounds as usize, ordinal).await,
     };
-    if arguments.first().is_some_and(|first| first == SOURCE) {
-        return be_source(Shape { block_bytes: number(1, 0)?, blocks: number(2, 0)? }).await;
-    }
-    let (bytes, rounds) = (number(0, 1024)? << 20, number(1, 11)?);
+    ended.map_err(|error| CommandError::Unavailable(format!("{error:#}")))
+}
+
+async fn measure(bytes: usize, rounds: usize, ordinal: u32) -> anyhow::Result<()> {
     let driver = Driver::load()?;
     let devices = driver.devices()?;
-    let (first, second) = (Device::open(&driver, 0)?, Device::open(&driver, 1).ok());
+    let another = if ordinal == 0 { 1 } else { 0 };
+    let (first, second) = (Device::open(&driver, ordinal)?, Device::open(&driver, another).ok());
     println!(
         "CUDA {:?}, {devices} GPUs, {} MiB, medians of {rounds}",
         driver.version()?,
@@ -220,7 +226,7 @@ async fn main() -> anyhow::Result<()> {
             two.measure(rounds, best).await?;
         }
         drop((here, local));
-        let other = Other::start(shape)?;
+        let other = Other::start(shape, ordinal)?;
         let ways = Ways::default();
         let (cuda, tcp) = (Way::Cuda(other.address.clone()), Way::Tcp(other.address.clone()));
         let ipc =
