@@ -50,19 +50,33 @@ pub struct Fake {
     /// It.
     pub driver: Arc<Driver>,
     library: Library,
+    path: PathBuf,
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        let _removed = std::fs::remove_file(&self.path);
+    }
 }
 
 #[allow(clippy::new_without_default)] // loading is no default
 impl Fake {
     /// Loads one.
     pub fn new() -> Self {
-        let (fake, driver) = Self::load(None);
-        Self { driver: driver.unwrap(), library: fake }
+        let (path, library, driver) = Self::load(None);
+        Self { driver: driver.unwrap(), library, path }
+    }
+
+    /// Its file, for who loads drivers by their path.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 
     /// What loading a driver without this function ends with.
     pub fn without(symbol: &str) -> Result<Arc<Driver>, CudaError> {
-        Self::load(Some(symbol)).1
+        let (path, _library, driver) = Self::load(Some(symbol));
+        std::fs::remove_file(path).unwrap();
+        driver
     }
 
     /// Puts the library where a process looks for it that has this folder in LD_LIBRARY_PATH.
@@ -71,7 +85,7 @@ impl Fake {
         std::fs::copy(libraries().join(DRIVER), folder.join(DRIVER)).unwrap();
     }
 
-    fn load(missing: Option<&str>) -> (Library, Result<Arc<Driver>, CudaError>) {
+    fn load(missing: Option<&str>) -> (PathBuf, Library, Result<Arc<Driver>, CudaError>) {
         // A file of its own each time: the loader gives one file's variables to all who load it.
         let path = file();
         match missing {
@@ -81,8 +95,7 @@ impl Fake {
         // SAFETY: the library has no initialisers.
         let library = unsafe { Library::new(&path) }.unwrap();
         let driver = Driver::load_from(&path);
-        std::fs::remove_file(path).unwrap();
-        (library, driver)
+        (path, library, driver)
     }
 
     /// One of its two GPUs.

@@ -232,12 +232,15 @@ impl Work<'_> {
         let (dtype, vocabulary) = (self.decoder.dtype(), self.decoder.config.vocabulary_size);
         let row_bytes = vocabulary * dtype.bytes();
         let mut room = Pinned::take(stream.device(), rows.len() * row_bytes)?;
-        for (index, row) in rows.iter().enumerate() {
+        let mut fetch = |(index, row): (usize, &usize)| {
             let to = room.slice_mut(index * row_bytes..(index + 1) * row_bytes);
             // SAFETY: pinned, and looked at after the wait.
-            unsafe { stream.fetch(to, buffers.logits + (row * row_bytes) as u64) }?;
-        }
+            unsafe { stream.fetch(to, buffers.logits + (row * row_bytes) as u64) }
+        };
+        let fetched = rows.iter().enumerate().try_for_each(&mut fetch);
+        // Also where it failed: the room is then somebody else's.
         stream.wait()?;
+        fetched?;
         let bytes = room.slice(0..rows.len() * row_bytes);
         Ok(bytes.chunks_exact(row_bytes).map(|row| numbers(row, dtype)).collect())
     }
