@@ -12,7 +12,7 @@ use std::sync::Arc;
 use cuda_driver::fake::{self, Fake};
 use engine::{
     CudaModel, CudaOptions, CudaRunner, Engine, EngineConfig, Libraries, Numerics, SequenceId,
-    SequenceRequest,
+    SequenceRequest, WeightFormat,
 };
 use protocol::v1::{Sampling, Stopping};
 
@@ -35,6 +35,7 @@ fn load(fake: &Fake) -> Result<CudaModel, Box<dyn Error>> {
     let options = CudaOptions {
         ordinal: 0,
         numerics: Numerics::Fast,
+        weights: WeightFormat::AsStored,
         kernel_cache: Some(Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels")),
         libraries: Libraries {
             driver: Some(fake.path().to_path_buf()),

@@ -82,6 +82,10 @@ pub fn check(arguments: &EngineArgs) -> Result<(), String> {
                     leave --share-weights out, or add --device cuda"
             .into());
     }
+    let is_cuda = matches!(arguments.device, Device::Cuda { .. });
+    if arguments.quantization == Some(Quantization::Fp8) && !is_cuda {
+        return Err("fp8 is for GPUs; add --device cuda, or use --quantization int8".into());
+    }
     arguments.device.check()
 }
 
@@ -132,6 +136,7 @@ impl Engines {
         let options = CudaOptions {
             ordinal,
             numerics: arguments.numerics.into(),
+            weights: weights::format(arguments.quantization),
             kernel_cache: kernel_cache(arguments),
             libraries: Libraries::default(),
             keeper: match arguments.share_weights {
@@ -139,20 +144,27 @@ impl Engines {
                 false => None,
             },
         };
-        Ok(Self::Cuda(Arc::new(match arguments.quantization {
-            None => CudaModel::load(path, &options)?,
-            Some(Quantization::Int8) => {
-                let cache_dir = arguments.cache_dir.clone();
-                let model = Self::load_in_int8(path, KernelPath::Portable, cache_dir)?;
-                CudaModel::of(&model, &options)?
-            }
-        })))
+        let model = Self::load_files(path, arguments.quantization, arguments.cache_dir.clone())?;
+        Ok(Self::Cuda(Arc::new(CudaModel::of(&model, &options)?)))
+    }
+
+    /// A model whose weights are brought to a GPU. Errors: a file is missing or unusable.
+    pub fn load_files(
+        path: &Path,
+        quantization: Option<Quantization>,
+        cache_dir: Option<PathBuf>,
+    ) -> Result<Model, LoadError> {
+        match quantization {
+            Some(Quantization::Int8) => Self::load_in_int8(path, KernelPath::Portable, cache_dir),
+            Some(Quantization::Fp8) | None => Model::load(path, KernelPath::Portable),
+        }
     }
 
     fn load_cpu(path: &Path, arguments: &EngineArgs) -> Result<Self, CommandError> {
         let kernel_path = KernelPath::detect();
         let model = Arc::new(match arguments.quantization {
-            None => Model::load(path, kernel_path)?,
+            // `check` refused others.
+            None | Some(Quantization::Fp8) => Model::load(path, kernel_path)?,
             Some(Quantization::Int8) => {
                 Self::load_in_int8(path, kernel_path, arguments.cache_dir.clone())?
             }
@@ -165,7 +177,7 @@ impl Engines {
 
     /// Shows on a terminal how far the weights are, where they have yet to be made. Errors: a file is
     /// missing or unusable, or cannot be written.
-    pub fn load_in_int8(
+    fn load_in_int8(
         path: &Path,
         kernel_path: KernelPath,
         cache_dir: Option<PathBuf>,

@@ -4,9 +4,10 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use engine::{CudaModel, KeeperLaunch, KernelPath, Libraries, Model};
+use clap::ValueEnum;
+use engine::{CudaModel, KeeperLaunch, Libraries, WeightFormat};
 
-use crate::cli::{EngineArgs, KeeperArgs};
+use crate::cli::{EngineArgs, KeeperArgs, Quantization};
 use crate::engines::Engines;
 use crate::error::CommandError;
 
@@ -20,11 +21,9 @@ const GRACE: Duration = Duration::from_secs(30);
 pub async fn command(arguments: KeeperArgs) -> Result<(), CommandError> {
     let kept = tokio::task::spawn_blocking(move || {
         let KeeperArgs { ordinal, quantization, cache_dir, model, socket } = arguments;
-        let model = match quantization {
-            None => Model::load(&model, KernelPath::Portable)?,
-            Some(_int8) => Engines::load_in_int8(&model, KernelPath::Portable, cache_dir)?,
-        };
-        CudaModel::keep(&model, ordinal, &Libraries::default(), &socket, GRACE)?;
+        let format = format(quantization);
+        let model = Engines::load_files(&model, quantization, cache_dir)?;
+        CudaModel::keep(&model, format, ordinal, &Libraries::default(), &socket, GRACE)?;
         Ok(())
     });
     kept.await.map_err(|error| CommandError::Component(error.to_string()))?
@@ -39,8 +38,9 @@ pub fn launch(
 ) -> Result<KeeperLaunch, CommandError> {
     let mut command: Vec<OsString> =
         vec![COMMAND.into(), "--ordinal".into(), ordinal.to_string().into()];
-    if arguments.quantization.is_some() {
-        command.extend(["--quantization".into(), "int8".into()]);
+    let quantization = arguments.quantization.and_then(|kind| kind.to_possible_value());
+    if let Some(kind) = quantization {
+        command.extend(["--quantization".into(), kind.get_name().into()]);
     }
     if let Some(directory) = &arguments.cache_dir {
         command.extend(["--cache-dir".into(), directory.into()]);
@@ -52,6 +52,15 @@ pub fn launch(
         arguments: command,
         directory: directory(),
     })
+}
+
+/// As what matrices lie on a GPU.
+pub fn format(quantization: Option<Quantization>) -> WeightFormat {
+    match quantization {
+        Some(Quantization::Fp8) => WeightFormat::Fp8,
+        // Those of int8 are files.
+        Some(Quantization::Int8) | None => WeightFormat::AsStored,
+    }
 }
 
 /// Where the system has things of running processes of one user.

@@ -108,7 +108,7 @@ impl CudaDecoder {
         let layers = self.weights.layout.layers.iter().flat_map(|layer| {
             [layer.query_key_value, layer.attention_output, layer.gate_up, layer.down]
         });
-        let coded = layers.chain([self.weights.layout.output]).filter(|m| m.scales.is_some());
+        let coded = layers.chain([self.weights.layout.output]).filter(|m| m.code.is_some());
         coded.map(|matrix| matrix.outputs * matrix.inputs).max().unwrap_or(0)
     }
 

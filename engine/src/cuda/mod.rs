@@ -37,6 +37,7 @@ pub use card::Libraries;
 pub use computing::{Computing, Row};
 use decoder::CudaDecoder;
 pub use keeper::Launch as KeeperLaunch;
+pub use weights::WeightFormat;
 use weights::Weights;
 
 /// How a model is brought to a GPU.
@@ -47,6 +48,8 @@ pub struct CudaOptions {
     /// Whether a token's arithmetic may depend on its company.
     pub numerics: Numerics,
 
+    /// As what matrices lie on the GPU.
+    pub weights: WeightFormat,
     /// Where compiled kernels are kept, if anywhere: a directory that nobody else may write to.
     pub kernel_cache: Option<PathBuf>,
     /// Where NVIDIA's libraries are.
@@ -112,11 +115,16 @@ impl CudaModel {
             device: format!("CUDA device {}", options.ordinal),
             problem,
         };
-        let CudaOptions { ordinal, numerics, libraries, kernel_cache, keeper } = options;
+        let CudaOptions { ordinal, numerics, weights: format, libraries, kernel_cache, keeper } =
+            options;
         let card = Card::open(*ordinal, libraries, kernel_cache.as_deref()).map_err(refused)?;
         let weights = match keeper {
-            None => Weights::upload(&model.decoder, &card.device).map_err(|e| e.to_string()),
-            Some(launch) => Weights::kept(&model.decoder, &card.device, launch, &model.weights_id),
+            None => {
+                Weights::upload(&model.decoder, &card.device, *format).map_err(|e| e.to_string())
+            }
+            Some(launch) => {
+                Weights::kept(&model.decoder, &card.device, *format, launch, &model.weights_id)
+            }
         };
         let weights = weights.map_err(refused)?;
         let decoder = CudaDecoder::new(&model.decoder, weights, *numerics).map_err(refused)?;
@@ -130,6 +138,10 @@ impl CudaModel {
         };
         let probe = loaded.probe(*numerics).map_err(refused)?;
         let (kind, dtype) = (loaded.card.kind(), dtype_name(loaded.decoder.dtype()));
+        let dtype = match format {
+            WeightFormat::AsStored => dtype.to_string(),
+            WeightFormat::Fp8 => format!("{dtype}-fp8"),
+        };
         let shapes = match numerics {
             Numerics::Fixed => format!("fixed{}", buffers::PRODUCT_ROWS),
             Numerics::Fast => "fast".to_string(),
@@ -143,6 +155,7 @@ impl CudaModel {
     /// the user.
     pub fn keep(
         model: &Model,
+        format: WeightFormat,
         ordinal: u32,
         libraries: &Libraries,
         socket: &Path,
@@ -153,7 +166,7 @@ impl CudaModel {
             problem,
         };
         let device = card::open_device(ordinal, libraries).map_err(refused)?;
-        let uploaded = weights::upload(&model.decoder, &device);
+        let uploaded = weights::upload(&model.decoder, &device, format);
         let (_, memory) = uploaded.map_err(|error| refused(error.to_string()))?;
         keeper::keep(&memory, socket, grace).map_err(refused)
     }

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use cuda_driver::{Allocation, Device, Pinned, Stream};
-use cuda_kernels::{Dtype, GemvWeights};
+use cuda_kernels::{Dtype, GemvWeights, QuantizedMatrix, WeightCode, quantize_rows};
 use half::{bf16, f16};
 
 use super::CudaFailure;
@@ -18,6 +18,8 @@ const ALIGNMENT: usize = 256;
 const UPLOAD_BYTES: usize = 16 << 20;
 /// Elements that share a scale, as in the files (`Q8_0`).
 const Q8_GROUP: usize = 32;
+/// The same in FP8: the first of these that divides a row.
+const FP8_GROUPS: [usize; 4] = [128, 64, 32, 16];
 
 /// Where everything lies: offsets into the allocation.
 #[derive(Debug)]
@@ -68,10 +70,30 @@ pub struct Matrix {
     pub inputs: usize,
     /// Where the numbers, or their codes, lie.
     pub at: usize,
-    /// Where the scales of codes lie; dense where absent.
-    pub scales: Option<usize>,
+    /// How numbers are coded, where they are.
+    pub code: Option<Code>,
     /// `[outputs]`
     pub bias: Option<usize>,
+}
+
+/// How the numbers of a matrix are coded in 8 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Code {
+    /// How one is.
+    pub code: WeightCode,
+    /// Where scales lie: f32 `[outputs, inputs / group]`.
+    pub scales: usize,
+    /// Elements that share a scale.
+    pub group: usize,
+}
+
+/// As what matrices lie on the GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightFormat {
+    /// As their files have them: codes of `Q8_0` stay, other quantised ones are widened.
+    AsStored,
+    /// Layers' matrices are rounded to FP8, with a scale for up to 128.
+    Fp8,
 }
 
 /// Weights on a GPU.
@@ -90,8 +112,12 @@ enum Memory {
 
 impl Weights {
     /// Brings a decoder's weights to a GPU. Errors: there is no room for them.
-    pub fn upload(stored: &Decoder, device: &Arc<Device>) -> Result<Self, CudaFailure> {
-        let (layout, memory) = upload(stored, device)?;
+    pub fn upload(
+        stored: &Decoder,
+        device: &Arc<Device>,
+        format: WeightFormat,
+    ) -> Result<Self, CudaFailure> {
+        let (layout, memory) = upload(stored, device, format)?;
         Ok(Self { layout, memory: Memory::Own(memory) })
     }
 
@@ -100,10 +126,11 @@ impl Weights {
     pub fn kept(
         stored: &Decoder,
         device: &Arc<Device>,
+        format: WeightFormat,
         launch: &Launch,
         weights_id: &str,
     ) -> Result<Self, String> {
-        let layout = Plan::new(stored).layout(stored);
+        let layout = Plan::new(stored, format).layout(stored);
         let uuid = device.uuid().map_err(|error| error.to_string())?;
         // All that decides which bytes lie where.
         let content = format!("{weights_id} {layout:?} {}", env!("CARGO_PKG_VERSION"));
@@ -134,18 +161,24 @@ impl Weights {
     /// A matrix as products want to see it.
     pub fn of_matrix(&self, matrix: &Matrix) -> GemvWeights {
         let at = self.address(matrix.at);
-        match matrix.scales {
-            None => GemvWeights::Dense { weights: at, dtype: self.layout.dtype },
-            Some(scales) => {
-                GemvWeights::Int8 { codes: at, scales: self.address(scales), group: Q8_GROUP }
-            }
+        let Some(Code { code, scales, group }) = matrix.code else {
+            return GemvWeights::Dense { weights: at, dtype: self.layout.dtype };
+        };
+        let (codes, scales) = (at, self.address(scales));
+        match code {
+            WeightCode::Int8 => GemvWeights::Int8 { codes, scales, group },
+            WeightCode::Fp8 => GemvWeights::Fp8 { codes, scales, group },
         }
     }
 }
 
 /// Brings a decoder's weights to a GPU, and says where they lie. Errors: there is no room for them.
-pub fn upload(stored: &Decoder, device: &Arc<Device>) -> Result<(Layout, Allocation), CudaFailure> {
-    let mut plan = Plan::new(stored);
+pub fn upload(
+    stored: &Decoder,
+    device: &Arc<Device>,
+    format: WeightFormat,
+) -> Result<(Layout, Allocation), CudaFailure> {
+    let mut plan = Plan::new(stored, format);
     let layout = plan.layout(stored);
     let memory = Allocation::new(device, layout.bytes)?;
     let mut upload = Upload::new(memory.address(), device)?;
@@ -169,6 +202,7 @@ pub fn dtype_of(matrix: &WeightMatrix) -> Dtype {
 /// What goes where, in order.
 struct Plan<'a> {
     dtype: Dtype,
+    format: WeightFormat,
     parts: Vec<Part<'a>>,
     end: usize,
 }
@@ -188,11 +222,14 @@ enum Content<'a> {
     Codes(&'a WeightMatrix),
     /// Its scales, as f32.
     Scales(&'a WeightMatrix),
+    /// Codes of FP8 of rows, and elsewhere their scales.
+    Fp8 { matrix: &'a WeightMatrix, scales: usize, group: usize },
 }
 
 impl<'a> Plan<'a> {
-    fn new(stored: &Decoder) -> Self {
-        Self { dtype: dtype_of(stored.layers[0].key.weight()), parts: Vec::new(), end: 0 }
+    fn new(stored: &Decoder, format: WeightFormat) -> Self {
+        let dtype = dtype_of(stored.layers[0].key.weight());
+        Self { dtype, format, parts: Vec::new(), end: 0 }
     }
 
     fn layout(&mut self, stored: &'a Decoder) -> Layout {
@@ -202,7 +239,7 @@ impl<'a> Plan<'a> {
         let [outputs, inputs] = stored.embedding.shape();
         let output = match &stored.output {
             Some(output) => self.matrix(&[output], None),
-            None => Matrix { outputs, inputs, at: embedding, scales: None, bias: None },
+            None => Matrix { outputs, inputs, at: embedding, code: None, bias: None },
         };
         let dtype = self.dtype;
         Layout { dtype, embedding, layers, final_norm, output, bytes: self.end }
@@ -244,14 +281,40 @@ impl<'a> Plan<'a> {
             let data = matrix.matrix().data;
             matches!(data, WeightData::Quantized { format: QuantFormat::Q8_0, .. })
         };
+        let group = FP8_GROUPS.into_iter().find(|group| inputs.is_multiple_of(*group));
+        if let (WeightFormat::Fp8, Some(group)) = (self.format, group) {
+            let (at, scales) = self.fp8(matrices, inputs, group);
+            let code = Some(Code { code: WeightCode::Fp8, scales, group });
+            return Matrix { outputs, inputs, at, code, bias };
+        }
         if !matrices.iter().all(is_coded) {
             let at = self.rows(matrices, inputs * self.dtype.bytes(), Content::Dense);
-            return Matrix { outputs, inputs, at, scales: None, bias };
+            return Matrix { outputs, inputs, at, code: None, bias };
         }
         let at = self.rows(matrices, inputs, Content::Codes);
         let scales_bytes = inputs / Q8_GROUP * size_of::<f32>();
-        let scales = Some(self.rows(matrices, scales_bytes, Content::Scales));
-        Matrix { outputs, inputs, at, scales, bias }
+        let scales = self.rows(matrices, scales_bytes, Content::Scales);
+        let code = Some(Code { code: WeightCode::Int8, scales, group: Q8_GROUP });
+        Matrix { outputs, inputs, at, code, bias }
+    }
+
+    /// Codes of matrices one after the other, and behind them all scales.
+    fn fp8(
+        &mut self,
+        matrices: &[&'a WeightMatrix],
+        inputs: usize,
+        group: usize,
+    ) -> (usize, usize) {
+        let rows: usize = matrices.iter().map(|matrix| matrix.shape()[0]).sum();
+        let first_at = self.place(rows * inputs, true);
+        let first_scales = self.place(rows * inputs / group * size_of::<f32>(), true);
+        let (mut at, mut scales) = (first_at, first_scales);
+        for matrix in matrices {
+            self.parts.push(Part { at, content: Content::Fp8 { matrix, scales, group } });
+            at += matrix.shape()[0] * inputs;
+            scales += matrix.shape()[0] * inputs / group * size_of::<f32>();
+        }
+        (first_at, first_scales)
     }
 
     /// The rows of matrices one after the other.
@@ -318,8 +381,37 @@ impl Part<'_> {
             Content::Scales(matrix) => {
                 each_q8_block(matrix, |scale, _codes| upload.write(&scale.to_ne_bytes()))
             }
+            Content::Fp8 { matrix, scales, group } => {
+                let rounded = rounded_to_fp8(matrix, group);
+                rounded.iter().try_for_each(|part| upload.write(&part.codes))?;
+                upload.seek(scales)?;
+                rounded
+                    .iter()
+                    .try_for_each(|part| upload.write_each(&part.scales, f32::to_ne_bytes))
+            }
         }
     }
+}
+
+/// A matrix as FP8: in parts of consecutive rows, one for each CPU.
+fn rounded_to_fp8(matrix: &WeightMatrix, group: usize) -> Vec<QuantizedMatrix> {
+    let ([outputs, inputs], matrix) = (matrix.shape(), matrix.matrix());
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let rows_each = outputs.div_ceil(cpus).max(1);
+    let round = &|first: usize| {
+        let rows = first..(first + rows_each).min(outputs);
+        let mut numbers = vec![0.0; rows.len() * inputs];
+        for (row, to) in rows.zip(numbers.chunks_exact_mut(inputs)) {
+            matrix.copy_row(row, to);
+        }
+        quantize_rows(&numbers, group, WeightCode::Fp8)
+    };
+    std::thread::scope(|scope| {
+        let parts = (0..outputs).step_by(rows_each);
+        let threads: Vec<_> = parts.map(|first| scope.spawn(move || round(first))).collect();
+        let joined = threads.into_iter().map(|thread| thread.join());
+        joined.map(|rounded| rounded.expect("rounding does not panic")).collect()
+    })
 }
 
 /// The blocks of `Q8_0`: an f16 scale, and 32 codes of two's complement.

@@ -2,7 +2,7 @@
 //! cuBLAS are those of `cuda-driver/fake`, all else is what runs on a card.
 
 use cuda_driver::fake;
-use engine::{CudaModel, CudaOptions, CudaRunner, Libraries, Numerics};
+use engine::{CudaModel, CudaOptions, CudaRunner, Libraries, Numerics, WeightFormat};
 
 use super::*;
 
@@ -12,6 +12,7 @@ fn options(numerics: Numerics) -> CudaOptions {
         ordinal: 1,
         numerics,
 
+        weights: WeightFormat::AsStored,
         kernel_cache: Some(Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels")),
         libraries: Libraries {
             driver: Some(libraries.join(fake::DRIVER)),
@@ -123,6 +124,29 @@ fn gguf_files_compute_what_the_directory_computes() {
             assert!((found - expected).abs() <= 2e-2 * range, "{found} for {expected} of {range}");
         }
     }
+}
+
+/// Weights of FP8 are rounded a little, by one path as by the other.
+#[test]
+fn fp8_is_near_what_it_was_rounded_from() {
+    let directory = fixture("../../../models/demo");
+    let case = Case { prompt: (300..420).collect(), greedy: vec![0] };
+    let vocabulary = Model::load(&directory, KernelPath::Portable).unwrap().config.vocabulary_size;
+    let plain = logits(&mut engine(&directory, KernelPath::Portable, ROOMY), &case, vocabulary);
+    let range = plain.iter().fold(0.0f32, |range, logit| range.max(-logit));
+    let rounded = [Numerics::Fixed, Numerics::Fast].map(|numerics| {
+        let options = CudaOptions { weights: WeightFormat::Fp8, ..options(numerics) };
+        let model = Arc::new(CudaModel::load(&directory, &options).unwrap());
+        assert!(model.numerics_id.contains("-bf16-fp8-"), "{}", model.numerics_id);
+        logits(&mut engine_on(&model, ROOMY), &case, vocabulary)
+    });
+    let largest = |one: &[f32], other: &[f32]| {
+        let errors = one.iter().zip(other).map(|(one, other)| (one - other).abs() / range);
+        errors.fold(0.0f32, f32::max)
+    };
+    let errors = [&plain, &rounded[1]].map(|other| largest(&rounded[0], other));
+    assert!(errors[0] > 1e-3, "it is another model: {errors:?}");
+    assert!(errors[0] < 0.1 && errors[1] < 2e-2, "{errors:?}");
 }
 
 /// Whatever computes otherwise has another id; who computes the same has the same one.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use cuda_driver::fake;
-use engine::{CudaModel, CudaOptions, Libraries, Numerics};
+use engine::{CudaModel, CudaOptions, Libraries, Numerics, WeightFormat};
 
 use super::*;
 
@@ -17,6 +17,7 @@ fn bench(fixture: &str) -> Bench {
     let options = CudaOptions {
         ordinal: 0,
         numerics: Numerics::Fixed,
+        weights: WeightFormat::AsStored,
         kernel_cache: Some(std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels")),
         libraries: Libraries {
             driver: library(fake::DRIVER),

@@ -264,7 +264,8 @@ pub struct EngineArgs {
     pub kv_blocks: Option<u32>,
 
     /// Weights in fewer bits than the model's own: half the memory and nearly twice the speed of bf16,
-    /// for answers that differ a little. They are made when first asked for, and kept in a file
+    /// for answers that differ a little. Those of int8 are made when first asked for, and kept in a
+    /// file; those of fp8 each time that they are brought to a GPU
     #[arg(long, env = "STATOR_QUANTIZATION", value_enum)]
     pub quantization: Option<Quantization>,
 
@@ -315,6 +316,8 @@ impl From<Numerics> for engine::Numerics {
 pub enum Quantization {
     /// 8 bits, and a scale for each 32.
     Int8,
+    /// Floats of 8 bits (e4m3), and a scale for each 128: on a GPU.
+    Fp8,
 }
 
 /// A duration that a mock may be told: up to a minute.
