@@ -23,7 +23,7 @@ PYTEST := $(VENV)/bin/pytest
 # A worker of this commit must be able to serve in a cluster of the present version.
 EARLIER := 4c55971bdc675c57028f6689a17b1c7941c02dac
 
-# With candle, which is what computes on a GPU, on the CPU.
+# With candle, with which our kernels are compared.
 test: $(VENV)/.installed target/earlier/$(EARLIER) target/.g++
 	cargo build --workspace --all-targets --locked --features stator/candle
 	cargo test --workspace --locked --features stator/candle

@@ -8,8 +8,8 @@
 // counted. Memory and events of other processes are shared by memory files (/proc/PID/fd/N).
 //
 // Tests talk to it by the functions `fake_cuda_*` at the end. A process that is a fake's user from its
-// start takes faults from FAKE_CUDA_FAIL ("call:code,…"). A function is missing when it is compiled
-// with -Dfunction=another_name.
+// start takes faults from FAKE_CUDA_FAIL ("call:code,…"; "call:code:after" of one call only, see
+// `fake_cuda_fail`). A function is missing when it is compiled with -Dfunction=another_name.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -533,7 +533,9 @@ int cuInit(unsigned flags) {
     for (int i = 0; text && *text && i < FAULTS_MAX; i++) {
       int read = 0;
       if (sscanf(text, "%63[^:]:%d%n", faults[i].call, &faults[i].code, &read) != 2) break;
-      text += read + (text[read] == ',');
+      text += read;
+      if (sscanf(text, ":%d%n", &faults[i].after, &read) == 1) text += read;
+      text += *text == ',';
     }
   }
   return leave(flags ? INVALID_VALUE : SUCCESS);

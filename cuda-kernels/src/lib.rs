@@ -2,7 +2,7 @@
 //! how each is launched.
 //!
 //! This crate calls no driver: a [`Launch`] says everything that `cuLaunchKernel` wants to know, so
-//! that tests run the very same sources and launches on a CPU (`tests/emulation`).
+//! that tests run the very same sources and launches on a CPU (`cuda-driver/fake`).
 
 mod attention;
 mod blocks;

@@ -43,8 +43,8 @@ pub enum CompileError {
     /// No library.
     #[error(
         "NVIDIA's run-time compiler is not found ({tried}): install it (`pip install \
-         nvidia-cuda-nvrtc` has libnvrtc.so.13, CUDA's toolkit has it too) and name the file, or let \
-         the system's loader find it"
+         nvidia-cuda-nvrtc` has libnvrtc.so.13, CUDA's toolkit has it too) where the system's loader \
+         finds it (LD_LIBRARY_PATH)"
     )]
     Missing {
         /// What was tried, with the loader's words.

@@ -1,4 +1,4 @@
-"""What computes: `--device`. The binary under test has candle, and no CUDA."""
+"""What computes: `--device`. The binary under test has candle, and not its CUDA kernels."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def answer(server):
 
 
 @pytest.mark.parametrize("numerics", ["fixed", "fast"])
-def test_what_computes_on_a_gpu_answers_as_our_kernels_do(numerics):
+def test_candle_answers_as_our_kernels_do(numerics):
     with Server() as ours:
         expected = answer(ours)
     with Server("--device", "candle-cpu", "--numerics", numerics) as candle:
@@ -26,11 +26,14 @@ def test_what_computes_on_a_gpu_answers_as_our_kernels_do(numerics):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (("--device", "cuda"), ["built without CUDA", "--features cuda", "--device cpu"]),
-        (("--device", "cuda:1"), ["built without CUDA"]),
+        (("--device", "candle-cuda"), ["candle's CUDA kernels", "--features cuda", "--device cuda"]),
+        (("--device", "candle-cuda:1"), ["--features cuda"]),
         (("--device", "gpu"), ["--device", "cuda:N"]),
         (("--device", "candle-cpu", "--engine", "mock"), ["leave --device out"]),
         (("--device", "candle-cpu", "--quantization", "int8"), ["--quantization"]),
+        (("--quantization", "fp8"), ["--device cuda"]),
+        (("--share-weights",), ["--device cuda"]),
+        (("--device", "cuda", "--block-size", "6"), ["--block-size 16"]),
         (("--numerics", "fast"), ["leave --numerics out"]),
     ],
 )

@@ -6,17 +6,18 @@ use std::process::Command;
 use serde_json::Value;
 
 /// What each crate of the workspace may use of the others, and of the libraries that matter.
-const ALLOWED: [(&str, &[&str]); 20] = [
+const ALLOWED: [(&str, &[&str]); 21] = [
     ("protocol", &[]),
     ("testkit", &[]),
     ("messaging", &["protocol"]),
-    ("kv-transfer", &["protocol"]),
+    ("cuda-driver", &[]),
+    ("kv-transfer", &["cuda-driver", "protocol"]),
     ("tokenizer", &[]),
     ("topology", &["protocol"]),
     ("grammar", &["tokenizer"]),
     ("gguf", &[]),
     ("cuda-kernels", &[]),
-    ("engine", &["gguf", "grammar", "kv-transfer", "protocol"]),
+    ("engine", &["cuda-driver", "cuda-kernels", "gguf", "grammar", "kv-transfer", "protocol"]),
     ("chaos", &["testkit"]),
     ("loadtest", &[]),
     ("telemetry", &[]),

@@ -46,7 +46,10 @@ pub enum LoadError {
         /// The system's reason.
         source: std::io::Error,
     },
-    /// A device that cannot compute the model.
+    /// A model of sizes that a device's kernels do not compute: a sentence.
+    #[error("{0}")]
+    Unsuited(String),
+    /// A device that cannot be used.
     #[error(
         "{device} cannot compute: {problem}; see that the driver works (nvidia-smi) and that \
         nothing else fills the device's memory, or serve with --device cpu"

@@ -77,12 +77,17 @@ pub fn check(arguments: &EngineArgs) -> Result<(), String> {
     if is_candle && arguments.quantization.is_some() {
         return Err("candle has no weights in 8 bits; leave --quantization or --device out".into());
     }
-    if arguments.share_weights && !matches!(arguments.device, Device::Cuda { .. }) {
+    let is_cuda = matches!(arguments.device, Device::Cuda { .. });
+    if arguments.share_weights && !is_cuda {
         return Err("weights are shared on GPUs (the CPU's workers share their files anyway); \
                     leave --share-weights out, or add --device cuda"
             .into());
     }
-    let is_cuda = matches!(arguments.device, Device::Cuda { .. });
+    if is_cuda && !arguments.block_size.is_multiple_of(4) {
+        return Err(
+            "the GPU's kernels need blocks of a multiple of 4 tokens; use --block-size 16".into()
+        );
+    }
     if arguments.quantization == Some(Quantization::Fp8) && !is_cuda {
         return Err("fp8 is for GPUs; add --device cuda, or use --quantization int8".into());
     }

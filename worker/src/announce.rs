@@ -34,7 +34,11 @@ pub async fn run(
     network: &Network,
 ) -> WorkerError {
     let Worker { host, presence, .. } = worker;
-    host.warm().await;
+    tokio::select! {
+        biased;
+        () = host.warm() => {}
+        () = host.stopped() => return WorkerError::EngineStopped(host.take_failure()),
+    }
     if let Some(sentence) = admission::conflict(registration, &network.registry) {
         return WorkerError::Refused(sentence);
     }

@@ -1,13 +1,14 @@
 //! Products of few rows with weights: right, and each row's bits do not depend on the others.
 
 use cuda_kernels::{
-    Dtype, GEMV_ROWS_MAX, Gemv, GemvWeights, KernelShape, Module, WeightCode, quantize_rows,
+    Dtype, GEMV_ROWS_MAX, Gemv, GemvWeights, KernelShape, Module, WeightCode, WidenWeights,
+    quantize_rows,
 };
 use half::{bf16, f16};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
-use crate::emulator::{SHAPE, Work, rounded, run, run_everywhere};
+use crate::emulator::{SHAPE, Work, rounded, run, run_everywhere, stored};
 
 #[derive(Clone, Copy, Debug)]
 enum Format {
@@ -156,4 +157,27 @@ fn weights_of_eight_bits() {
     Case::new(Dtype::F32, int8(32), 10, 576, false).check(false);
     Case::new(Dtype::Bf16, fp8(128), 7, 640, false).check(true);
     Case::new(Dtype::F32, fp8(16), 1, 48, true).check(false);
+}
+
+/// For products of many rows, codes become the numbers that they stand for.
+#[test]
+fn codes_are_widened_to_what_they_stand_for() {
+    for (code, group) in [(WeightCode::Int8, 32), (WeightCode::Fp8, 128)] {
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            let case = Case::new(dtype, Format::Coded(code, group), 9, 384, false);
+            let matrix = quantize_rows(&case.weights, group, code);
+            let mut work = Work::default();
+            let (codes, scales) = (work.bytes(matrix.codes), work.floats(&matrix.scales));
+            let weights = match code {
+                WeightCode::Int8 => GemvWeights::Int8 { codes, scales, group },
+                WeightCode::Fp8 => GemvWeights::Fp8 { codes, scales, group },
+            };
+            let count = case.weights.len();
+            let out = work.room(count * dtype.bytes());
+            work.launches = vec![WidenWeights { out, weights, count }.launch().unwrap().unwrap()];
+            let memory = run_everywhere(Module::Gemv, &case.shape, &work);
+            let expected: Vec<f32> = case.dequantized().iter().map(|x| *x as f32).collect();
+            assert!(memory.bytes(out) == stored(&expected, dtype), "{code:?} {dtype:?}");
+        }
+    }
 }

@@ -1,8 +1,8 @@
 //! The pieces of a layer between its matrix products.
 
 use cuda_kernels::{
-    AddAndNormalise, Dtype, Embed, KernelShape, KvPlanes, Launch, Module, NOBODY, PrepareHeads,
-    SiluMultiply,
+    AddAndNormalise, AddBias, Dtype, Embed, KernelShape, KvPlanes, Launch, Module, NOBODY,
+    PrepareHeads, SiluMultiply, TakeRows,
 };
 use engine::kernels::{
     Compute, Element, HeadShape, KernelPath, KvPlanes as EnginePlanes, QuerySpan, RmsNorm,
@@ -270,6 +270,41 @@ fn swiglu_has_the_bits_of_the_engines_kernel() {
             stored(&gate, dtype)
         });
         assert!(memory.bytes(multiply.out) == expected.collect::<Vec<u8>>(), "{dtype:?} {inner}");
+    }
+}
+
+#[test]
+fn rows_are_taken_as_they_are() {
+    let table = numbers(7 * 300, 10);
+    let mut work = Work::default();
+    let take = TakeRows {
+        rows: 4,
+        row_bytes: 300 * 4,
+        out: work.room(4 * 300 * 4),
+        table: work.floats(&table),
+        numbers: work.integers(&[6, 0, NOBODY, 6]),
+    };
+    work.launches = vec![take.launch().unwrap()];
+    let memory = run_everywhere(Module::Layer, &SHAPE, &work);
+    let found = memory.floats(take.out);
+    for (place, row) in [(0, 6), (1, 0), (3, 6)] {
+        assert_eq!(found[place * 300..][..300], table[row * 300..][..300]);
+    }
+    assert!(found[600..900].iter().all(|number| number.is_nan()), "nobody's row is left alone");
+}
+
+#[test]
+fn a_bias_is_added_to_each_row() {
+    for dtype in [Dtype::F32, Dtype::Bf16] {
+        let shape = KernelShape { activations: dtype, weights: dtype, ..SHAPE };
+        let (y, bias) = (rounded(&numbers(3 * 300, 11), dtype), rounded(&numbers(300, 12), dtype));
+        let mut work = Work::default();
+        let (at, bias_at) = (work.numbers(&y, dtype), work.numbers(&bias, dtype));
+        let add = AddBias { rows: 3, outputs: 300, y: at, bias: bias_at };
+        work.launches = vec![add.launch().unwrap()];
+        let memory = run_everywhere(Module::Layer, &shape, &work);
+        let sums: Vec<f32> = y.iter().zip(bias.iter().cycle()).map(|(y, bias)| y + bias).collect();
+        assert!(memory.bytes(add.y) == stored(&sums, dtype), "{dtype:?}");
     }
 }
 

@@ -1,5 +1,5 @@
 //! The kernels, run on the CPU: the same sources and launches as on a card, compiled by g++ with what
-//! CUDA has and C++ has not (`tests/emulation`).
+//! CUDA has and C++ has not (`cuda-driver/fake`).
 //!
 //! Each is compared with the engine's CPU kernels, bit for bit where both have one order of
 //! operations, or with plain f64 arithmetic; with its threads run in several orders; under the address

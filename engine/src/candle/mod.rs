@@ -1,7 +1,7 @@
 //! A decoder on candle's tensors: the same model as `model::Decoder`, on whatever device candle has.
 //!
-//! On the CPU it is what our own kernels are compared with, in tests; on a GPU it is what computes.
-//! One code serves both, so that what is tested without a GPU is what runs on one.
+//! It is what our own kernels are compared with: on the CPU in tests, and on a GPU by who builds it
+//! with CUDA. It computes models too whose sizes our kernels for GPUs do not take.
 
 mod attention;
 mod decoder;

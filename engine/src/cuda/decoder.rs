@@ -58,11 +58,10 @@ pub struct Angles {
 }
 
 impl CudaDecoder {
-    /// A decoder with its weights on a GPU. Errors: kernels do not compute such sizes: a sentence.
-    pub fn new(stored: &Decoder, weights: Weights, numerics: Numerics) -> Result<Self, String> {
-        let Decoder { config, rope, .. } = stored;
-        check_sizes(config)?;
-        Ok(Self { config: config.clone(), numerics, weights, rope: rope.clone() })
+    /// A decoder with its weights on a GPU.
+    pub fn new(stored: &Decoder, weights: Weights, numerics: Numerics) -> Self {
+        let (config, rope) = (stored.config.clone(), stored.rope.clone());
+        Self { config, numerics, weights, rope }
     }
 
     /// What kernels are compiled for, for blocks of so many tokens.
@@ -213,8 +212,8 @@ impl CudaDecoder {
     }
 }
 
-/// What vectors must divide.
-fn check_sizes(config: &ModelConfig) -> Result<(), String> {
+/// Whether vectors divide the sizes of a model. Errors: a sentence.
+pub fn check_sizes(config: &ModelConfig) -> Result<(), String> {
     let sizes = [
         ("hidden_size", config.hidden_size),
         ("intermediate_size", config.intermediate_size),

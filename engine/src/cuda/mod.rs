@@ -117,36 +117,35 @@ impl CudaModel {
         };
         let CudaOptions { ordinal, numerics, weights: format, libraries, kernel_cache, keeper } =
             options;
+        decoder::check_sizes(&model.config).map_err(LoadError::Unsuited)?;
         let card = Card::open(*ordinal, libraries, kernel_cache.as_deref()).map_err(refused)?;
+        let (stored, device) = (&model.decoder, &card.device);
         let weights = match keeper {
-            None => {
-                Weights::upload(&model.decoder, &card.device, *format).map_err(|e| e.to_string())
-            }
-            Some(launch) => {
-                Weights::kept(&model.decoder, &card.device, *format, launch, &model.weights_id)
-            }
+            None => Weights::upload(stored, device, *format).map_err(|error| error.to_string()),
+            Some(launch) => Weights::kept(stored, device, *format, launch, &model.weights_id),
         };
-        let weights = weights.map_err(refused)?;
-        let decoder = CudaDecoder::new(&model.decoder, weights, *numerics).map_err(refused)?;
+        let decoder = CudaDecoder::new(stored, weights.map_err(refused)?, *numerics);
+        let shape = decoder.kernel_shape(Probe::BLOCK_SIZE, card.shared_bytes_max());
+        shape.check().map_err(|error| LoadError::Unsuited(error.to_string()))?;
+        let weights_id = match format {
+            WeightFormat::AsStored => model.weights_id.clone(),
+            WeightFormat::Fp8 => format!("{}-fp8", model.weights_id),
+        };
         let mut loaded = Self {
             config: model.config.clone(),
             numerics_id: String::new(),
-            weights_id: model.weights_id.clone(),
+            weights_id,
             decoder,
             card,
             turn: FairMutex::new(()),
         };
         let probe = loaded.probe(*numerics).map_err(refused)?;
         let (kind, dtype) = (loaded.card.kind(), dtype_name(loaded.decoder.dtype()));
-        let dtype = match format {
-            WeightFormat::AsStored => dtype.to_string(),
-            WeightFormat::Fp8 => format!("{dtype}-fp8"),
-        };
         let shapes = match numerics {
             Numerics::Fixed => format!("fixed{}", buffers::PRODUCT_ROWS),
             Numerics::Fast => "fast".to_string(),
         };
-        loaded.numerics_id = format!("{}-cuda-{kind}-{dtype}-{shapes}-{probe}", model.weights_id);
+        loaded.numerics_id = format!("{}-cuda-{kind}-{dtype}-{shapes}-{probe}", loaded.weights_id);
         Ok(loaded)
     }
 

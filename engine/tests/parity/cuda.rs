@@ -137,7 +137,7 @@ fn fp8_is_near_what_it_was_rounded_from() {
     let rounded = [Numerics::Fixed, Numerics::Fast].map(|numerics| {
         let options = CudaOptions { weights: WeightFormat::Fp8, ..options(numerics) };
         let model = Arc::new(CudaModel::load(&directory, &options).unwrap());
-        assert!(model.numerics_id.contains("-bf16-fp8-"), "{}", model.numerics_id);
+        assert!(model.numerics_id.contains("-fp8-cuda-sm90-bf16-"), "{}", model.numerics_id);
         logits(&mut engine_on(&model, ROOMY), &case, vocabulary)
     });
     let largest = |one: &[f32], other: &[f32]| {

@@ -34,7 +34,7 @@ impl FromStr for Device {
             ("candle-cpu", Some(0)) if text == "candle-cpu" => Ok(Self::CandleCpu),
             ("cuda", Some(ordinal)) => Ok(Self::Cuda { ordinal }),
             ("candle-cuda", Some(ordinal)) => Ok(Self::CandleCuda { ordinal: ordinal as usize }),
-            _ => Err("expected cpu, cuda or cuda:N, as nvidia-smi counts GPUs from 0".into()),
+            _ => Err("expected cpu, cuda or cuda:N, where CUDA counts GPUs from 0".into()),
         }
     }
 }
