@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use engine::{EngineConfig, MockRunner, MockTimes, MockVocabulary};
-use kv_transfer::{HostMemory, LeaseLimits, LeaseTable, LocalPools, TransferFaults, Ways};
+use kv_transfer::{
+    HostMemory, KvMemory, LeaseLimits, LeaseTable, LocalPools, TransferFaults, Ways,
+};
 use messaging::{Faults, Link, Network};
 use parking_lot::Mutex;
 use prefill_worker::KvSource;
@@ -159,7 +161,8 @@ impl Side {
     {
         let worker = start_worker(endpoint, role, sizes);
         let host = Arc::downgrade(&worker.host);
-        let memory = Arc::downgrade(worker.host.memory());
+        let KvMemory::Host(memory) = worker.host.memory() else { panic!("mocks are on the host") };
+        let memory = Arc::downgrade(memory);
         Self { endpoint, host, memory, task: tokio::spawn(run(worker)).abort_handle() }
     }
 
