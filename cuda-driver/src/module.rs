@@ -1,6 +1,6 @@
 //! Kernels that are loaded onto a GPU.
 
-use std::ffi::CString;
+use std::ffi::{CString, c_void};
 use std::sync::Arc;
 
 use crate::{CudaError, Device, Handle};
@@ -54,8 +54,38 @@ impl Function {
         unsafe { device.driver.set_function_attribute(self.handle, what, bytes) }
     }
 
-    pub(crate) fn handle(&self) -> Handle {
-        self.handle
+    /// Runs it on a stream (`CUstream`) of its GPU.
+    ///
+    /// # Safety
+    /// `parameters` point to what the kernel takes, of its types; what those point to is there until
+    /// it has run, and so is the stream.
+    pub unsafe fn launch(
+        &self,
+        stream: Handle,
+        [grid_x, grid_y, grid_z]: [u32; 3],
+        threads: u32,
+        shared_bytes: u32,
+        parameters: &mut [*mut c_void],
+    ) -> Result<(), CudaError> {
+        let device = &self.module.device;
+        let _current = device.enter()?;
+        let (parameters, none) = (parameters.as_mut_ptr(), std::ptr::null_mut());
+        // SAFETY: the function lives with its module, and the rest by the caller's promise.
+        unsafe {
+            device.driver.launch(
+                self.handle,
+                grid_x,
+                grid_y,
+                grid_z,
+                threads,
+                1,
+                1,
+                shared_bytes,
+                stream,
+                parameters,
+                none,
+            )
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::driver::STREAM_NON_BLOCKING;
-use crate::{CudaError, Device, DevicePointer, Function, Graph, Handle};
+use crate::{CudaError, Device, DevicePointer, Graph, Handle};
 
 /// `CU_STREAM_CAPTURE_MODE_THREAD_LOCAL`: what other threads do meanwhile is theirs.
 const CAPTURE_OF_THIS_THREAD: u32 = 1;
@@ -86,39 +86,6 @@ impl Stream {
         let _current = self.device.enter()?;
         // SAFETY: the caller's promise.
         unsafe { self.device.driver.copy_within(to, from, bytes, self.handle) }
-    }
-
-    /// Runs a kernel.
-    ///
-    /// # Safety
-    /// `parameters` point to what the kernel takes, of its types, and what those point to is there
-    /// until it has run.
-    pub unsafe fn launch(
-        &self,
-        function: &Function,
-        [grid_x, grid_y, grid_z]: [u32; 3],
-        threads: u32,
-        shared_bytes: u32,
-        parameters: &mut [*mut std::ffi::c_void],
-    ) -> Result<(), CudaError> {
-        let _current = self.device.enter()?;
-        let (parameters, none) = (parameters.as_mut_ptr(), std::ptr::null_mut());
-        // SAFETY: the function lives, and the rest by the caller's promise.
-        unsafe {
-            self.device.driver.launch(
-                function.handle(),
-                grid_x,
-                grid_y,
-                grid_z,
-                threads,
-                1,
-                1,
-                shared_bytes,
-                self.handle,
-                parameters,
-                none,
-            )
-        }
     }
 
     /// What `submit` puts on this stream, kept to be run again and again instead of being run now.

@@ -1,26 +1,17 @@
-// Many small blocks of a KV pool into one contiguous buffer, and back: one long copy between cards or
-// over a network then takes the place of many short ones.
+// Many small blocks from one KV pool to another by one launch, in place of a copy of the driver's for each.
 
 #define COPY_THREADS 256
 
-// Of each of a list of blocks, `bytes` from `offset` on lie in staging one after the other. All three
-// are multiples of 16. Grid: (as many as copy a block's bytes, blocks).
-INLINE void copy(const u8* __restrict__ from, u8* __restrict__ to, u64 bytes) {
+// `to` and `from` are pools of blocks of `block_bytes`, a multiple of 16; pairs [gridDim.y, 2] has blocks
+// of `from` and of `to`, no block of `to` twice. Grid: (as many as copy a block's bytes, blocks).
+extern "C" __global__ void __launch_bounds__(COPY_THREADS) copy_blocks(
+    u8* __restrict__ to, const u8* __restrict__ from, const u32* __restrict__ pairs,
+    u64 block_bytes) {
+    from += pairs[2 * blockIdx.y] * block_bytes;
+    to += pairs[2 * blockIdx.y + 1] * block_bytes;
     u64 step = (u64)gridDim.x * COPY_THREADS * 16;
-    for (u64 at = ((u64)blockIdx.x * COPY_THREADS + threadIdx.x) * 16; at < bytes; at += step) {
+    u64 first = ((u64)blockIdx.x * COPY_THREADS + threadIdx.x) * 16;
+    for (u64 at = first; at < block_bytes; at += step) {
         *(uint4*)(to + at) = *(const uint4*)(from + at);
     }
-}
-
-extern "C" __global__ void __launch_bounds__(COPY_THREADS) gather_blocks(
-    u8* __restrict__ staging, const u8* __restrict__ pool, const u32* __restrict__ blocks,
-    u64 block_bytes, u64 offset, u64 bytes) {
-    copy(pool + blocks[blockIdx.y] * block_bytes + offset, staging + blockIdx.y * bytes, bytes);
-}
-
-// The blocks are distinct.
-extern "C" __global__ void __launch_bounds__(COPY_THREADS) scatter_blocks(
-    u8* __restrict__ pool, const u8* __restrict__ staging, const u32* __restrict__ blocks,
-    u64 block_bytes, u64 offset, u64 bytes) {
-    copy(staging + blockIdx.y * bytes, pool + blocks[blockIdx.y] * block_bytes + offset, bytes);
 }

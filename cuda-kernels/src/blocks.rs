@@ -1,62 +1,51 @@
-//! How KV blocks are gathered into one contiguous buffer, and scattered from it.
+//! How KV blocks are copied from one pool to another by one launch.
 
 use crate::launch::{Argument, Launch, LaunchError, along_yz, multiple_of};
 
 const COPY_THREADS: usize = 256;
-/// What a thread copies at once, and what all sizes are multiples of.
+/// What a thread copies at once, and what a block's size is a multiple of.
 const VECTOR_BYTES: usize = 16;
 /// A thread copies about so many vectors.
 const VECTORS_PER_THREAD: usize = 4;
 
-/// A part of each of some blocks.
+/// Blocks of one launch.
+pub const COPIED_BLOCKS_MAX: usize = 65_535;
+
+/// Copies of blocks between pools that one GPU reaches. Fields that are addresses say what lies there.
 #[derive(Clone, Copy, Debug)]
-pub struct BlockRange {
-    /// The pool's start in device memory.
-    pub pool: u64,
-    /// Bytes of one block.
-    pub block_bytes: usize,
-    /// Where in a block the part begins, in bytes.
-    pub offset: usize,
-    /// How long it is, in bytes.
-    pub bytes: usize,
-    /// u32 `[count]` in device memory: which blocks.
-    pub blocks: u64,
-    /// How many; at most 65,535.
+pub struct CopyBlocks {
+    /// The pool that is written to; aligned to 16 bytes.
+    pub to: u64,
+    /// The pool that is read; aligned to 16 bytes.
+    pub from: u64,
+    /// u32 `[count, 2]`: a block of `from`, and one of `to`.
+    pub pairs: u64,
+    /// How many, at most `COPIED_BLOCKS_MAX`.
     pub count: usize,
+    /// Bytes of a block of both.
+    pub block_bytes: usize,
 }
 
-/// Copies the parts one after the other to `staging` (`count * bytes`). Errors: sizes that are no
-/// multiples of 16, or too many blocks.
-pub fn gather_blocks(range: &BlockRange, staging: u64) -> Result<Launch, LaunchError> {
-    copy("gather_blocks", range, [staging, range.pool])
-}
-
-/// Copies what lies in `staging` one after the other to the parts of blocks, which are distinct.
-/// Errors: as of `gather_blocks`.
-pub fn scatter_blocks(range: &BlockRange, staging: u64) -> Result<Launch, LaunchError> {
-    copy("scatter_blocks", range, [range.pool, staging])
-}
-
-fn copy(kernel: &'static str, range: &BlockRange, ends: [u64; 2]) -> Result<Launch, LaunchError> {
-    multiple_of(kernel, "bytes of a block", range.block_bytes, VECTOR_BYTES)?;
-    multiple_of(kernel, "bytes before a part", range.offset, VECTOR_BYTES)?;
-    multiple_of(kernel, "bytes of a part", range.bytes, VECTOR_BYTES)?;
-    let per_block = COPY_THREADS * VECTOR_BYTES * VECTORS_PER_THREAD;
-    let pieces = range.bytes.div_ceil(per_block).clamp(1, 1024) as u32;
-    Ok(Launch {
-        kernel: kernel.into(),
-        grid: [pieces, along_yz(kernel, "blocks", range.count)?, 1],
-        threads: COPY_THREADS as u32,
-        shared_bytes: 0,
-        arguments: vec![
-            Argument::Pointer(ends[0]),
-            Argument::Pointer(ends[1]),
-            Argument::Pointer(range.blocks),
-            Argument::U64(range.block_bytes as u64),
-            Argument::U64(range.offset as u64),
-            Argument::U64(range.bytes as u64),
-        ],
-    })
+impl CopyBlocks {
+    /// Errors: blocks are no multiple of 16 bytes, or too many.
+    pub fn launch(&self) -> Result<Launch, LaunchError> {
+        const COPY: &str = "copy_blocks";
+        multiple_of(COPY, "bytes of a block", self.block_bytes, VECTOR_BYTES)?;
+        let per_block = COPY_THREADS * VECTOR_BYTES * VECTORS_PER_THREAD;
+        let pieces = self.block_bytes.div_ceil(per_block).clamp(1, 1024) as u32;
+        Ok(Launch {
+            kernel: COPY.into(),
+            grid: [pieces, along_yz(COPY, "blocks", self.count)?, 1],
+            threads: COPY_THREADS as u32,
+            shared_bytes: 0,
+            arguments: vec![
+                Argument::Pointer(self.to),
+                Argument::Pointer(self.from),
+                Argument::Pointer(self.pairs),
+                Argument::U64(self.block_bytes as u64),
+            ],
+        })
+    }
 }
 
 #[cfg(test)]
@@ -65,19 +54,10 @@ mod tests {
 
     #[test]
     fn a_block_of_threads_copies_16_kib() {
-        let range = BlockRange {
-            pool: 0,
-            block_bytes: 2 << 20,
-            offset: 0,
-            bytes: 2 << 20,
-            blocks: 0,
-            count: 9,
-        };
-        assert_eq!(gather_blocks(&range, 0).unwrap().grid, [128, 9, 1]);
-        let short = BlockRange { bytes: 48, ..range };
-        assert_eq!(scatter_blocks(&short, 0).unwrap().grid, [1, 9, 1]);
-        assert!(gather_blocks(&BlockRange { bytes: 40, ..range }, 0).is_err());
-        assert!(gather_blocks(&BlockRange { offset: 8, ..range }, 0).is_err());
-        assert!(gather_blocks(&BlockRange { count: 65_536, ..range }, 0).is_err());
+        let copy = CopyBlocks { to: 0, from: 0, pairs: 0, count: 9, block_bytes: 128 << 10 };
+        assert_eq!(copy.launch().unwrap().grid, [8, 9, 1]);
+        assert_eq!(CopyBlocks { block_bytes: 48, ..copy }.launch().unwrap().grid, [1, 9, 1]);
+        assert!(CopyBlocks { block_bytes: 40, ..copy }.launch().is_err());
+        assert!(CopyBlocks { count: COPIED_BLOCKS_MAX + 1, ..copy }.launch().is_err());
     }
 }

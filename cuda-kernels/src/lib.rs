@@ -19,7 +19,7 @@ mod source;
 pub use attention::{
     AttendRows, AttendTiles, KvPlanes, PART_TOKENS, Partials, Span, Tables, Tile, parts_of, tiles,
 };
-pub use blocks::{BlockRange, gather_blocks, scatter_blocks};
+pub use blocks::{COPIED_BLOCKS_MAX, CopyBlocks};
 pub use cache::KernelCache;
 pub use gemv::{GEMV_ROWS_MAX, Gemv, GemvWeights, WidenWeights};
 pub use launch::{Argument, Launch, LaunchError, SHARED_BYTES_WITHOUT_OPT_IN};

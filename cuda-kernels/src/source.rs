@@ -61,7 +61,7 @@ impl Module {
             ],
             Self::Gemv => return gemv::kernel_names(),
             Self::Sampling => &["sample", "sample_ranked", "rank_logits"],
-            Self::Blocks => &["gather_blocks", "scatter_blocks"],
+            Self::Blocks => &["copy_blocks"],
         };
         names.iter().map(|name| name.to_string()).collect()
     }

@@ -123,7 +123,7 @@ fn a_card_that_is_newer_than_the_compiler_has_ptx() {
     let source = Module::Blocks.source(&LLAMA_8B);
     let compiled = nvrtc.compile(&source, &architecture).unwrap();
     let ptx = String::from_utf8(compiled.image).expect("text");
-    assert!(ptx.contains(".entry gather_blocks") && ptx.ends_with('\0'), "{ptx}");
+    assert!(ptx.contains(".entry copy_blocks") && ptx.ends_with('\0'), "{ptx}");
     let refusal = nvrtc.architecture(7, 5).unwrap_err();
     assert!(matches!(refusal, CompileError::Card { .. }), "{refusal}");
 }

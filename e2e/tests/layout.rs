@@ -11,7 +11,7 @@ const ALLOWED: [(&str, &[&str]); 21] = [
     ("testkit", &[]),
     ("messaging", &["protocol"]),
     ("cuda-driver", &[]),
-    ("kv-transfer", &["cuda-driver", "protocol"]),
+    ("kv-transfer", &["cuda-driver", "cuda-kernels", "protocol"]),
     ("tokenizer", &[]),
     ("topology", &["protocol"]),
     ("grammar", &["tokenizer"]),

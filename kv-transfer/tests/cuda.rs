@@ -152,6 +152,37 @@ async fn copies_wait_for_the_kernels_that_wrote_the_blocks() {
     }
 }
 
+/// A launch takes the place of a copy for each block, where the GPU reaches the source's memory.
+#[tokio::test]
+async fn many_small_blocks_come_by_one_launch() {
+    // No two of them follow each other on both sides.
+    let wanted: Vec<u32> = (0..20).map(|index| index * 7 % 20).collect();
+    for (over, launches, driver_copies) in [
+        (Over::OneGpu, 1, 0),
+        (Over::TwoGpus, 1, 0),
+        (Over::Cuda, 1, 0),
+        (Over::GpusApart, 0, wanted.len()),
+    ] {
+        let gpus = Gpus::of(over);
+        let source = gpus.source(20, layout(BLOCK_BYTES), LeaseLimits::default());
+        let system = System::new(over, source).await;
+        let lease = lease(&system.source, &wanted);
+        let mut destination = gpus.destination((0..20).collect(), layout(BLOCK_BYTES));
+        let reader = gpus.fakes.last().unwrap();
+        drop(reader.calls());
+        let copies = copies(&wanted);
+        system.pull(&system.worker, lease, &copies, &mut destination).await.unwrap();
+        let calls = reader.calls();
+        let count = |of: &str| calls.iter().filter(|call| call.starts_with(of)).count();
+        assert_eq!(count("cuLaunchKernel"), launches, "{over:?}");
+        let copied = count("cuMemcpyDtoDAsync") + count("cuMemcpyPeerAsync");
+        assert_eq!(copied, driver_copies, "{over:?}");
+        assert!(destination.has(&copies), "{over:?}");
+        drop((destination, system));
+        gpus.end().await;
+    }
+}
+
 #[tokio::test]
 async fn calls_come_in_order_and_what_is_made_is_used_again() {
     let copy_of = |over| match over {

@@ -92,6 +92,7 @@ impl Card {
             KernelModule::Layer,
             KernelModule::Gemv,
             KernelModule::Sampling,
+            KernelModule::Blocks,
         ] {
             let source = module.source(shape);
             let image = match &self.kernel_cache {
@@ -137,6 +138,11 @@ struct Kernel {
 }
 
 impl Kernels {
+    /// What copies blocks between pools.
+    pub fn copies(&self) -> Option<Function> {
+        Some(self.functions.get("copy_blocks")?.function.clone())
+    }
+
     /// Runs one.
     ///
     /// # Safety
@@ -152,7 +158,7 @@ impl Kernels {
         launch.with_parameters(|parameters| {
             let Launch { grid, threads, shared_bytes, .. } = *launch;
             // SAFETY: a launch has the parameters of its kernel; the rest by the caller's promise.
-            unsafe { stream.launch(function, grid, threads, shared_bytes, parameters) }
+            unsafe { function.launch(stream.handle(), grid, threads, shared_bytes, parameters) }
         })?;
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use cuda_driver::{Graph, Pinned, Stream};
+use cuda_driver::{Function, Graph, Pinned, Stream};
 use cuda_kernels::{Dtype, NOT_DECIDED, RowSampling, Sample, sampling_bytes};
 use half::{bf16, f16};
 use kv_transfer::KvLayout;
@@ -92,6 +92,11 @@ impl Computing {
             chosen: Pinned::take(device, LOGIT_ROWS * size_of::<u32>())?,
             buffers,
         })
+    }
+
+    /// What copies blocks between pools, for the pool that is computed in.
+    pub fn copies(&self) -> Option<Function> {
+        self.kernels.copies()
     }
 
     /// Computes spans, writes their KV into `memory`, and says what became of each row whose logits

@@ -62,6 +62,7 @@ impl Runner for CudaRunner {
         })?;
         let memory = CudaMemory::new(self.model.device(), kv_blocks, layout.block_bytes());
         let memory = memory.map_err(|error| failed(&self.model, error))?;
+        let memory = memory.copied_by(computing.copies());
         self.computing = Some(computing);
         Ok(Arc::new(memory).into())
     }

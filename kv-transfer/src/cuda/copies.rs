@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use cuda_driver::{DevicePointer, Function, Handle, Lane, Pinned};
+use cuda_kernels::{COPIED_BLOCKS_MAX, CopyBlocks};
+
 use super::{CudaError, CudaMemory, Device};
 use crate::plan::CopyOp;
-use cuda_driver::Lane;
-use cuda_driver::{DevicePointer, Handle};
 
 /// Copies planned between two pools of this process. Waits until the last one has ended.
 pub(crate) fn copy_between(
@@ -16,19 +17,31 @@ pub(crate) fn copy_between(
     let mut copies = Copies::begin(to.device())?;
     copies.after(from.written())?;
     copies.after(to.written())?;
-    let of = if from.device() == to.device() {
-        None
-    } else {
-        to.device().reaches(from.device())?;
-        Some(&**from.device())
+    let (device, is_reached) = match from.device() == to.device() {
+        true => (None, true),
+        false => (Some(&**from.device()), to.device().reaches(from.device())?),
     };
-    for op in ops {
-        let (to, from) = (to.run(op.destination, op.blocks), from.run(op.source, op.blocks));
-        // SAFETY: both runs are in pools that outlive the copies, which are waited for below or by
-        // dropping them. Whoever planned the operations has the right to read and write the blocks.
-        unsafe { copies.on_devices(to.start, from.start, of, to.end - to.start) }?;
-    }
+    let source = Source { base: from.base(), device, is_reached };
+    ops.iter().for_each(|op| drop(from.run(op.source, op.blocks)));
+    // SAFETY: both pools outlive the copies, which are waited for below or by dropping them, and have
+    // the blocks. Whoever planned the operations has the right to read and write them.
+    unsafe { copies.between_pools(to, &source, ops) }?;
     copies.settle()
+}
+
+/// Operations of so many bytes are copies of the driver's, which run at the memory's speed; more of
+/// smaller ones are one launch.
+const SMALL_BYTES: usize = 1 << 20;
+const FEW_OPERATIONS: usize = 4;
+
+/// A pool that is read.
+pub(super) struct Source<'a> {
+    /// Its first block.
+    pub base: DevicePointer,
+    /// Its device, where that is another one of this process.
+    pub device: Option<&'a Device>,
+    /// Whether the destination's device reads its memory.
+    pub is_reached: bool,
 }
 
 /// Copies on a stream of their own. Dropping them waits until the last one has ended, because what
@@ -36,6 +49,8 @@ pub(crate) fn copy_between(
 pub(super) struct Copies {
     held: Arc<Held>,
     is_settled: bool,
+    /// What kernels read of the host while they run.
+    read: Vec<Pinned>,
 }
 
 /// A stream in use. Who waits for it on another thread shares it.
@@ -63,7 +78,7 @@ impl Copies {
     /// None yet. They will run on this device's stream.
     pub(super) fn begin(device: &Arc<Device>) -> Result<Self, CudaError> {
         let held = Held { device: device.clone(), lane: device.take_lane()? };
-        Ok(Self { held: Arc::new(held), is_settled: true })
+        Ok(Self { held: Arc::new(held), is_settled: true, read: Vec::new() })
     }
 
     /// What is begun from now on waits for what the event stands for now.
@@ -75,15 +90,84 @@ impl Copies {
         unsafe { device.driver().stream_waits(lane.stream, event, 0) }
     }
 
-    /// Copies from memory of another device, or of this one and what is mapped into it.
+    /// Copies blocks into a pool of this device.
     ///
-    /// Many small blocks are many calls of a few microseconds each: a kernel that gathers them in
-    /// one launch belongs here.
+    /// # Safety
+    /// Both pools have the blocks until this is settled; nobody writes to the source's, and nobody
+    /// else uses the destination's.
+    pub(super) unsafe fn between_pools(
+        &mut self,
+        to: &CudaMemory,
+        source: &Source<'_>,
+        ops: &[CopyOp],
+    ) -> Result<(), CudaError> {
+        let block_bytes = to.block_bytes();
+        let blocks: usize = ops.iter().map(|op| op.blocks as usize).sum();
+        let is_small = ops.len() > FEW_OPERATIONS && blocks * block_bytes < SMALL_BYTES * ops.len();
+        if let (Some(copier), true) = (to.copier(), is_small && source.is_reached)
+            // SAFETY: the caller's promise.
+            && unsafe { self.by_kernel(copier, to, source.base, ops) }?
+        {
+            return Ok(());
+        }
+        for op in ops {
+            let to = to.run(op.destination, op.blocks);
+            let from = source.base + u64::from(op.source) * block_bytes as u64;
+            // SAFETY: the caller's promise.
+            unsafe { self.on_devices(to.start, from, source.device, to.end - to.start) }?;
+        }
+        Ok(())
+    }
+
+    /// The same by one launch, or by few. False: the kernel does not copy such blocks.
+    ///
+    /// # Safety
+    /// As for `between_pools`.
+    unsafe fn by_kernel(
+        &mut self,
+        copier: &Function,
+        to: &CudaMemory,
+        from: DevicePointer,
+        ops: &[CopyOp],
+    ) -> Result<bool, CudaError> {
+        let pairs: Vec<[u32; 2]> = ops
+            .iter()
+            .flat_map(|op| (0..op.blocks).map(|next| [op.source + next, op.destination + next]))
+            .collect();
+        let device = self.held.device.clone();
+        for pairs in pairs.chunks(COPIED_BLOCKS_MAX) {
+            let bytes: Vec<u8> =
+                pairs.as_flattened().iter().flat_map(|block| block.to_ne_bytes()).collect();
+            let mut read = Pinned::take(&device, bytes.len())?;
+            let room = read.slice_mut(0..bytes.len());
+            room.copy_from_slice(&bytes);
+            let copy = CopyBlocks {
+                to: to.base(),
+                from,
+                // A GPU sees pinned memory where the host does.
+                pairs: room.as_ptr() as u64,
+                count: pairs.len(),
+                block_bytes: to.block_bytes(),
+            };
+            let Ok(launch) = copy.launch() else { return Ok(false) };
+            self.is_settled = false;
+            self.read.push(read);
+            launch.with_parameters(|parameters| {
+                let (stream, shared) = (self.held.lane.stream, launch.shared_bytes);
+                // SAFETY: these are the kernel's parameters; what they point to is there by the
+                // caller's promise, and the pairs until this is settled.
+                unsafe { copier.launch(stream, launch.grid, launch.threads, shared, parameters) }
+            })?;
+        }
+        Ok(true)
+    }
+
+    /// Copies from memory of another device, or of this one and what it reaches.
     ///
     /// # Safety
     /// The bytes are there until this is settled; nobody writes to the source's, and nobody else
     /// uses the destination's.
-    pub(super) unsafe fn on_devices(
+    unsafe fn on_devices(
         &mut self,
         to: DevicePointer,
         from: DevicePointer,
@@ -152,6 +236,7 @@ impl Copies {
             self.record()?;
             self.held.wait()?;
             self.is_settled = true;
+            self.read.clear();
         }
         Ok(())
     }
@@ -165,6 +250,7 @@ impl Copies {
             // A runtime that is shutting down runs nothing more.
             waited.unwrap_or_else(|_| self.held.wait())?;
             self.is_settled = true;
+            self.read.clear();
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use super::copies::Copies;
 use super::{CudaError, Device, Lent};
 use cuda_driver::Pinned;
-use cuda_driver::{DevicePointer, EVENT_DISABLE_TIMING, EVENT_INTERPROCESS, Handle, IpcHandle};
+use cuda_driver::{DevicePointer, EVENT_DISABLE_TIMING, EVENT_INTERPROCESS, Function, Handle, IpcHandle};
 
 /// Allocations are whole multiples of this: the driver places smaller ones side by side, and who is
 /// lent one of them would see the others.
@@ -27,6 +27,8 @@ pub struct CudaMemory {
     written: Handle,
     /// What other processes are told, once somebody asked.
     lent: Mutex<Option<Result<Lent, CudaError>>>,
+    /// The kernel `copy_blocks`, where it was compiled for this GPU.
+    copier: Option<Function>,
 }
 
 impl CudaMemory {
@@ -45,6 +47,7 @@ impl CudaMemory {
             block_bytes,
             written,
             lent: Mutex::new(None),
+            copier: None,
         };
         let _current = device.enter()?;
         // SAFETY: the pointer is valid, and the bytes set are those allocated.
@@ -58,6 +61,16 @@ impl CudaMemory {
                 Ok(memory)
             }
         }
+    }
+
+    /// Small blocks come into it by this kernel (`cuda_kernels::CopyBlocks`) and not by a copy each.
+    pub fn copied_by(mut self, copier: Option<Function>) -> Self {
+        self.copier = copier;
+        self
+    }
+
+    pub(super) fn copier(&self) -> Option<&Function> {
+        self.copier.as_ref()
     }
 
     /// Number of blocks.

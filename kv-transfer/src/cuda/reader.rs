@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use protocol::{WorkerLife, v1};
 
-use super::copies::Copies;
+use super::copies::{Copies, Source};
 use super::{CudaError, CudaMemory, Device, Lent};
 use crate::plan::{CopyOp, split};
 use crate::tcp::wire::Kind;
@@ -197,17 +197,14 @@ async unsafe fn copy(
     copies.after(mapping.written)?;
     copies.after(memory.written())?;
     let block_bytes = memory.block_bytes() as u64;
-    for op in ops {
-        let (start, bytes) =
-            (u64::from(op.source) * block_bytes, u64::from(op.blocks) * block_bytes);
-        if start + bytes > mapping.lent.bytes {
-            let what = "its pool ends before the blocks that it lent";
-            return Err(TransferError::Protocol { address: address.to_string(), what });
-        }
-        let to = memory.run(op.destination, op.blocks).start;
-        // SAFETY: both are in bounds, and outlive the copies, which are waited for here or by
-        // dropping them; the rest is the caller's promise.
-        unsafe { copies.on_devices(to, mapping.memory.address() + start, None, bytes) }?;
+    let end = |op: &CopyOp| (u64::from(op.source) + u64::from(op.blocks)) * block_bytes;
+    if ops.iter().any(|op| end(op) > mapping.lent.bytes) {
+        let what = "its pool ends before the blocks that it lent";
+        return Err(TransferError::Protocol { address: address.to_string(), what });
     }
+    let source = Source { base: mapping.memory.address(), device: None, is_reached: true };
+    // SAFETY: both pools have the blocks, and outlive the copies, which are waited for here or by
+    // dropping them; the rest is the caller's promise.
+    unsafe { copies.between_pools(memory, &source, ops) }?;
     Ok(copies.settled().await?)
 }

@@ -1,8 +1,11 @@
 //! Pools on GPUs of a driver for tests.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 pub use cuda_driver::fake::Fake;
+use cuda_driver::fake::{NVRTC, libraries};
+use cuda_driver::{Function, Module};
+use cuda_kernels::{Dtype, KernelShape, Module as KernelModule, Nvrtc};
 use kv_transfer::KvLayout;
 use kv_transfer::cuda::{CudaMemory, Device};
 
@@ -13,6 +16,28 @@ pub fn write_later(fake: &Fake, memory: &CudaMemory, block: u32, bytes: &[u8]) {
     assert_eq!(bytes.len(), memory.block_bytes());
     let to = memory.base() + u64::from(block) * bytes.len() as u64;
     fake.write_later(memory.device(), to, bytes);
+}
+
+/// What copies small blocks, compiled for the tests' GPUs.
+pub fn copy_kernel(device: &Arc<Device>) -> Function {
+    static IMAGE: OnceLock<Vec<u8>> = OnceLock::new();
+    let image = IMAGE.get_or_init(|| {
+        let nvrtc = Nvrtc::load(Some(&libraries().join(NVRTC))).unwrap();
+        // No number of a model matters to it.
+        let shape = KernelShape {
+            head_dim: 64,
+            heads: 1,
+            kv_heads: 1,
+            block_size: 16,
+            kv: Dtype::F32,
+            activations: Dtype::F32,
+            weights: Dtype::F32,
+            neighbours: false,
+            shared_bytes_max: 99 << 10,
+        };
+        nvrtc.compile(&KernelModule::Blocks.source(&shape), "sm_90").unwrap().image
+    });
+    Module::load(device, image).unwrap().function("copy_blocks").unwrap()
 }
 
 /// A pool on a GPU whose blocks hold their `content`.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use fake_cuda::{Fake, pool_with_content};
+use fake_cuda::{Fake, copy_kernel, pool_with_content};
 use kv_transfer::cuda::{CudaMemory, Device};
 use kv_transfer::{
     BlockCopy, BlockWriter, HostMemory, KvLayout, KvMemory, Lease, LeaseLimits, LeaseTable,
@@ -93,7 +93,8 @@ impl Destination {
 
     pub fn on(device: &Arc<Device>, places: Vec<u32>, layout: KvLayout) -> Self {
         let memory = CudaMemory::new(device, Self::blocks(&places), layout.block_bytes());
-        Self::within(Arc::new(memory.unwrap()), places, layout)
+        let memory = memory.unwrap().copied_by(Some(copy_kernel(device)));
+        Self::within(Arc::new(memory), places, layout)
     }
 
     fn blocks(places: &[u32]) -> usize {
