@@ -1,6 +1,6 @@
 // A cuBLAS for tests: the functions that we use, on the CPU. A product is put on its stream of the
 // driver for tests (`libcuda.c`), and reads and writes when that runs. Each output is summed in f32, over
-// k in order, and rounded once: whatever else is computed with it changes nothing.
+// k in order, in one part or two as the number of columns has it, and rounded once.
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -81,10 +81,10 @@ static void widen(float *to, size_t to_stride, const uint8_t *from, enum type ty
 enum { OUTPUTS = 16, COLUMNS = 4 };
 typedef float outputs __attribute__((vector_size(OUTPUTS * sizeof(float))));
 
-// sums[column] += a [k, OUTPUTS] * b [COLUMNS, k], over k in order.
-static void sum_up(outputs *sums, const outputs *a, const float *b, size_t k) {
+// sums[column] = a [k, OUTPUTS] * b [COLUMNS, k], over a part of k in order.
+static void sum_up(outputs *sums, const outputs *a, const float *b, size_t k, size_t from, size_t to) {
   outputs first = {0}, second = {0}, third = {0}, fourth = {0};
-  for (size_t i = 0; i < k; i++) {
+  for (size_t i = from; i < to; i++) {
     first += a[i] * b[i];
     second += a[i] * b[k + i];
     third += a[i] * b[2 * k + i];
@@ -118,7 +118,12 @@ static void multiply(void *data) {
       for (size_t i = 0; i < p->k; i++) widen((float *)(a + i), 1, element(&p->a, row, i), p->a.type, 1, rows);
     for (size_t column = 0; column < columns; column += COLUMNS) {
       outputs sums[COLUMNS];
-      sum_up(sums, a, b + column * p->k, p->k);
+      // As in the library, the shape decides how sums are cut.
+      size_t cut = p->n % 64 ? p->k / (1 + p->n % 5) : p->k;
+      outputs more[COLUMNS];
+      sum_up(sums, a, b + column * p->k, p->k, 0, cut);
+      sum_up(more, a, b + column * p->k, p->k, cut, p->k);
+      for (size_t j = 0; j < COLUMNS; j++) sums[j] += more[j];
       for (size_t j = 0; j < COLUMNS && column + j < p->n; j++) {
         for (size_t i = 0; i < rows; i++) {
           uint8_t *to = (uint8_t *)element(&p->c, row + i, column + j);

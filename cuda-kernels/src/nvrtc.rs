@@ -120,10 +120,14 @@ struct Output {
 impl Nvrtc {
     /// Loads the library at `path`, or where none is given, what the system's loader finds. Errors:
     /// there is none, or it is too old.
-    pub fn load(path: Option<&Path>) -> Result<Self, CompileError> {
+    ///
+    /// Of the system's it takes none that is newer than `cuda_max`, the major version of CUDA that the
+    /// driver has: what it made would not load.
+    pub fn load(path: Option<&Path>, cuda_max: u32) -> Result<Self, CompileError> {
+        let is_usable = |name: &&str| !name.ends_with(".13") || cuda_max >= 13;
         let names = match path {
             Some(path) => vec![path.to_path_buf()],
-            None => NAMES.iter().map(PathBuf::from).collect(),
+            None => NAMES.into_iter().filter(is_usable).map(PathBuf::from).collect(),
         };
         let mut tried = Vec::new();
         for name in &names {

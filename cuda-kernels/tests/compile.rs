@@ -24,7 +24,7 @@ const LLAMA_8B: KernelShape = KernelShape {
 /// What `make test` installs, or what STATOR_NVRTC names.
 fn nvrtc() -> Nvrtc {
     let path = std::env::var_os("STATOR_NVRTC").map_or_else(installed, PathBuf::from);
-    Nvrtc::load(Some(&path)).expect("make test installs the compiler; or STATOR_NVRTC names it")
+    Nvrtc::load(Some(&path), 13).expect("make test installs the compiler; or STATOR_NVRTC names it")
 }
 
 fn installed() -> PathBuf {
@@ -162,7 +162,7 @@ fn what_does_not_compile_says_why() {
 
 #[test]
 fn no_compiler_is_a_sentence() {
-    let error = Nvrtc::load(Some(&PathBuf::from("/nowhere/libnvrtc.so"))).err().unwrap();
+    let error = Nvrtc::load(Some(&PathBuf::from("/nowhere/libnvrtc.so")), 13).err().unwrap();
     let error = error.to_string();
     assert!(error.contains("/nowhere/libnvrtc.so") && error.contains("pip install"), "{error}");
 }

@@ -179,13 +179,13 @@ class Cluster:
         for component in self.components:
             component.kill()
 
-    def begin(self, role, *arguments, binary=BINARY):
+    def begin(self, role, *arguments, binary=BINARY, environment=None):
         """Starts a component and does not wait."""
         engine = MOCK if role.endswith("-worker") and "--engine" not in arguments else ()
         listen = ("--listen", "127.0.0.1:0") if role == "gateway" else ()
         nats = ("--nats", self.nats.url, "--cluster", self.name)
         arguments = (*nats, *engine, *listen, *arguments)
-        self.components.append(Starting(role, *arguments, binary=binary))
+        self.components.append(Starting(role, *arguments, binary=binary, environment=environment))
         return self.components[-1]
 
     def start(self, role, *arguments, binary=BINARY):

@@ -44,6 +44,20 @@ pub struct EngineConfig {
     pub shares_memory: bool,
 }
 
+impl EngineConfig {
+    /// What a runner has to have room for, where sequences have so many tokens at most.
+    pub fn runner_sizes(&self, context_tokens: usize) -> Sizes {
+        Sizes {
+            block_size: self.block_size,
+            kv_blocks: self.kv_blocks,
+            shares_memory: self.shares_memory,
+            step_tokens: self.max_num_batched_tokens,
+            spans: self.max_num_seqs,
+            context_tokens,
+        }
+    }
+}
+
 /// Why the engine does not take a sequence.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RefusedSequence {
@@ -79,14 +93,7 @@ impl Engine {
     pub fn new(mut runner: Box<dyn Runner>, config: EngineConfig) -> Result<Self, RunnerError> {
         let (facts, layout) = (runner.facts().clone(), runner.kv_layout(config.block_size));
         let context_tokens = facts.context_tokens.min(config.kv_blocks * config.block_size);
-        let sizes = Sizes {
-            kv_blocks: config.kv_blocks,
-            shares_memory: config.shares_memory,
-            step_tokens: config.max_num_batched_tokens,
-            spans: config.max_num_seqs,
-            context_tokens,
-        };
-        let memory = runner.allocate(&layout, &sizes)?;
+        let memory = runner.allocate(&layout, &config.runner_sizes(context_tokens))?;
         let limits = Limits {
             max_num_seqs: config.max_num_seqs,
             max_num_batched_tokens: config.max_num_batched_tokens,
@@ -354,7 +361,7 @@ impl Engine {
 
     fn new_sequence(
         &self,
-        request: SequenceRequest,
+        mut request: SequenceRequest,
         purpose: Purpose,
     ) -> Result<Sequence, RefusedSequence> {
         let context = self.context_tokens;
@@ -377,6 +384,11 @@ impl Engine {
         }
         if self.scheduler.waiting().len() >= self.config.waiting_sequences_max {
             return Err(RefusedSequence::Overloaded("too many sequences are waiting"));
+        }
+        if purpose == Purpose::Generate {
+            // What is expected to come ends with the context too.
+            let room = (context - request.prompt.len()) as u32;
+            request.stopping.max_tokens = wanted.min(room);
         }
         let numerics_id = &self.facts.numerics_id;
         Ok(Sequence::new(request, purpose, numerics_id, self.config.block_size)?)
@@ -434,6 +446,44 @@ mod tests {
         };
         submit(&mut engine, request).unwrap();
         assert_eq!(engine.step().unwrap().sequences[0].finish, expected);
+    }
+
+    /// Whatever a request asks for, no guess has a place behind the context.
+    #[test]
+    fn guesses_end_with_the_context() {
+        let vocabulary = MockVocabulary {
+            vocabulary_size: 2,
+            words: vec![1],
+            context_tokens: 64,
+            eos_token_ids: Vec::new(),
+        };
+        let config = EngineConfig { kv_blocks: 16, speculative_tokens: 15, ..CONFIG };
+        let runner = MockRunner::new(MockTimes::default(), vocabulary);
+        let mut engine = Engine::new(Box::new(runner), config).unwrap();
+        let request = SequenceRequest {
+            id: SequenceId(1),
+            prompt: vec![1; 20],
+            generated: Vec::new(),
+            sampling: Default::default(),
+            stopping: Stopping { max_tokens: u32::MAX, ..Default::default() },
+            cache_salt: String::new(),
+            grammar: None,
+            prompt_logprobs: None,
+            priority: 0,
+        };
+        engine.generate(request).unwrap();
+        let (mut tokens, mut guessed) = (0, 0);
+        loop {
+            let output = engine.step().unwrap();
+            guessed += output.guesses.computed;
+            tokens += output.sequences.iter().map(|news| news.tokens.len()).sum::<usize>();
+            // The pool has as many blocks as the context, and a place behind it would be another.
+            assert!(engine.load().blocks.used <= 16);
+            if output.sequences.iter().any(|news| news.finish.is_some()) {
+                break;
+            }
+        }
+        assert_eq!((tokens, guessed > 0), (44, true));
     }
 
     #[test]

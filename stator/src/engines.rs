@@ -12,7 +12,7 @@ use engine::{
 
 use indicatif::{ProgressBar, ProgressStyle};
 use protocol::v1::ModelCard;
-use worker::load_card;
+use worker::{StartError, load_card};
 
 use crate::cli::{Device, EngineArgs, EngineKind, Numerics, Quantization};
 use crate::error::CommandError;
@@ -23,9 +23,11 @@ use crate::weights;
 /// real as blocks are first used.
 const KV_POOL_BYTES: usize = 1 << 30;
 
-/// Of the free memory of a GPU, for the KV pools of one process where the arguments do not say. What
-/// is left is for steps.
-const GPU_SHARE: f64 = 0.9;
+/// Blocks of a pool on a GPU, where the arguments do not say, at least: fewer serve nobody.
+const KV_BLOCKS_MIN: usize = 16;
+
+/// As many rows as a launch has room for, less what steps are rounded up by.
+const CUDA_STEP_TOKENS_MAX: u32 = 65_472;
 
 /// Blocks of such a pool at most: those of a mock are tiny.
 const KV_BLOCKS_MAX: usize = 1 << 16;
@@ -87,6 +89,12 @@ pub fn check(arguments: &EngineArgs) -> Result<(), String> {
         return Err(
             "the GPU's kernels need blocks of a multiple of 4 tokens; use --block-size 16".into()
         );
+    }
+    if is_cuda && arguments.max_num_batched_tokens > CUDA_STEP_TOKENS_MAX {
+        return Err(format!(
+            "a GPU computes at most {CUDA_STEP_TOKENS_MAX} tokens in one step; use a smaller \
+             --max-num-batched-tokens"
+        ));
     }
     if arguments.quantization == Some(Quantization::Fp8) && !is_cuda {
         return Err("fp8 is for GPUs; add --device cuda, or use --quantization int8".into());
@@ -258,16 +266,15 @@ fn kernel_cache(arguments: &EngineArgs) -> Option<PathBuf> {
 }
 
 /// The sizes of one worker's engine, behind which this process starts so many others on the same
-/// device.
-pub fn sizes(arguments: &EngineArgs, runner: &dyn Runner, others: usize) -> EngineConfig {
-    let block_size = arguments.block_size as usize;
-    let free = |bytes| (bytes as f64 * GPU_SHARE) as usize / (1 + others);
-    let pool_bytes = runner.free_bytes().map_or(KV_POOL_BYTES, free);
-    let fitting = pool_bytes / runner.kv_layout(block_size).block_bytes();
-    let blocks = fitting.clamp(2, KV_BLOCKS_MAX);
-    EngineConfig {
-        block_size,
-        kv_blocks: arguments.kv_blocks.map_or(blocks, |blocks| blocks as usize),
+/// device. Errors: the device has no room for a pool.
+pub fn sizes(
+    arguments: &EngineArgs,
+    runner: &dyn Runner,
+    others: usize,
+) -> Result<EngineConfig, CommandError> {
+    let mut config = EngineConfig {
+        block_size: arguments.block_size as usize,
+        kv_blocks: 0,
         max_num_seqs: arguments.max_num_seqs as usize,
         max_num_batched_tokens: arguments.max_num_batched_tokens as usize,
         waiting_sequences_max: WAITING_SEQUENCES_MAX,
@@ -277,5 +284,29 @@ pub fn sizes(arguments: &EngineArgs, runner: &dyn Runner, others: usize) -> Engi
             target_ms => Some(Duration::from_millis(target_ms.into())),
         },
         shares_memory: false,
+    };
+    config.kv_blocks = match arguments.kv_blocks {
+        Some(blocks) => blocks as usize,
+        None => fitting_blocks(&config, runner, 1 + others)?,
+    };
+    Ok(config)
+}
+
+fn fitting_blocks(
+    config: &EngineConfig,
+    runner: &dyn Runner,
+    workers: usize,
+) -> Result<usize, CommandError> {
+    let block_bytes = runner.kv_layout(config.block_size).block_bytes();
+    let sizes = config.runner_sizes(runner.facts().context_tokens);
+    let pool_bytes = runner.pool_bytes(&sizes, workers).map_err(StartError::from)?;
+    let blocks = pool_bytes.unwrap_or(KV_POOL_BYTES) / block_bytes;
+    if pool_bytes.is_some() && blocks < KV_BLOCKS_MIN {
+        return Err(CommandError::Unavailable(
+            "the GPU has no room for a KV pool beside the model; end what else uses it, or use a \
+             smaller --max-num-batched-tokens or --max-num-seqs, --quantization or another GPU"
+                .into(),
+        ));
     }
+    Ok(blocks.clamp(2, KV_BLOCKS_MAX))
 }

@@ -162,7 +162,7 @@ fn start_worker(
     let id = joining::name(arguments, role_name)?.as_str().into();
     let life = WorkerLife { id, incarnation: Incarnation::begin() };
     let (runner, place, card) = (engines.runner(), EnginePlace::Thread, card.clone());
-    let engine = engines::sizes(&arguments.engine, runner.as_ref(), others);
+    let engine = engines::sizes(&arguments.engine, runner.as_ref(), others)?;
     let ways = [engines.kv_ways(), &[kv_transfer::TCP]].concat();
     let hardware = Some(machine.registration(&engines.device()?, &ways));
     Ok(Worker::start(WorkerConfig { life, role, runner, place, engine, card, hardware })?)

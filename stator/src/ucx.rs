@@ -5,7 +5,7 @@ use std::path::Path;
 use kv_transfer::KvMemory;
 use kv_transfer::ucx::{Agent, Launch};
 
-use crate::cli::{UcxMode, WorkerArgs};
+use crate::cli::{Device, UcxMode, WorkerArgs};
 use crate::error::CommandError;
 
 /// Where Linux lists InfiniBand and RoCE devices.
@@ -37,6 +37,14 @@ pub fn check(arguments: &WorkerArgs) -> Result<Option<Plan>, CommandError> {
         UcxMode::Auto | UcxMode::On => None,
     };
     if let Some(why_not) = why_not {
+        tracing::info!("KV blocks do not move by UCX: {why_not}");
+        return Ok(None);
+    }
+    if matches!(arguments.engine.device, Device::Cuda { .. }) {
+        let why_not = "UCX moves blocks of the host's memory, and this worker's lie on a GPU";
+        if mode == UcxMode::On {
+            return Err(CommandError::Arguments(format!("{why_not}; leave --ucx out")));
+        }
         tracing::info!("KV blocks do not move by UCX: {why_not}");
         return Ok(None);
     }

@@ -43,7 +43,7 @@ pub fn launch(
         command.extend(["--quantization".into(), kind.get_name().into()]);
     }
     if let Some(directory) = &arguments.cache_dir {
-        command.extend(["--cache-dir".into(), directory.into()]);
+        command.extend(["--cache-dir".into(), std::path::absolute(directory)?.into()]);
     }
     // From wherever it is started, the keeper works in the root.
     command.push(std::path::absolute(model)?.into());

@@ -124,7 +124,7 @@ async fn start(
     let title = format!("{}-worker {name} ready, serving {}", short_name(role), card.name);
     let life = WorkerLife { id: name.as_str().into(), incarnation: Incarnation::begin() };
     let (runner, place) = (engines.runner(), EnginePlace::Thread);
-    let sizes = engines::sizes(&arguments.engine, runner.as_ref(), 0);
+    let sizes = engines::sizes(&arguments.engine, runner.as_ref(), 0)?;
     let engine = EngineConfig { shares_memory: ucx.is_some(), ..sizes };
     let own_ways = if ucx.is_some() { &[UCX, TCP][..] } else { &[TCP] };
     let kv_ways = [engines.kv_ways(), own_ways].concat();

@@ -68,19 +68,41 @@ pub struct StepSizes {
     pub context_tokens: usize,
 }
 
-impl Buffers {
-    /// Allocates them. `widened_elements` are those of the largest coded matrix. Errors: they do not
-    /// fit.
+/// Where each part of the buffers begins, in bytes.
+pub struct Places {
+    x: u64,
+    normed: u64,
+    projected: u64,
+    angles: u64,
+    queries: u64,
+    attended: u64,
+    delta: u64,
+    gate_up: u64,
+    inner: u64,
+    values: u64,
+    stats: u64,
+    wanted: u64,
+    logits: u64,
+    chosen: u64,
+    widened: u64,
+    inputs: u64,
+    inputs_bytes: usize,
+    rows: usize,
+    /// Of all.
+    pub bytes: usize,
+}
+
+impl Places {
+    /// For steps of these sizes. `widened_elements` are those of the largest coded matrix.
     pub fn new(
-        device: &Arc<Device>,
         config: &ModelConfig,
         kernels: &KernelShape,
         sizes: &StepSizes,
         widened_elements: usize,
-    ) -> Result<Self, CudaFailure> {
+    ) -> Self {
         let ModelConfig { hidden_size, intermediate_size, head_dim, heads, kv_heads, .. } = *config;
         let rows = sizes.rows.next_multiple_of(PRODUCT_ROWS);
-        let act = kernels.activations.bytes();
+        let (act, wide) = (kernels.activations.bytes(), size_of::<f32>());
         let (values_bytes, stats_bytes) =
             Partials::bytes(kernels, 1, PARTIALS_MAX.max(parts(sizes)));
         let inputs_bytes = largest_inputs(sizes, kernels.block_size);
@@ -90,62 +112,55 @@ impl Buffers {
             end = (end + bytes).next_multiple_of(ALIGNMENT);
             at as u64
         };
-        let mut buffers = [
-            place(rows * hidden_size * 4),
-            place(rows * hidden_size * act),
-            place(rows * (heads + 2 * kv_heads) * head_dim * act),
-            place(rows * head_dim * 4),
-            place(rows * heads * head_dim * 4),
-            place(rows * heads * head_dim * act),
-            place(rows * hidden_size * act),
-            place(rows * 2 * intermediate_size * act),
-            place(rows * intermediate_size * act),
-            place(values_bytes),
-            place(stats_bytes),
-            place(rows * hidden_size * act),
-            place(LOGIT_ROWS * config.vocabulary_size * act),
-            place(LOGIT_ROWS * 4),
-            place(widened_elements * act),
-            place(inputs_bytes),
-        ];
-        let memory = Allocation::new(device, end)?;
-        buffers.iter_mut().for_each(|at| *at += memory.address());
-        let [
-            x,
-            normed,
-            projected,
-            angles,
-            queries,
-            attended,
-            delta,
-            gate_up,
-            inner,
-            values,
-            stats,
-            wanted,
-            logits,
-            chosen,
-            widened,
-            inputs,
-        ] = buffers;
-        Ok(Self {
-            x,
-            normed,
-            projected,
-            angles,
-            queries,
-            attended,
-            delta,
-            gate_up,
-            inner,
-            partials: Partials { values, stats },
-            wanted,
-            logits,
-            chosen,
-            widened,
-            inputs,
+        let mut places = Self {
+            x: place(rows * hidden_size * wide),
+            normed: place(rows * hidden_size * act),
+            projected: place(rows * (heads + 2 * kv_heads) * head_dim * act),
+            angles: place(rows * head_dim * wide),
+            queries: place(rows * heads * head_dim * wide),
+            attended: place(rows * heads * head_dim * act),
+            delta: place(rows * hidden_size * act),
+            gate_up: place(rows * 2 * intermediate_size * act),
+            inner: place(rows * intermediate_size * act),
+            values: place(values_bytes),
+            stats: place(stats_bytes),
+            wanted: place(rows * hidden_size * act),
+            logits: place(LOGIT_ROWS * config.vocabulary_size * act),
+            chosen: place(LOGIT_ROWS * size_of::<u32>()),
+            widened: place(widened_elements * act),
+            inputs: place(inputs_bytes),
             inputs_bytes,
             rows,
+            bytes: 0,
+        };
+        places.bytes = end;
+        places
+    }
+}
+
+impl Buffers {
+    /// Allocates them. Errors: they do not fit.
+    pub fn new(device: &Arc<Device>, places: &Places) -> Result<Self, CudaFailure> {
+        let memory = Allocation::new(device, places.bytes)?;
+        let at = |place: u64| memory.address() + place;
+        Ok(Self {
+            x: at(places.x),
+            normed: at(places.normed),
+            projected: at(places.projected),
+            angles: at(places.angles),
+            queries: at(places.queries),
+            attended: at(places.attended),
+            delta: at(places.delta),
+            gate_up: at(places.gate_up),
+            inner: at(places.inner),
+            partials: Partials { values: at(places.values), stats: at(places.stats) },
+            wanted: at(places.wanted),
+            logits: at(places.logits),
+            chosen: at(places.chosen),
+            widened: at(places.widened),
+            inputs: at(places.inputs),
+            inputs_bytes: places.inputs_bytes,
+            rows: places.rows,
             _memory: memory,
         })
     }

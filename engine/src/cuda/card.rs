@@ -51,8 +51,10 @@ impl Card {
     ) -> Result<Self, String> {
         let device = open_device(ordinal, libraries)?;
         let capability = device.compute_capability().map_err(|error| error.to_string())?;
-        let nvrtc = Nvrtc::load(libraries.nvrtc.as_deref()).map_err(|error| error.to_string())?;
-        let cublas = Cublas::load(libraries.cublas.as_deref())?;
+        let version = device.driver().version().map_err(|error| error.to_string())?;
+        let nvrtc = Nvrtc::load(libraries.nvrtc.as_deref(), version.0);
+        let nvrtc = nvrtc.map_err(|error| error.to_string())?;
+        let cublas = Cublas::load(libraries.cublas.as_deref(), version.0)?;
         let shared_bytes_max = device.shared_bytes_max().map_err(|error| error.to_string())?;
         let kernel_cache = kernel_cache.map(|directory| KernelCache::new(directory.to_path_buf()));
         let loaded = Mutex::default();

@@ -4,20 +4,20 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use cuda_driver::{Function, Graph, Pinned, Stream};
-use cuda_kernels::{Dtype, NOT_DECIDED, RowSampling, Sample, sampling_bytes};
+use cuda_kernels::{Dtype, KernelShape, NOT_DECIDED, RowSampling, Sample, sampling_bytes};
 use half::{bf16, f16};
 use kv_transfer::KvLayout;
 use kv_transfer::cuda::CudaMemory;
 
 use super::CudaFailure;
-use super::buffers::{Buffers, LOGIT_ROWS, StepSizes};
+use super::buffers::{Buffers, LOGIT_ROWS, Places, StepSizes};
 use super::card::{Card, Kernels};
-use super::cublas::CublasStream;
+use super::cublas::{CublasStream, WORKSPACE_BYTES};
 use super::decoder::{Angles, CudaDecoder, Lane};
 use super::step::{SAMPLING_BYTES, Step, StepShape};
 use crate::model::Span;
 
-/// Shapes of steps whose work is kept; with more, all are forgotten.
+/// Shapes of steps whose work is kept; of more, the one that was not used for longest goes.
 const GRAPHS_MAX: usize = 128;
 
 /// How a row is sampled whose token nobody asked for.
@@ -43,9 +43,17 @@ pub struct Computing {
 /// what they need the first time, which cannot be captured.
 #[derive(Default)]
 struct Graphs {
-    kept: HashMap<StepShape, Option<Graph>>,
+    kept: HashMap<StepShape, Kept>,
+    /// Steps so far.
+    steps: u64,
     /// Capturing failed once.
     is_off: bool,
+}
+
+struct Kept {
+    /// Absent after the first time.
+    graph: Option<Graph>,
+    last_used: u64,
 }
 
 /// What became of a row whose logits were wanted.
@@ -81,7 +89,8 @@ impl Computing {
         let device = &card.device;
         let stream = Stream::new(device)?;
         let widened = decoder.widened_elements();
-        let buffers = Buffers::new(device, &decoder.config, &kernels.shape, sizes, widened)?;
+        let places = Places::new(&decoder.config, &kernels.shape, sizes, widened);
+        let buffers = Buffers::new(device, &places)?;
         Ok(Self {
             graphs: Graphs::default(),
             kernels,
@@ -92,6 +101,13 @@ impl Computing {
             chosen: Pinned::take(device, LOGIT_ROWS * size_of::<u32>())?,
             buffers,
         })
+    }
+
+    /// Bytes of the GPU that one takes.
+    pub fn bytes(decoder: &CudaDecoder, shape: &KernelShape, sizes: &StepSizes) -> usize {
+        let widened = decoder.widened_elements();
+        let buffers = Places::new(&decoder.config, shape, sizes, widened).bytes;
+        buffers + decoder.angles_bytes(sizes.context_tokens) + WORKSPACE_BYTES
     }
 
     /// What copies blocks between pools, for the pool that is computed in.
@@ -269,15 +285,18 @@ impl Graphs {
             return work.submit();
         }
         let stream = work.lane.stream;
-        match self.kept.get(&shape) {
-            // SAFETY: it works with this worker's buffers, as `submit` does.
-            Some(Some(graph)) => return Ok(unsafe { stream.run(graph) }?),
-            Some(None) => {}
+        self.steps += 1;
+        let last_used = self.steps;
+        match self.kept.get_mut(&shape) {
+            Some(Kept { graph: Some(graph), last_used: last }) => {
+                *last = last_used;
+                // SAFETY: it works with this worker's buffers, as `submit` does.
+                return Ok(unsafe { stream.run(graph) }?);
+            }
+            Some(Kept { graph: None, .. }) => {}
             None => {
-                if self.kept.len() >= GRAPHS_MAX {
-                    self.kept.clear();
-                }
-                self.kept.insert(shape, None);
+                self.make_room();
+                self.kept.insert(shape, Kept { graph: None, last_used });
                 return work.submit();
             }
         }
@@ -285,7 +304,7 @@ impl Graphs {
             Ok(graph) => {
                 // SAFETY: as above.
                 unsafe { stream.run(&graph) }?;
-                self.kept.insert(shape, Some(graph));
+                self.kept.insert(shape, Kept { graph: Some(graph), last_used });
                 Ok(())
             }
             Err(error) => {
@@ -294,6 +313,16 @@ impl Graphs {
                 self.is_off = true;
                 work.submit()
             }
+        }
+    }
+
+    fn make_room(&mut self) {
+        if self.kept.len() < GRAPHS_MAX {
+            return;
+        }
+        let oldest = self.kept.iter().min_by_key(|(_, kept)| kept.last_used);
+        if let Some(oldest) = oldest.map(|(shape, _)| *shape) {
+            self.kept.remove(&oldest);
         }
     }
 }

@@ -16,7 +16,7 @@ use super::CudaFailure;
 const NAMES: [&str; 3] = ["libcublas.so.13", "libcublas.so.12", "libcublas.so"];
 
 /// What NVIDIA recommends for Hopper; older cards need less.
-const WORKSPACE_BYTES: usize = 32 << 20;
+pub const WORKSPACE_BYTES: usize = 32 << 20;
 
 type Status = c_int;
 
@@ -91,11 +91,15 @@ type GemmFunction = unsafe extern "C" fn(
 impl Cublas {
     /// Loads the library at `path`, or where none is given, what the system's loader finds. Errors:
     /// there is none: a sentence.
-    pub fn load(path: Option<&Path>) -> Result<Arc<Self>, String> {
+    ///
+    /// Of the system's it takes none that is newer than `cuda_max`, the major version of CUDA that the
+    /// driver has.
+    pub fn load(path: Option<&Path>, cuda_max: u32) -> Result<Arc<Self>, String> {
+        let is_usable = |name: &&str| !name.ends_with(".13") || cuda_max >= 13;
         let mut tried = Vec::new();
         let names = match path {
             Some(path) => vec![path],
-            None => NAMES.map(Path::new).to_vec(),
+            None => NAMES.into_iter().filter(is_usable).map(Path::new).collect(),
         };
         for name in names {
             // SAFETY: the library's initialisers are NVIDIA's and do nothing to this process.
@@ -108,7 +112,7 @@ impl Cublas {
             }
         }
         Err(format!(
-            "cuBLAS is not found ({}): install it (`pip install nvidia-cublas` has \
+            "no cuBLAS of CUDA {cuda_max} or older is found ({}): install it (`pip install nvidia-cublas` has \
              libcublas.so.13, CUDA's toolkit has it too), and let the system's loader find it",
             tried.join("; ")
         ))

@@ -111,11 +111,16 @@ impl CudaDecoder {
         coded.map(|matrix| matrix.outputs * matrix.inputs).max().unwrap_or(0)
     }
 
+    /// Bytes of the angles of so many positions.
+    pub fn angles_bytes(&self, positions: usize) -> usize {
+        positions * self.config.head_dim * size_of::<f32>()
+    }
+
     /// The angles of so many positions, on the GPU. Errors: they do not fit.
     pub fn angles(&self, device: &Arc<Device>, positions: usize) -> Result<Angles, CudaFailure> {
         let head_dim = self.config.head_dim;
         let row_bytes = head_dim * size_of::<f32>();
-        let memory = Allocation::new(device, positions * row_bytes)?;
+        let memory = Allocation::new(device, self.angles_bytes(positions))?;
         let stream = Stream::new(device)?;
         let mut buffer = Pinned::take(device, ANGLES_AT_ONCE.min(positions) * row_bytes)?;
         for first in (0..positions).step_by(ANGLES_AT_ONCE) {

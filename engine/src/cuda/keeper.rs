@@ -4,29 +4,42 @@
 //! Who needs weights connects to the keeper's socket, is told how to map them, and stays connected for
 //! as long as it uses them. Where nobody listens, it starts a keeper, under a lock, so that there is
 //! one. The socket's name is a hash of all that decides what the weights' bytes are; its directory is
-//! the user's own. Memory is gone with the process that allocated it: whoever uses it notices by the
-//! connection's end, and computes no more.
+//! the user's own. CUDA does not say what becomes of mapped memory when the process that allocated it
+//! ends: so whoever uses it notices by the connection's end, and computes no more.
+//!
+//! What is bounded: users (`USERS_MAX`; who comes later has weights of its own), and each wait for a
+//! keeper (`START_MAX`, `ANSWER_MAX`).
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use cuda_driver::{Allocation, Device, IpcHandle, Mapping};
 use parking_lot::{Condvar, Mutex};
 
-/// Processes that use weights at once; more have their own.
+/// Processes that use weights at once.
 const USERS_MAX: usize = 64;
 const HANDLE_BYTES: usize = size_of::<IpcHandle>();
-/// What a keeper says first on its standard output when the weights are there.
+/// How long a keeper may take to bring weights to the GPU: the largest models, from slow disks.
+const START_MAX: Duration = Duration::from_secs(30 * 60);
+/// How long it may take to answer who connects.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// Between two tries to take a connection where the system has no room for one.
+const PAUSE: Duration = Duration::from_millis(100);
+/// What a keeper says on its standard output when the weights are there.
 const READY: &str = "ready";
+/// What a keeper answers first.
+const HERE: u8 = b'h';
+const FULL: u8 = b'f';
 
 /// How a keeper is started.
 #[derive(Clone, Debug)]
@@ -46,43 +59,79 @@ pub struct Kept {
     is_gone: Arc<AtomicBool>,
 }
 
+/// What came of asking a keeper.
+enum Answer {
+    Kept(Kept),
+    /// It has as many users as it takes.
+    Full,
+    /// There is none, or it is ending.
+    Nobody,
+}
+
 impl Kept {
-    /// Finds or starts the keeper of this name. Errors: a sentence.
-    pub fn find(device: &Arc<Device>, launch: &Launch, name: &str) -> Result<Self, String> {
+    /// Finds or starts the keeper of this name; nothing where it has too many users. Errors: a
+    /// sentence.
+    pub fn find(device: &Arc<Device>, launch: &Launch, name: &str) -> Result<Option<Self>, String> {
         let cannot = |error: io::Error| {
             let directory = launch.directory.display();
             format!("weights cannot be shared by way of {directory}: {error}")
         };
         open_directory(&launch.directory).map_err(cannot)?;
         let socket = launch.directory.join(format!("{name}.sock"));
-        if let Some((connection, handle)) = connect(&socket) {
-            return Self::map(device, connection, handle);
+        // First without the lock, which a keeper that starts may hold for minutes.
+        if let found @ (Answer::Kept(_) | Answer::Full) = Self::ask(device, &socket)? {
+            return Ok(found.kept());
         }
         let lock = File::create(lock_of(&socket)).map_err(cannot)?;
         lock.lock().map_err(cannot)?;
         // Somebody else may have started it meanwhile.
-        let (connection, handle) = match connect(&socket) {
-            Some(connected) => connected,
-            None => {
-                launch.start(&socket)?;
-                connect(&socket).ok_or("the weights' keeper ended at once")?
-            }
-        };
-        Self::map(device, connection, handle)
+        if let found @ (Answer::Kept(_) | Answer::Full) = Self::ask(device, &socket)? {
+            return Ok(found.kept());
+        }
+        launch.start(&socket)?;
+        match Self::ask(device, &socket)? {
+            Answer::Nobody => Err("the weights' keeper ended at once".into()),
+            found => Ok(found.kept()),
+        }
     }
 
-    fn map(
-        device: &Arc<Device>,
-        connection: UnixStream,
-        handle: IpcHandle,
-    ) -> Result<Self, String> {
-        let memory = Mapping::open(device, handle).map_err(|error| error.to_string())?;
+    fn ask(device: &Arc<Device>, socket: &Path) -> Result<Answer, String> {
+        let Ok(mut connection) = UnixStream::connect(socket) else { return Ok(Answer::Nobody) };
+        let (mut answer, mut handle) = ([0], [0; HANDLE_BYTES]);
+        let told = connection
+            .set_read_timeout(Some(ANSWER_MAX))
+            .and_then(|()| connection.read_exact(&mut answer))
+            .and_then(|()| match answer {
+                [HERE] => connection.read_exact(&mut handle),
+                _ => Ok(()),
+            })
+            .and_then(|()| connection.set_read_timeout(None));
+        match (told, answer) {
+            (Ok(()), [HERE]) => {}
+            (Ok(()), [FULL]) => return Ok(Answer::Full),
+            (Err(error), _) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(format!(
+                    "the weights' keeper at {} does not answer; end it",
+                    socket.display()
+                ));
+            }
+            _ => return Ok(Answer::Nobody),
+        }
+        // One that ends meanwhile has taken its memory along.
+        let Ok(memory) = Mapping::open(device, IpcHandle(handle)) else {
+            return Ok(Answer::Nobody);
+        };
         let is_gone = Arc::new(AtomicBool::new(false));
-        let watched = connection.try_clone().map_err(|error| error.to_string())?;
-        let watcher = Watcher { watched, is_gone: is_gone.clone() };
-        let thread = std::thread::Builder::new().name("weights".into());
-        thread.spawn(move || watcher.run()).map_err(|error| error.to_string())?;
-        Ok(Self { memory, connection, is_gone })
+        let mut watched = connection.try_clone().map_err(|error| error.to_string())?;
+        let tells = is_gone.clone();
+        let watch = move || {
+            // A keeper says nothing more.
+            let _end = watched.read_exact(&mut [0]);
+            tells.store(true, Ordering::Release);
+        };
+        let thread = std::thread::Builder::new().name("weights".into()).spawn(watch);
+        thread.map_err(|error| error.to_string())?;
+        Ok(Answer::Kept(Self { memory, connection, is_gone }))
     }
 
     /// Where they begin.
@@ -96,47 +145,68 @@ impl Kept {
     }
 }
 
-impl Drop for Kept {
-    fn drop(&mut self) {
-        // The watcher's thread ends by it.
-        let _closed = self.connection.shutdown(std::net::Shutdown::Both);
+impl Answer {
+    fn kept(self) -> Option<Kept> {
+        match self {
+            Self::Kept(kept) => Some(kept),
+            Self::Full | Self::Nobody => None,
+        }
     }
 }
 
-/// Waits for a connection's end.
-struct Watcher {
-    watched: UnixStream,
-    is_gone: Arc<AtomicBool>,
-}
-
-impl Watcher {
-    fn run(mut self) {
-        // A keeper says nothing more.
-        let _end = self.watched.read(&mut [0]);
-        self.is_gone.store(true, Ordering::Release);
+impl Drop for Kept {
+    fn drop(&mut self) {
+        // The watching thread ends by it.
+        let _closed = self.connection.shutdown(std::net::Shutdown::Both);
     }
 }
 
 impl Launch {
     /// Starts a keeper and waits until it has the weights. It goes on when this process ends, by
-    /// whatever signal.
+    /// whatever signal. Errors: what it said.
     fn start(&self, socket: &Path) -> Result<(), String> {
         let mut command = Command::new(&self.program);
-        command.args(&self.arguments).arg(socket).process_group(0);
-        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        command.args(&self.arguments).arg(socket).process_group(0).current_dir("/");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let started = command.spawn();
         let mut process =
             started.map_err(|error| format!("the weights' keeper does not start: {error}"))?;
-        let mut line = String::new();
-        if let Some(output) = process.stdout.take() {
-            // Without one it has ended, and said why on standard error, which is also ours.
-            let _said = BufReader::new(output).read_line(&mut line);
+        let (output, errors) = (process.stdout.take(), process.stderr.take());
+        let (ready, is_ready) = mpsc::channel();
+        let process = Arc::new(Mutex::new(process));
+        let waited = process.clone();
+        // Reads what it says, and reaps it when it ends: maybe long after this.
+        std::thread::spawn(move || {
+            let lines = output.into_iter().flat_map(|output| BufReader::new(output).lines());
+            let is_ready = lines.map_while(Result::ok).any(|line| line == READY);
+            let said = (!is_ready).then(|| last_words(errors));
+            let _nobody_waits = ready.send(said);
+            reap(&waited);
+        });
+        match is_ready.recv_timeout(START_MAX) {
+            Ok(None) => Ok(()),
+            Ok(Some(said)) => Err(format!("the weights' keeper ended: {said}")),
+            Err(_late) => {
+                let _gone = process.lock().kill();
+                Err("the weights' keeper takes too long to load the model".into())
+            }
         }
-        if line.trim_end() == READY {
-            return Ok(());
-        }
-        let _reaped = process.wait();
-        Err("the weights' keeper ended before it had them; it said why above".into())
+    }
+}
+
+/// What a process said before it ended.
+fn last_words(errors: Option<impl Read>) -> String {
+    let mut text = String::new();
+    let _cut = errors.map(|errors| errors.take(1 << 16).read_to_string(&mut text));
+    let line = text.lines().rev().find(|line| !line.trim().is_empty());
+    line.unwrap_or("it did not say why").to_string()
+}
+
+/// Waits for the end of a process that others may have to kill meanwhile.
+fn reap(process: &Mutex<Child>) {
+    const PAUSE: Duration = Duration::from_secs(1);
+    while let Ok(None) = process.lock().try_wait() {
+        std::thread::sleep(PAUSE);
     }
 }
 
@@ -156,18 +226,48 @@ fn lock_of(socket: &Path) -> PathBuf {
     socket.with_extension("lock")
 }
 
-/// Asks a keeper, if one listens and still has the weights.
-fn connect(socket: &Path) -> Option<(UnixStream, IpcHandle)> {
-    let mut connection = UnixStream::connect(socket).ok()?;
-    let mut handle = [0; HANDLE_BYTES];
-    connection.read_exact(&mut handle).ok()?;
-    Some((connection, IpcHandle(handle)))
+/// A socket that is this keeper's until it ends.
+struct Address {
+    socket: PathBuf,
+    inode: u64,
+}
+
+impl Address {
+    /// Listens in place of a keeper that was killed: whoever starts one holds the lock. Errors: the
+    /// system's, or something else is there.
+    fn listen(socket: &Path) -> io::Result<(Self, UnixListener)> {
+        if let Ok(found) = fs::symlink_metadata(socket) {
+            if !found.file_type().is_socket() {
+                return Err(io::Error::other("it is there, and no socket"));
+            }
+            fs::remove_file(socket)?;
+        }
+        let listener = UnixListener::bind(socket)?;
+        let inode = fs::symlink_metadata(socket)?.ino();
+        Ok((Self { socket: socket.to_path_buf(), inode }, listener))
+    }
+}
+
+impl Drop for Address {
+    fn drop(&mut self) {
+        let found = fs::symlink_metadata(&self.socket);
+        if found.is_ok_and(|found| found.ino() == self.inode) {
+            let _gone = fs::remove_file(&self.socket);
+        }
+    }
 }
 
 /// Who uses the weights.
 struct Users {
-    count: Mutex<usize>,
+    state: Mutex<State>,
     changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    count: usize,
+    /// Nobody is told any more.
+    is_ending: bool,
 }
 
 /// Keeps weights for whoever connects to the socket, until nobody has used them for `grace`. Errors:
@@ -175,61 +275,59 @@ struct Users {
 pub fn keep(memory: &Allocation, socket: &Path, grace: Duration) -> Result<(), String> {
     let handle = memory.export().map_err(|error| error.to_string())?;
     let cannot = |error: io::Error| format!("cannot listen on {}: {error}", socket.display());
-    // Of a keeper that was killed: whoever starts one holds the lock.
-    let _left_over = fs::remove_file(socket);
-    let listener = UnixListener::bind(socket).map_err(cannot)?;
-    let users = Arc::new(Users { count: Mutex::new(0), changed: Condvar::new() });
+    let (_address, listener) = Address::listen(socket).map_err(cannot)?;
+    let users = Arc::new(Users { state: Mutex::default(), changed: Condvar::new() });
     let accepting = users.clone();
     let acceptor = std::thread::Builder::new().name("keeper".into());
     acceptor.spawn(move || accepting.accept(&listener, &handle)).map_err(cannot)?;
+    // Whoever started this may be gone; others come.
     let mut output = io::stdout();
-    let said = writeln!(output, "{READY}").and_then(|()| output.flush());
-    said.map_err(cannot)?;
-    loop {
-        users.wait_for_nobody(grace);
-        // Who comes now waits for the lock, finds nobody, and starts another keeper.
-        let lock = File::create(lock_of(socket)).map_err(cannot)?;
-        lock.lock().map_err(cannot)?;
-        if *users.count.lock() == 0 {
-            return fs::remove_file(socket).map_err(cannot);
-        }
-    }
+    let _heard = writeln!(output, "{READY}").and_then(|()| output.flush());
+    users.wait_for_nobody(grace);
+    Ok(())
 }
 
 impl Users {
-    /// Until there was nobody for so long.
+    /// Until there was nobody for so long; from then on nobody is told.
     fn wait_for_nobody(&self, grace: Duration) {
-        let mut count = self.count.lock();
-        loop {
-            while *count > 0 {
-                self.changed.wait(&mut count);
+        let mut state = self.state.lock();
+        while !state.is_ending {
+            while state.count > 0 {
+                self.changed.wait(&mut state);
             }
-            if self.changed.wait_for(&mut count, grace).timed_out() && *count == 0 {
-                return;
-            }
+            let is_late = self.changed.wait_for(&mut state, grace).timed_out();
+            state.is_ending = is_late && state.count == 0;
         }
     }
 
     fn accept(self: &Arc<Self>, listener: &UnixListener, handle: &IpcHandle) {
-        for connection in listener.incoming().flatten() {
-            let mut count = self.count.lock();
-            if *count == USERS_MAX {
-                continue;
+        for connection in listener.incoming() {
+            match connection {
+                Ok(connection) => self.serve(connection, *handle),
+                Err(_) => std::thread::sleep(PAUSE),
             }
-            let users = self.clone();
-            let mut user = connection;
-            let handle = *handle;
-            let thread = std::thread::Builder::new().name("user".into());
-            let served = thread.spawn(move || {
-                let _told = user.write_all(&handle.0);
-                // A user says nothing; its end is the end of the connection.
-                let _end = user.read(&mut [0]);
-                *users.count.lock() -= 1;
-                users.changed.notify_all();
-            });
-            *count += usize::from(served.is_ok());
-            self.changed.notify_all();
         }
+    }
+
+    fn serve(self: &Arc<Self>, mut user: UnixStream, handle: IpcHandle) {
+        let mut state = self.state.lock();
+        if state.is_ending {
+            return;
+        }
+        if state.count == USERS_MAX {
+            let _told = user.write_all(&[FULL]);
+            return;
+        }
+        let users = self.clone();
+        let served = std::thread::Builder::new().name("user".into()).spawn(move || {
+            let told = user.write_all(&[&[HERE][..], &handle.0].concat());
+            // A user says nothing; its end is the end of the connection.
+            let _end = told.and_then(|()| user.read_exact(&mut [0]));
+            users.state.lock().count -= 1;
+            users.changed.notify_all();
+        });
+        state.count += usize::from(served.is_ok());
+        self.changed.notify_all();
     }
 }
 

@@ -192,6 +192,19 @@ impl CudaModel {
         Computing::new(&self.card, &self.decoder, block_size, &sizes)
     }
 
+    /// Bytes of the GPU that `computing` takes.
+    pub fn step_bytes(
+        &self,
+        block_size: usize,
+        rows: usize,
+        sequences: usize,
+        context_tokens: usize,
+    ) -> usize {
+        let sizes = StepSizes { rows: rows.max(sequences), sequences, context_tokens };
+        let shape = self.decoder.kernel_shape(block_size, self.card.shared_bytes_max());
+        Computing::bytes(&self.decoder, &shape, &sizes)
+    }
+
     /// Waits for this engine's turn; the turn ends when the guard is dropped. Steps of several engines
     /// beside each other would only make each slower and its duration noise.
     pub fn take_turn(&self) -> FairMutexGuard<'_, ()> {

@@ -92,7 +92,7 @@ pub struct Code {
 pub enum WeightFormat {
     /// As their files have them: codes of `Q8_0` stay, other quantised ones are widened.
     AsStored,
-    /// Layers' matrices are rounded to FP8, with a scale for up to 128.
+    /// Matrices are rounded to FP8, with a scale for up to 128; not the embedding.
     Fp8,
 }
 
@@ -121,8 +121,8 @@ impl Weights {
         Ok(Self { layout, memory: Memory::Own(memory) })
     }
 
-    /// Uses those that a keeper has, which is started where there is none. `weights_id` names the
-    /// model. Errors: a sentence.
+    /// Uses those that a keeper has, which is started where there is none; its own where that has too
+    /// many users. `weights_id` names the model. Errors: a sentence.
     pub fn kept(
         stored: &Decoder,
         device: &Arc<Device>,
@@ -135,8 +135,10 @@ impl Weights {
         // All that decides which bytes lie where.
         let content = format!("{weights_id} {layout:?} {}", env!("CARGO_PKG_VERSION"));
         let name = format!("weights-{uuid}-{}", &blake3::hash(content.as_bytes()).to_hex()[..16]);
-        let kept = Kept::find(device, launch, &name)?;
-        Ok(Self { layout, memory: Memory::Kept(kept) })
+        match Kept::find(device, launch, &name)? {
+            Some(kept) => Ok(Self { layout, memory: Memory::Kept(kept) }),
+            None => Self::upload(stored, device, format).map_err(|error| error.to_string()),
+        }
     }
 
     /// Whether they are gone, with the process that kept them.

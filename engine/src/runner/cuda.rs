@@ -13,6 +13,9 @@ use super::{Choice, Computed, Context, Facts, Runner, RunnerError, Sizes, Span, 
 use crate::cuda::{Computing, CudaModel, Row};
 use crate::sampler;
 
+/// Of what is free. The driver, cuBLAS and captured steps take some too.
+const POOL_SHARE: f64 = 0.9;
+
 /// A model on a GPU, and what one worker computes in.
 pub struct CudaRunner {
     // Before the model, on whose GPU it is.
@@ -43,9 +46,13 @@ impl Runner for CudaRunner {
         self.model.decoder.kv_layout(&self.facts.numerics_id, block_size)
     }
 
-    fn free_bytes(&self) -> Option<usize> {
-        // A device that cannot say has nothing to give.
-        Some(self.model.device().free_bytes().unwrap_or(0))
+    fn pool_bytes(&self, sizes: &Sizes, workers: usize) -> Result<Option<usize>, RunnerError> {
+        let Sizes { step_tokens, spans, context_tokens, .. } = *sizes;
+        let free = self.model.device().free_bytes();
+        let free = free.map_err(|error| failed(&self.model, error))?;
+        let steps = self.model.step_bytes(sizes.block_size, step_tokens, spans, context_tokens);
+        let free = (free as f64 * POOL_SHARE) as usize;
+        Ok(Some(free.saturating_sub(workers * steps) / workers.max(1)))
     }
 
     fn allocate(&mut self, layout: &KvLayout, sizes: &Sizes) -> Result<KvMemory, RunnerError> {
@@ -55,8 +62,8 @@ impl Runner for CudaRunner {
             failed(
                 &self.model,
                 format!(
-                    "{error}: there is no room for steps of {step_tokens} tokens; use a smaller \
-                 --max-num-batched-tokens"
+                    "{error}: there is no room for steps of {step_tokens} tokens of {spans} sequences; \
+                 use a smaller --max-num-batched-tokens or --max-num-seqs"
                 ),
             )
         })?;
@@ -81,13 +88,16 @@ impl Runner for CudaRunner {
         };
         let to_compute: Vec<_> = spans.iter().map(Span::for_decoder).collect();
         let samplings: Vec<_> = spans.iter().flat_map(on_device).collect();
-        let _turn = model.take_turn();
+        let turn = model.take_turn();
         let began = Instant::now();
         let rows = computing.run(&model.decoder, &to_compute, layout, memory, &samplings);
         let mut rows = rows.map_err(|error| failed(model, error))?.into_iter();
+        // What the host chooses needs no GPU.
+        drop(turn);
         let conclude = |span: &mut Span<'_>| conclude(span, rows.by_ref().take(span.logits()));
+        let took = began.elapsed();
         let spans = spans.iter_mut().map(conclude).collect();
-        Ok(Computed { spans, took: began.elapsed(), is_simulated: false })
+        Ok(Computed { spans, took, is_simulated: false })
     }
 }
 

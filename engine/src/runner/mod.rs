@@ -34,9 +34,11 @@ pub trait Runner: Send {
     /// What a KV block of `block_size` tokens looks like.
     fn kv_layout(&self, block_size: usize) -> KvLayout;
 
-    /// Bytes that are free on the device that it computes on; none where that is the host.
-    fn free_bytes(&self) -> Option<usize> {
-        None
+    /// Bytes that a KV pool may have on the device that it computes on, where so many workers with
+    /// steps of these sizes are still to be started there; none where that is the host. Errors: the
+    /// device does not say what is free.
+    fn pool_bytes(&self, _sizes: &Sizes, _workers: usize) -> Result<Option<usize>, RunnerError> {
+        Ok(None)
     }
 
     /// Allocates what a worker computes in, once: the KV pool, whose blocks have this layout, and
@@ -63,6 +65,8 @@ pub trait Runner: Send {
 /// How much a runner has to have room for.
 #[derive(Clone, Copy, Debug)]
 pub struct Sizes {
+    /// Tokens per KV block.
+    pub block_size: usize,
     /// Blocks of the KV pool.
     pub kv_blocks: usize,
     /// Whether the pool's memory can be given to another process of this host.

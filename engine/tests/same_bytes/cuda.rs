@@ -11,12 +11,12 @@ use super::*;
 const SCENARIOS: u64 = 12;
 const FIXTURES: [&str; 4] = ["qwen3-tied", "qwen2-bias", "mistral-window", "llama2"];
 
-fn bench(fixture: &str) -> Bench {
+fn bench(fixture: &str, numerics: Numerics) -> Bench {
     let libraries = fake::libraries();
     let library = |name| Some(libraries.join(name));
     let options = CudaOptions {
         ordinal: 0,
-        numerics: Numerics::Fixed,
+        numerics,
         weights: WeightFormat::AsStored,
         kernel_cache: Some(std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels")),
         libraries: Libraries {
@@ -31,7 +31,7 @@ fn bench(fixture: &str) -> Bench {
 
 #[test]
 fn with_fixed_shapes_every_request_is_as_if_alone() {
-    let benches = FIXTURES.map(bench);
+    let benches = FIXTURES.map(|fixture| bench(fixture, Numerics::Fixed));
     let mut coverage = Coverage::default();
     for seed in 0..number("STATOR_SCENARIOS").unwrap_or(SCENARIOS) {
         let bench = &benches[seed as usize % benches.len()];
@@ -40,4 +40,15 @@ fn with_fixed_shapes_every_request_is_as_if_alone() {
         }
     }
     println!("{coverage:?}");
+}
+
+/// Why there are fixed shapes at all.
+#[test]
+fn without_them_sums_depend_on_the_batch() {
+    let benches = FIXTURES.map(|fixture| bench(fixture, Numerics::Fast));
+    let noticed = (0..SCENARIOS).any(|seed| {
+        let bench = &benches[seed as usize % benches.len()];
+        run_on(bench, seed, &mut Coverage::default()).is_err()
+    });
+    assert!(noticed);
 }

@@ -9,7 +9,9 @@ use parking_lot::Mutex;
 use super::copies::Copies;
 use super::{CudaError, Device, Lent};
 use cuda_driver::Pinned;
-use cuda_driver::{DevicePointer, EVENT_DISABLE_TIMING, EVENT_INTERPROCESS, Function, Handle, IpcHandle};
+use cuda_driver::{
+    DevicePointer, EVENT_DISABLE_TIMING, EVENT_INTERPROCESS, Function, Handle, IpcHandle,
+};
 
 /// Allocations are whole multiples of this: the driver places smaller ones side by side, and who is
 /// lent one of them would see the others.
@@ -56,8 +58,11 @@ impl CudaMemory {
             Err(CudaError::OutOfMemory { .. }) => Err(too_large(bytes, device.free_bytes()?)),
             Err(error) => Err(error),
             Ok(()) => {
-                // SAFETY: as above.
-                unsafe { device.driver().set_bytes(memory.base, 0, bytes) }?;
+                // SAFETY: as above. The host does not wait for it, and neither do streams of ours.
+                unsafe {
+                    device.driver().set_bytes(memory.base, 0, bytes)?;
+                    device.driver().wait_for_stream(Handle::NULL)?;
+                }
                 Ok(memory)
             }
         }

@@ -22,7 +22,7 @@ pub fn write_later(fake: &Fake, memory: &CudaMemory, block: u32, bytes: &[u8]) {
 pub fn copy_kernel(device: &Arc<Device>) -> Function {
     static IMAGE: OnceLock<Vec<u8>> = OnceLock::new();
     let image = IMAGE.get_or_init(|| {
-        let nvrtc = Nvrtc::load(Some(&libraries().join(NVRTC))).unwrap();
+        let nvrtc = Nvrtc::load(Some(&libraries().join(NVRTC)), 13).unwrap();
         // No number of a model matters to it.
         let shape = KernelShape {
             head_dim: 64,

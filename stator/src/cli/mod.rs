@@ -265,8 +265,8 @@ pub struct EngineArgs {
 
     /// Weights in fewer bits than the model's own: half the memory and nearly twice the speed of bf16,
     /// for answers that differ a little. Those of int8 are made when first asked for, and kept in a
-    /// file; those of fp8 each time that they are brought to a GPU. On a GPU they are faster with
-    /// --numerics fast alone
+    /// file; those of fp8 each time that they are brought to a GPU. There they save memory, and time with
+    /// --numerics fast alone: with fixed ones steps are slower
     #[arg(long, env = "STATOR_QUANTIZATION", value_enum)]
     pub quantization: Option<Quantization>,
 
