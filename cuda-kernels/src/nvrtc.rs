@@ -43,7 +43,7 @@ pub enum CompileError {
     /// No library.
     #[error(
         "NVIDIA's run-time compiler is not found ({tried}): install it (`pip install \
-         nvidia-cuda-nvrtc` has libnvrtc.so.13, CUDA's toolkit has it too) where the system's loader \
+         nvidia-cuda-nvrtc`, or where the driver has CUDA 12 `nvidia-cuda-nvrtc-cu12`, CUDA's toolkit has it too) where the system's loader \
          finds it (LD_LIBRARY_PATH)"
     )]
     Missing {

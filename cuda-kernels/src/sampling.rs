@@ -25,6 +25,9 @@ pub struct RowSampling {
     pub top_k: u32,
 }
 
+/// Bytes of a row of what `sampling_bytes` makes.
+pub const SAMPLING_BYTES: usize = 24;
+
 /// Rows as `sample` reads them.
 pub fn sampling_bytes(rows: &[RowSampling]) -> Vec<u8> {
     let row = |row: &RowSampling| {
@@ -130,7 +133,7 @@ mod tests {
     fn a_row_is_24_bytes_and_candidates_are_of_the_vocabulary() {
         let row = RowSampling { random: 0.5, temperature: 1.0, top_p: 0.9, min_p: 0.0, top_k: 40 };
         let bytes = sampling_bytes(&[row, row]);
-        assert_eq!(bytes.len(), 48);
+        assert_eq!(bytes.len(), 2 * SAMPLING_BYTES);
         assert_eq!(bytes[20..24], 40u32.to_ne_bytes());
         let rank = RankLogits {
             rows: 2,

@@ -21,7 +21,7 @@ impl Dtype {
     }
 
     /// Its name in the sources.
-    pub(crate) fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::Bf16 => "bf16",

@@ -131,13 +131,14 @@ async fn copies_wait_for_the_kernels_that_wrote_the_blocks() {
     for over in BETWEEN_GPUS {
         for is_recorded in [true, false] {
             let world = World::new(over).await;
+            // Before: zeroing it waits for what its GPU does.
+            let mut destination = world.destination();
             let memory = world.source_memory();
             write_later(&world.gpus.fakes[0], memory, WANTED[0], &[0x5A; BLOCK_BYTES]);
             if is_recorded {
                 // SAFETY: the default stream.
                 unsafe { memory.record_written(std::ptr::null_mut()) }.unwrap();
             }
-            let mut destination = world.destination();
             world.pull(&mut destination).await.unwrap();
             let expected = match is_recorded {
                 true => vec![0x5A; BLOCK_BYTES],

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use cuda_driver::{Function, Graph, Pinned, Stream};
-use cuda_kernels::{Dtype, KernelShape, NOT_DECIDED, RowSampling, Sample, sampling_bytes};
+use cuda_kernels::{
+    Dtype, KernelShape, NOT_DECIDED, RowSampling, SAMPLING_BYTES, Sample, sampling_bytes,
+};
 use half::{bf16, f16};
 use kv_transfer::KvLayout;
 use kv_transfer::cuda::CudaMemory;
@@ -14,7 +16,7 @@ use super::buffers::{Buffers, LOGIT_ROWS, Places, StepSizes};
 use super::card::{Card, Kernels};
 use super::cublas::{CublasStream, WORKSPACE_BYTES};
 use super::decoder::{Angles, CudaDecoder, Lane};
-use super::step::{SAMPLING_BYTES, Step, StepShape};
+use super::step::{Step, StepShape};
 use crate::model::Span;
 
 /// Shapes of steps whose work is kept; of more, the one that was not used for longest goes.

@@ -112,8 +112,9 @@ impl Cublas {
             }
         }
         Err(format!(
-            "no cuBLAS of CUDA {cuda_max} or older is found ({}): install it (`pip install nvidia-cublas` has \
-             libcublas.so.13, CUDA's toolkit has it too), and let the system's loader find it",
+            "no cuBLAS of CUDA {cuda_max} or older is found ({}): install it (`pip install nvidia-cublas`, or \
+             nvidia-cublas-cu12; CUDA's toolkit has it too) where the system's loader finds it \
+             (LD_LIBRARY_PATH)",
             tried.join("; ")
         ))
     }

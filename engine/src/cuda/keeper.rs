@@ -172,7 +172,7 @@ impl Launch {
         let mut process =
             started.map_err(|error| format!("the weights' keeper does not start: {error}"))?;
         let (output, errors) = (process.stdout.take(), process.stderr.take());
-        let (ready, is_ready) = mpsc::channel();
+        let (ready, is_ready) = mpsc::sync_channel(1);
         let process = Arc::new(Mutex::new(process));
         let waited = process.clone();
         // Reads what it says, and reaps it when it ends: maybe long after this.

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cuda_driver::{CudaError, Device};
-use cuda_kernels::{Dtype, LaunchError};
+use cuda_kernels::LaunchError;
 use kv_transfer::cuda::CudaMemory;
 use parking_lot::{FairMutex, FairMutexGuard};
 
@@ -111,10 +111,7 @@ impl CudaModel {
 
     /// The same of a model that is open already.
     pub fn of(model: &Model, options: &CudaOptions) -> Result<Self, LoadError> {
-        let refused = |problem: String| LoadError::Device {
-            device: format!("CUDA device {}", options.ordinal),
-            problem,
-        };
+        let refused = refused(options.ordinal);
         let CudaOptions { ordinal, numerics, weights: format, libraries, kernel_cache, keeper } =
             options;
         decoder::check_sizes(&model.config).map_err(LoadError::Unsuited)?;
@@ -140,7 +137,7 @@ impl CudaModel {
             turn: FairMutex::new(()),
         };
         let probe = loaded.probe(*numerics).map_err(refused)?;
-        let (kind, dtype) = (loaded.card.kind(), dtype_name(loaded.decoder.dtype()));
+        let (kind, dtype) = (loaded.card.kind(), loaded.decoder.dtype().name());
         let shapes = match numerics {
             Numerics::Fixed => format!("fixed{}", buffers::PRODUCT_ROWS),
             Numerics::Fast => "fast".to_string(),
@@ -160,10 +157,7 @@ impl CudaModel {
         socket: &Path,
         grace: Duration,
     ) -> Result<(), LoadError> {
-        let refused = |problem: String| LoadError::Device {
-            device: format!("CUDA device {ordinal}"),
-            problem,
-        };
+        let refused = refused(ordinal);
         let device = card::open_device(ordinal, libraries).map_err(refused)?;
         let uploaded = weights::upload(&model.decoder, &device, format);
         let (_, memory) = uploaded.map_err(|error| refused(error.to_string()))?;
@@ -230,10 +224,7 @@ impl CudaModel {
     }
 }
 
-fn dtype_name(dtype: Dtype) -> &'static str {
-    match dtype {
-        Dtype::F32 => "f32",
-        Dtype::F16 => "f16",
-        Dtype::Bf16 => "bf16",
-    }
+/// The sentence for a GPU that will not do.
+fn refused(ordinal: u32) -> impl Fn(String) -> LoadError + Copy {
+    move |problem| LoadError::Device { device: format!("CUDA device {ordinal}"), problem }
 }

@@ -1,6 +1,8 @@
 //! What a step is, as kernels read it: numbers of rows and sequences, packed into one copy.
 
-use cuda_kernels::{KernelShape, NOBODY, PART_TOKENS, Span as TileSpan, Tile, parts_of, tiles};
+use cuda_kernels::{
+    KernelShape, NOBODY, PART_TOKENS, SAMPLING_BYTES, Span as TileSpan, Tile, parts_of, tiles,
+};
 use kv_transfer::KvLayout;
 
 use crate::model::Span;
@@ -102,9 +104,6 @@ impl StepShape {
         self.tiles == 0 && self.wants_all
     }
 }
-
-/// Bytes of how a row is sampled.
-pub const SAMPLING_BYTES: usize = 24;
 
 impl Step {
     /// Of some spans.

@@ -22,7 +22,10 @@ pub(crate) fn copy_between(
         false => (Some(&**from.device()), to.device().reaches(from.device())?),
     };
     let source = Source { base: from.base(), device, is_reached };
-    ops.iter().for_each(|op| drop(from.run(op.source, op.blocks)));
+    for op in ops {
+        // Panics where there are no such blocks.
+        let _in_the_pool = from.run(op.source, op.blocks);
+    }
     // SAFETY: both pools outlive the copies, which are waited for below or by dropping them, and have
     // the blocks. Whoever planned the operations has the right to read and write them.
     unsafe { copies.between_pools(to, &source, ops) }?;
