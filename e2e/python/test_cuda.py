@@ -305,17 +305,25 @@ def test_blocks_move_between_gpus(
     prefill = begin("prefill-worker", "p", prefill_device)
     decode = begin("decode-worker", "d", decode_device, *STEPWISE, fault=fault)
     gateway = gateway_of(cluster, prefill, decode)
-    for first in range(3):
+    firsts = iter(range(1000))
+
+    def steps_of_an_answer():
+        """None where the router found the decode worker as good at the prompt."""
         before = [worker.metric("stator_steps_total") for worker in (prefill, decode)]
         fields = {"max_tokens": 12, "ignore_eos": True, "logprobs": 1}
-        answer, expected = [
-            complete(which, [first, *PROMPT], **fields).json for which in (gateway, cuda)
-        ]
+        prompt = [next(firsts), *PROMPT]
+        answer, expected = [complete(which, prompt, **fields).json for which in (gateway, cuda)]
         assert answer["choices"] == expected["choices"]
-        after = [worker.metric("stator_steps_total") for worker in (prefill, decode)]
-        # One per token but the first: had a block not come over, there would be more.
-        assert [now - then for then, now in zip(before, after)] == [1, 11]
         assert answer["system_fingerprint"] == expected["system_fingerprint"]
+        after = [worker.metric("stator_steps_total") for worker in (prefill, decode)]
+        steps = [now - then for then, now in zip(before, after)]
+        return steps if steps[0] > 0 else None
+
+    for _ in range(3):
+        steps = []
+        wait_until(lambda: steps.append(steps_of_an_answer()) or steps[-1], "a prompt comes over")
+        # One per token but the first: had a block not come over, there would be more.
+        assert steps[-1] == [1, 11]
     assert links_of_copies(cluster.nats.url, control) == links
     for worker in (prefill, decode):
         assert worker.end()[0] == 0
@@ -345,10 +353,9 @@ def test_a_cpu_and_a_gpu_share_no_blocks(
 
 
 def check_lost(worker, device):
-    """It must have ended by itself, and said what of."""
+    """It must have ended by itself, and said of what."""
     assert worker.exit_code() == 70
-    (sentence,) = worker.stderr.to_end()
-    assert sentence.startswith("stator: ")
+    (sentence,) = [line for line in worker.stderr.to_end() if line.startswith("stator: ")]
     parts = (device, "the GPU is lost", "CUDA_ERROR_ILLEGAL_ADDRESS")
     assert [part for part in parts if part not in sentence] == [], sentence
 
@@ -489,7 +496,7 @@ def check_refused(cache, arguments, environment, *parts):
         ),
         (
             ["libcublas.so.13", "libcublas.so.12", "libcublas.so"],
-            ["cuBLAS is not found", "libcublas.so.13", "nvidia-cublas"],
+            ["no cuBLAS", "libcublas.so.13", "nvidia-cublas"],
         ),
     ],
 )
@@ -506,10 +513,12 @@ def test_a_missing_library_is_named(cache, tmp_path, libraries, parts):
     [
         (("--device", "cuda:7"), {}, ["CUDA device 7", "there is no GPU 7", "the driver shows 2"]),
         (("--kv-blocks", "60000"), {}, ["CUDA device 0", "does not fit", "--kv-blocks"]),
+        # One worker's pool fits, and two do not.
+        (("--kv-blocks", "15000"), {}, ["CUDA device 0", "does not fit", "--kv-blocks"]),
         (
-            (*BLOCKS, "--max-num-batched-tokens", "65536"),
+            (*BLOCKS, "--max-num-batched-tokens", "60000"),
             {},
-            ["CUDA device 0", "no room for steps of 65536 tokens", "--max-num-batched-tokens"],
+            ["CUDA device 0", "no room for steps of 60000 tokens", "--max-num-batched-tokens"],
         ),
         ((), {"FAKE_NVRTC_FAIL": "1"}, ["CUDA device 0", "does not compile for sm_90"]),
         (BLOCKS, {"FAKE_CUDA_FAIL": "cuMemAlloc_v2:2"}, ["CUDA device 0", "no memory left"]),
@@ -525,6 +534,7 @@ def test_what_cannot_be_says_so(tmp_path, arguments, environment, parts):
     ("arguments", "parts"),
     [
         (("--engine", "mock"), ["leave --device out"]),
+        (("--max-num-batched-tokens", "65536"), ["at most 65472 tokens", "--max-num-batched-tokens"]),
         (("--block-size", "1"), ["a multiple of 4 tokens", "--block-size 16"]),
         (("--kv-blocks", "4000000000"), ["--kv-blocks"]),
     ],

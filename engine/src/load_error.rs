@@ -50,10 +50,7 @@ pub enum LoadError {
     #[error("{0}")]
     Unsuited(String),
     /// A device that cannot be used.
-    #[error(
-        "{device} cannot compute: {problem}; see that the driver works (nvidia-smi) and that \
-        nothing else fills the device's memory, or serve with --device cpu"
-    )]
+    #[error("{device} cannot compute: {problem}; mend that, or serve with --device cpu")]
     Device {
         /// Which.
         device: String,

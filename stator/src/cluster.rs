@@ -91,7 +91,7 @@ pub fn end_at_next(mut signals: Signals) {
     eprintln!("stator: finishing running requests; Ctrl-C again ends at once");
     tokio::spawn(async move {
         signals.next().await;
-        std::process::exit(exit::INTERRUPTED);
+        exit::now(exit::INTERRUPTED);
     });
 }
 

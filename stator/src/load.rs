@@ -16,7 +16,7 @@ pub async fn command(arguments: loadtest::Args) -> Result<(), LoadtestError> {
         signals.next().await;
         tokio::spawn(async move {
             signals.next().await;
-            std::process::exit(exit::INTERRUPTED);
+            exit::now(exit::INTERRUPTED);
         });
     };
     let report = loadtest::run(arguments, interrupted).await?;

@@ -1,7 +1,6 @@
 //! `stator`: reads its arguments, starts components, handles signals.
 
 use std::io::IsTerminal;
-use std::process::ExitCode;
 
 use clap::Parser;
 use protocol::v1::Role;
@@ -15,7 +14,12 @@ use stator::{cuda_copies, gateway, gpus, health, load, router, serve, weights, w
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() -> ExitCode {
+fn main() {
+    exit::now(start())
+}
+
+/// Runs the command, and gives its code.
+fn start() -> u8 {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return exit::for_arguments(&error),
@@ -31,7 +35,7 @@ fn main() -> ExitCode {
     // What is still under way (a cut stream, a copy) ends with the process.
     runtime.shutdown_background();
     match ended {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err((exit, sentence)) => exit.with(&sentence),
     }
 }

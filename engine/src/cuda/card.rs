@@ -104,7 +104,7 @@ impl Card {
                     compiled.map(|compiled| compiled.image)
                 }
             };
-            let image = image.map_err(|error| error.to_string())?;
+            let image = image.map_err(|error| in_a_sentence(&error.to_string()))?;
             let loaded = Module::load(&self.device, &image).map_err(|error| error.to_string())?;
             for name in module.kernels() {
                 let function = loaded.function(&name).map_err(|error| error.to_string())?;
@@ -114,6 +114,14 @@ impl Card {
         }
         Ok(Kernels { shape: *shape, functions })
     }
+}
+
+/// The first lines of what a compiler says, as one.
+fn in_a_sentence(error: &str) -> String {
+    const LINES_MAX: usize = 4;
+    let lines: Vec<&str> =
+        error.lines().map(str::trim).filter(|line| !line.is_empty()).take(LINES_MAX).collect();
+    lines.join(": ")
 }
 
 /// Errors: there is no such GPU: a sentence.
