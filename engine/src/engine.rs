@@ -13,7 +13,7 @@ use protocol::v1::LatencyModel;
 use protocol::{BlockHash, StepShape};
 
 use crate::kv::{BlockPool, KvEvent, Reserved};
-use crate::runner::{Computed, Facts, Runner, RunnerError, Sizes, SpanOutput};
+use crate::runner::{Computed, Facts, Runner, RunnerError, Sizes, SpanOutput, Watch};
 use crate::schedule::{
     Guesses, Limits, Purpose, Scheduled, Scheduler, Sequence, SequenceId, SequenceRequest,
 };
@@ -137,6 +137,11 @@ impl Engine {
     /// The longest sequence it can hold, prompt and output together.
     pub fn context_tokens(&self) -> usize {
         self.context_tokens
+    }
+
+    /// Tells when what it computes with is lost.
+    pub fn watch(&self) -> Option<Watch> {
+        self.runner.watch()
     }
 
     /// Takes a sequence for all its tokens.

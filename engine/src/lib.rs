@@ -30,6 +30,7 @@ pub use numerics::Numerics;
 #[cfg(feature = "candle")]
 pub use runner::CandleRunner;
 pub use runner::{
-    CpuRunner, CudaRunner, Facts, MockRunner, MockTimes, MockVocabulary, Runner, RunnerError, Sizes,
+    CpuRunner, CudaRunner, Facts, MockRunner, MockTimes, MockVocabulary, Runner, RunnerError,
+    Sizes, Watch,
 };
 pub use schedule::{Guesses, SequenceId, SequenceRequest};

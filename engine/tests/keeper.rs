@@ -197,6 +197,9 @@ fn users_of_a_keeper_that_is_killed_compute_no_more() {
         // SAFETY: it only sends a signal, to a process that this test started.
         unsafe { libc::kill(keeper, libc::SIGKILL) };
     }
+    // Known without a step, as an idle worker has to know.
+    let watch = user.engine.watch().unwrap();
+    eventually("it is noticed", || watch().is_some());
     let failed = |user: &mut User| user.generate().err().map(|error| error.to_string());
     let began = Instant::now();
     let sentence = loop {

@@ -67,6 +67,10 @@ pub async fn run(
                 (last_report, is_news_due) = (Instant::now(), false);
             }
             _ = interval.tick() => {
+                // A worker without work would go on being given some.
+                if let Some(lost) = host.lost() {
+                    return WorkerError::EngineStopped(Some(lost));
+                }
                 publish_load(worker, registration, network);
                 reports = reports.saturating_add(1);
                 let is_look_due =

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use engine::{
     Engine, Guesses, KvEvent, Load, RefusedSequence, Reserved, RunnerError, SequenceId,
-    SequenceRequest,
+    SequenceRequest, Watch,
 };
 use kv_transfer::{BlockWriter, KvLayout, KvMemory};
 use parking_lot::Mutex;
@@ -88,6 +88,7 @@ pub struct EngineHost {
     stopped: CancellationToken,
     layout: KvLayout,
     memory: KvMemory,
+    watch: Option<Watch>,
     vocabulary_size: usize,
     next_sequence: AtomicU64,
 }
@@ -213,6 +214,7 @@ impl EngineHost {
             stopped: stopped.clone(),
             layout: engine.layout().clone(),
             memory: engine.memory().clone(),
+            watch: engine.watch(),
             vocabulary_size: engine.vocabulary_size(),
             next_sequence: AtomicU64::new(0),
         };
@@ -279,6 +281,11 @@ impl EngineHost {
     /// Waits until the engine's thread has ended.
     pub async fn stopped(&self) {
         self.stopped.cancelled().await;
+    }
+
+    /// Why the engine will not compute any more, although it may not have noticed.
+    pub(crate) fn lost(&self) -> Option<RunnerError> {
+        self.watch.as_ref().and_then(|watch| watch())
     }
 
     /// Why it ended, unless by a defect. Said once.

@@ -74,7 +74,9 @@ impl Kept {
     pub fn find(device: &Arc<Device>, launch: &Launch, name: &str) -> Result<Option<Self>, String> {
         let cannot = |error: io::Error| {
             let directory = launch.directory.display();
-            format!("weights cannot be shared by way of {directory}: {error}")
+            format!(
+                "weights cannot be shared by way of {directory}: {error} (or leave --share-weights out)"
+            )
         };
         open_directory(&launch.directory).map_err(cannot)?;
         let socket = launch.directory.join(format!("{name}.sock"));

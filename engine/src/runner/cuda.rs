@@ -9,7 +9,9 @@ use kv_transfer::cuda::CudaMemory;
 use kv_transfer::{KvLayout, KvMemory};
 use protocol::v1::{Sampling, Token};
 
-use super::{Choice, Computed, Context, Facts, Runner, RunnerError, Sizes, Span, SpanOutput};
+use super::{
+    Choice, Computed, Context, Facts, Runner, RunnerError, Sizes, Span, SpanOutput, Watch,
+};
 use crate::cuda::{Computing, CudaModel, Row};
 use crate::sampler;
 
@@ -44,6 +46,14 @@ impl Runner for CudaRunner {
 
     fn kv_layout(&self, block_size: usize) -> KvLayout {
         self.model.decoder.kv_layout(&self.facts.numerics_id, block_size)
+    }
+
+    fn watch(&self) -> Option<Watch> {
+        let model = self.model.clone();
+        Some(Arc::new(move || {
+            let gone = model.decoder.check_weights().err()?;
+            Some(failed(&model, gone))
+        }))
     }
 
     fn pool_bytes(&self, sizes: &Sizes, workers: usize) -> Result<Option<usize>, RunnerError> {

@@ -34,6 +34,11 @@ pub trait Runner: Send {
     /// What a KV block of `block_size` tokens looks like.
     fn kv_layout(&self, block_size: usize) -> KvLayout;
 
+    /// Tells, also between steps, when what it computes with is lost; none where that cannot be.
+    fn watch(&self) -> Option<Watch> {
+        None
+    }
+
     /// Bytes that a KV pool may have on the device that it computes on, where so many workers with
     /// steps of these sizes are still to be started there; none where that is the host. Errors: the
     /// device does not say what is free.
@@ -61,6 +66,9 @@ pub trait Runner: Send {
         memory: &KvMemory,
     ) -> Result<Computed, RunnerError>;
 }
+
+/// Says why a runner will not compute any more, once that is known.
+pub type Watch = Arc<dyn Fn() -> Option<RunnerError> + Send + Sync>;
 
 /// How much a runner has to have room for.
 #[derive(Clone, Copy, Debug)]
