@@ -52,8 +52,6 @@ pub struct Buffers {
     pub inputs: u64,
     /// Bytes of `inputs`.
     pub inputs_bytes: usize,
-    /// Rows that there is room for.
-    pub rows: usize,
     _memory: Allocation,
 }
 
@@ -87,7 +85,6 @@ pub struct Places {
     widened: u64,
     inputs: u64,
     inputs_bytes: usize,
-    rows: usize,
     /// Of all.
     pub bytes: usize,
 }
@@ -130,7 +127,6 @@ impl Places {
             widened: place(widened_elements * act),
             inputs: place(inputs_bytes),
             inputs_bytes,
-            rows,
             bytes: 0,
         };
         places.bytes = end;
@@ -160,7 +156,6 @@ impl Buffers {
             widened: at(places.widened),
             inputs: at(places.inputs),
             inputs_bytes: places.inputs_bytes,
-            rows: places.rows,
             _memory: memory,
         })
     }

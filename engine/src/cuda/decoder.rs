@@ -92,14 +92,7 @@ impl CudaDecoder {
 
     /// The layout of KV blocks for this model.
     pub fn kv_layout(&self, numerics_id: &str, block_size: usize) -> KvLayout {
-        KvLayout {
-            numerics_id: numerics_id.to_string(),
-            block_size,
-            layers: self.config.layers,
-            kv_heads: self.config.kv_heads,
-            head_dim: self.config.head_dim,
-            element_bytes: self.dtype().bytes(),
-        }
+        self.config.kv_layout(numerics_id, block_size, self.dtype().bytes())
     }
 
     /// Elements of the largest matrix whose weights are coded.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use kv_transfer::KvLayout;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -53,6 +54,23 @@ struct GenerationConfig {
 }
 
 impl ModelConfig {
+    /// The layout of KV blocks whose numbers have so many bytes.
+    pub(crate) fn kv_layout(
+        &self,
+        numerics_id: &str,
+        block_size: usize,
+        element_bytes: usize,
+    ) -> KvLayout {
+        KvLayout {
+            numerics_id: numerics_id.to_string(),
+            block_size,
+            layers: self.layers,
+            kv_heads: self.kv_heads,
+            head_dim: self.head_dim,
+            element_bytes,
+        }
+    }
+
     /// Reads and checks `config.json`, and `generation_config.json` where there is one.
     pub fn load(directory: &Path) -> Result<Self, LoadError> {
         let path = directory.join("config.json");

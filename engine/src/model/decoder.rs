@@ -78,14 +78,8 @@ impl Decoder {
 
     /// The layout of KV blocks for this model.
     pub fn kv_layout(&self, numerics_id: &str, block_size: usize) -> KvLayout {
-        KvLayout {
-            numerics_id: numerics_id.to_string(),
-            block_size,
-            layers: self.config.layers,
-            kv_heads: self.config.kv_heads,
-            head_dim: self.config.head_dim,
-            element_bytes: if self.kv_element == KvElement::F32 { 4 } else { 2 },
-        }
+        let element_bytes = if self.kv_element == KvElement::F32 { 4 } else { 2 };
+        self.config.kv_layout(numerics_id, block_size, element_bytes)
     }
 
     /// Computes all spans, writes their KV into `memory`, and returns the wanted logits, rows of

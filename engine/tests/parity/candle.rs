@@ -1,6 +1,6 @@
-//! The same of a decoder on candle's tensors, on the CPU: what computes on a GPU.
+//! The same of a decoder on candle's tensors, on the CPU.
 
-use engine::{CandleDevice, CandleModel, CandleRunner, Numerics};
+use engine::{CandleDevice, CandleModel, CandleRunner};
 
 use super::*;
 
@@ -14,13 +14,7 @@ fn engine_on(model: &Arc<CandleModel>, sizes: Sizes) -> Engine {
 
 #[test]
 fn logits_are_those_of_transformers() {
-    for name in fixtures() {
-        for numerics in [Numerics::Fixed, Numerics::Fast] {
-            let mut engine = engine_on(&candle(&fixture(name), numerics), ROOMY);
-            let largest = largest_error(&mut engine, name);
-            assert!(largest <= 1.0, "{name}, {numerics:?}: {largest} of what is allowed");
-        }
-    }
+    check_logits(fixtures(), &|name, numerics| engine_on(&candle(&fixture(name), numerics), ROOMY));
 }
 
 #[test]
@@ -45,23 +39,9 @@ fn neither_company_nor_chunks_nor_preemption_change_anything() {
     }
 }
 
-/// Blocks hold the same numbers in the same places as those of our own kernels.
 #[test]
 fn kv_is_that_of_our_kernels() {
-    for (name, tolerance) in [("qwen3-tied", 1e-4), ("qwen2-mixed-windows", 1e-4), ("llama2", 2e-2)]
-    {
-        let case = &expected(name)[4];
-        let ours = kv_of(&mut engine(&fixture(name), KernelPath::Portable, ROOMY), case);
-        let model = candle(&fixture(name), Numerics::Fixed);
-        let theirs = kv_of(&mut engine_on(&model, ROOMY), case);
-        assert_eq!(ours.len(), theirs.len());
-        let largest = ours.iter().fold(0.0f32, |largest, number| largest.max(number.abs()));
-        assert!(largest > 0.1, "{name}: there is something in them");
-        for (ours, theirs) in ours.iter().zip(&theirs) {
-            let error = (ours - theirs).abs() / largest;
-            assert!(error <= tolerance, "{name}: {theirs} for {ours}, the largest is {largest}");
-        }
-    }
+    check_kv(&|name| engine_on(&candle(&fixture(name), Numerics::Fixed), ROOMY));
 }
 
 /// Files of Llamas rotate other pairs; quantised weights are brought to the device as numbers.

@@ -2,7 +2,7 @@
 //! cuBLAS are those of `cuda-driver/fake`, all else is what runs on a card.
 
 use cuda_driver::fake;
-use engine::{CudaModel, CudaOptions, CudaRunner, Libraries, Numerics, WeightFormat};
+use engine::{CudaModel, CudaOptions, CudaRunner, Libraries, WeightFormat};
 
 use super::*;
 
@@ -41,13 +41,7 @@ const UNEVEN: &str = "qwen3-untied-sharded";
 
 #[test]
 fn logits_are_those_of_transformers() {
-    for name in computable() {
-        for numerics in [Numerics::Fixed, Numerics::Fast] {
-            let mut engine = engine_on(&cuda(&fixture(name), numerics), ROOMY);
-            let largest = largest_error(&mut engine, name);
-            assert!(largest <= 1.0, "{name}, {numerics:?}: {largest} of what is allowed");
-        }
-    }
+    check_logits(computable(), &|name, numerics| engine_on(&cuda(&fixture(name), numerics), ROOMY));
 }
 
 #[test]
@@ -63,22 +57,9 @@ fn greedy_tokens_are_those_of_transformers_and_so_ours() {
     }
 }
 
-/// Blocks hold the same numbers in the same places as those of our kernels for the CPU.
 #[test]
 fn kv_is_that_of_our_kernels() {
-    for (name, tolerance) in [("qwen3-tied", 1e-4), ("qwen2-mixed-windows", 1e-4), ("llama2", 2e-2)]
-    {
-        let case = &expected(name)[4];
-        let ours = kv_of(&mut engine(&fixture(name), KernelPath::Portable, ROOMY), case);
-        let model = cuda(&fixture(name), Numerics::Fixed);
-        let theirs = kv_of(&mut engine_on(&model, ROOMY), case);
-        assert_eq!(ours.len(), theirs.len());
-        let largest = ours.iter().fold(0.0f32, |largest, number| largest.max(number.abs()));
-        for (ours, theirs) in ours.iter().zip(&theirs) {
-            let error = (ours - theirs).abs() / largest;
-            assert!(error <= tolerance, "{name}: {theirs} for {ours}, the largest is {largest}");
-        }
-    }
+    check_kv(&|name| engine_on(&cuda(&fixture(name), Numerics::Fixed), ROOMY));
 }
 
 /// Tokens that the GPU chooses are those that the host would choose from its logits.

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use engine::{
-    Compute, CpuRunner, Engine, EngineConfig, KernelPath, Model, Runner, SequenceId,
+    Compute, CpuRunner, Engine, EngineConfig, KernelPath, Model, Numerics, Runner, SequenceId,
     SequenceRequest,
 };
 use protocol::v1::{Sampling, Stopping};
@@ -289,4 +289,34 @@ fn kv_of(engine: &mut Engine, case: &Case) -> Vec<f32> {
     let numbers = numbers.collect();
     engine.release(SequenceId(7));
     numbers
+}
+
+/// Logits of fixtures by engines that `build` makes.
+fn check_logits<'a>(
+    names: impl Iterator<Item = &'a str>,
+    build: &dyn Fn(&str, Numerics) -> Engine,
+) {
+    for name in names {
+        for numerics in [Numerics::Fixed, Numerics::Fast] {
+            let largest = largest_error(&mut build(name, numerics), name);
+            assert!(largest <= 1.0, "{name}, {numerics:?}: {largest} of what is allowed");
+        }
+    }
+}
+
+/// Blocks hold the same numbers in the same places as those of our kernels for the CPU.
+fn check_kv(build: &dyn Fn(&str) -> Engine) {
+    for (name, tolerance) in [("qwen3-tied", 1e-4), ("qwen2-mixed-windows", 1e-4), ("llama2", 2e-2)]
+    {
+        let case = &expected(name)[4];
+        let ours = kv_of(&mut engine(&fixture(name), KernelPath::Portable, ROOMY), case);
+        let theirs = kv_of(&mut build(name), case);
+        assert_eq!(ours.len(), theirs.len());
+        let largest = ours.iter().fold(0.0f32, |largest, number| largest.max(number.abs()));
+        assert!(largest > 0.1, "{name}: there is something in them");
+        for (ours, theirs) in ours.iter().zip(&theirs) {
+            let error = (ours - theirs).abs() / largest;
+            assert!(error <= tolerance, "{name}: {theirs} for {ours}, the largest is {largest}");
+        }
+    }
 }

@@ -23,24 +23,11 @@ fn benches(numerics: Numerics) -> [Bench; 4] {
 
 #[test]
 fn with_fixed_shapes_every_request_is_as_if_alone() {
-    let benches = benches(Numerics::Fixed);
-    let mut coverage = Coverage::default();
-    for seed in 0..number("STATOR_SCENARIOS").unwrap_or(SCENARIOS) {
-        let bench = &benches[seed as usize % benches.len()];
-        if let Err(Mismatch { request, problem }) = run_on(bench, seed, &mut coverage) {
-            panic!("seed {seed}, request {request}: {problem}");
-        }
-    }
-    println!("{coverage:?}");
+    check_all(&benches(Numerics::Fixed), SCENARIOS);
 }
 
 /// Why there are fixed shapes at all.
 #[test]
 fn without_them_sums_depend_on_the_batch() {
-    let benches = benches(Numerics::Fast);
-    let noticed = (0..SCENARIOS_IN_FAST).any(|seed| {
-        let bench = &benches[seed as usize % benches.len()];
-        run_on(bench, seed, &mut Coverage::default()).is_err()
-    });
-    assert!(noticed);
+    assert!(is_noticed(&benches(Numerics::Fast), SCENARIOS_IN_FAST));
 }

@@ -29,26 +29,17 @@ fn bench(fixture: &str, numerics: Numerics) -> Bench {
     Bench::with_cuda(Arc::new(CudaModel::load(&bench::directory(fixture), &options).unwrap()))
 }
 
+fn benches(numerics: Numerics) -> [Bench; 4] {
+    FIXTURES.map(|fixture| bench(fixture, numerics))
+}
+
 #[test]
 fn with_fixed_shapes_every_request_is_as_if_alone() {
-    let benches = FIXTURES.map(|fixture| bench(fixture, Numerics::Fixed));
-    let mut coverage = Coverage::default();
-    for seed in 0..number("STATOR_SCENARIOS").unwrap_or(SCENARIOS) {
-        let bench = &benches[seed as usize % benches.len()];
-        if let Err(Mismatch { request, problem }) = run_on(bench, seed, &mut coverage) {
-            panic!("seed {seed}, request {request}: {problem}");
-        }
-    }
-    println!("{coverage:?}");
+    check_all(&benches(Numerics::Fixed), SCENARIOS);
 }
 
 /// Why there are fixed shapes at all.
 #[test]
 fn without_them_sums_depend_on_the_batch() {
-    let benches = FIXTURES.map(|fixture| bench(fixture, Numerics::Fast));
-    let noticed = (0..SCENARIOS).any(|seed| {
-        let bench = &benches[seed as usize % benches.len()];
-        run_on(bench, seed, &mut Coverage::default()).is_err()
-    });
-    assert!(noticed);
+    assert!(is_noticed(&benches(Numerics::Fast), SCENARIOS));
 }

@@ -116,6 +116,26 @@ fn run_on(bench: &Bench, seed: u64, coverage: &mut Coverage) -> Result<(), Misma
     run_scenario(bench, &Scenario::new(seed, bench.vocabulary_size(), &bench.grammars), coverage)
 }
 
+/// So many scenarios, or as many as asked for, by these in turn.
+fn check_all(benches: &[Bench], scenarios: u64) {
+    let mut coverage = Coverage::default();
+    for seed in 0..number("STATOR_SCENARIOS").unwrap_or(scenarios) {
+        let bench = &benches[seed as usize % benches.len()];
+        if let Err(Mismatch { request, problem }) = run_on(bench, seed, &mut coverage) {
+            panic!("seed {seed}, request {request}: {problem}");
+        }
+    }
+    println!("{coverage:?}");
+}
+
+/// Whether one of so many scenarios shows that sums depend on the batch.
+fn is_noticed(benches: &[Bench], scenarios: u64) -> bool {
+    (0..scenarios).any(|seed| {
+        let bench = &benches[seed as usize % benches.len()];
+        run_on(bench, seed, &mut Coverage::default()).is_err()
+    })
+}
+
 /// The kernel paths to test. Those that this CPU lacks are named past the capture of output: a
 /// path that nobody tests must not go unnoticed.
 fn paths() -> Vec<KernelPath> {
