@@ -34,6 +34,10 @@ for library in $libraries; do
             # Sums are vectors of several outputs, never of one: their order stays.
             build "$library" libcublas.c cc -O3 -march=native -ffp-contract=off
             ;;
+        libnvidia-ml.so.1)
+            # Not among all of them: what needs no more than that there is one, as UCX does.
+            build "$library" libnvidia-ml.c cc -O2
+            ;;
         *)
             echo "build.sh: no library $library" >&2
             exit 1

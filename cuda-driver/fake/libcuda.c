@@ -57,10 +57,18 @@ enum {
 };
 enum attribute {
   MULTIPROCESSOR_COUNT = 16,
+  PCI_BUS_ID = 33,
+  PCI_DEVICE_ID = 34,
+  PCI_DOMAIN_ID = 50,
   CAPABILITY_MAJOR = 75,
   CAPABILITY_MINOR = 76,
   MAX_SHARED_MEMORY_PER_BLOCK_OPTIN = 97,
+  GPU_DIRECT_RDMA_FLUSH_WRITES_OPTIONS = 117,
+  GPU_DIRECT_RDMA_WRITES_ORDERING = 118,
+  DMA_BUF_SUPPORTED = 124,
 };
+enum pointer_attribute { CONTEXT_OF = 1, MEMORY_TYPE = 2, SYNC_MEMOPS = 6, IS_MANAGED = 8, DEVICE_ORDINAL = 9 };
+enum { MEMORYTYPE_HOST = 1, MEMORYTYPE_DEVICE = 2, DMA_BUF_FD = 1, TO_OWNER = 100, NO_DEVICE_ORDINAL = -2 };
 enum { MAX_DYNAMIC_SHARED_SIZE_BYTES = 8 };
 enum mode { CAPTURE_GLOBAL, CAPTURE_THREAD_LOCAL, CAPTURE_RELAXED };
 
@@ -585,6 +593,13 @@ int cuDeviceGetAttribute(int *value, enum attribute attribute, int device) {
     case CAPABILITY_MAJOR: return *value = 9, leave(SUCCESS);
     case CAPABILITY_MINOR: return *value = 0, leave(SUCCESS);
     case MAX_SHARED_MEMORY_PER_BLOCK_OPTIN: return *value = SHARED_BYTES_OPT_IN, leave(SUCCESS);
+    case PCI_BUS_ID: return *value = 16 + device, leave(SUCCESS);
+    case PCI_DEVICE_ID:
+    case PCI_DOMAIN_ID: return *value = 0, leave(SUCCESS);
+    // It wants to be asked to settle what network cards write.
+    case GPU_DIRECT_RDMA_FLUSH_WRITES_OPTIONS: return *value = 1, leave(SUCCESS);
+    case GPU_DIRECT_RDMA_WRITES_ORDERING: return *value = 0, leave(SUCCESS);
+    case DMA_BUF_SUPPORTED: return *value = 1, leave(SUCCESS);
   }
   return leave(INVALID_VALUE);
 }
@@ -637,7 +652,8 @@ int cuCtxPushCurrent_v2(void *context) {
 int cuCtxPopCurrent_v2(void **context) {
   ENTER_TO_END("cuCtxPopCurrent_v2");
   if (!depth) return leave(INVALID_CONTEXT);
-  *context = current[--depth];
+  depth--;
+  if (context) *context = current[depth];
   return leave(failed);
 }
 
@@ -1289,6 +1305,163 @@ int cuIpcOpenEventHandle(void **out, struct handle handle) {
   live[MAPPED_EVENTS]++;
   *out = event;
   return leave(SUCCESS);
+}
+
+// ---- GPUDirect RDMA ----
+
+int cuMemGetHandleForAddressRange(int *file, pointer base, size_t bytes, int type, unsigned long long flags) {
+  ENTER("cuMemGetHandleForAddressRange");
+  CONTEXT();
+  struct allocation *a = find((void *)base, bytes);
+  if (!file || type != DMA_BUF_FD || flags || !a || a->kind == ON_HOST || !reaches(context, a))
+    return leave(INVALID_VALUE);
+  *file = dup(a->file);
+  return leave(*file < 0 ? OUT_OF_MEMORY : SUCCESS);
+}
+
+int cuFlushGPUDirectRDMAWrites(int target, int scope) {
+  ENTER("cuFlushGPUDirectRDMAWrites");
+  CONTEXT();
+  (void)context;
+  return leave(target || scope < TO_OWNER ? INVALID_VALUE : SUCCESS);
+}
+
+// ---- What UCX's module for CUDA calls beside ----
+
+int cuGetErrorString(int code, const char **text) { return cuGetErrorName(code, text); }
+
+int cuCtxGetCurrent(void **context) {
+  ENTER("cuCtxGetCurrent");
+  *context = depth ? current[depth - 1] : NULL;
+  return leave(SUCCESS);
+}
+
+int cuCtxGetDevice(int *device) {
+  ENTER("cuCtxGetDevice");
+  CONTEXT();
+  *device = context->device;
+  return leave(SUCCESS);
+}
+
+int cuCtxGetId(void *handle, unsigned long long *id) {
+  ENTER("cuCtxGetId");
+  struct context *context = handle ? handle : depth ? current[depth - 1] : NULL;
+  if (!context) return leave(INVALID_CONTEXT);
+  *id = 1 + context->device;
+  return leave(SUCCESS);
+}
+
+int cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active) {
+  ENTER("cuDevicePrimaryCtxGetState");
+  if (device < 0 || device >= DEVICES) return leave(INVALID_DEVICE);
+  *flags = 0, *active = contexts[device].retained > 0;
+  return leave(SUCCESS);
+}
+
+int cuDeviceTotalMem_v2(size_t *bytes, int device) {
+  ENTER("cuDeviceTotalMem_v2");
+  if (device < 0 || device >= DEVICES) return leave(INVALID_DEVICE);
+  *bytes = GPU_BYTES;
+  return leave(SUCCESS);
+}
+
+// The only one that it finds by its name.
+int cuGetProcAddress_v2(const char *name, void **function, int version, uint64_t flags, int *status) {
+  ENTER("cuGetProcAddress_v2");
+  (void)version, (void)flags;
+  bool is_it = !strcmp(name, "cuMemGetHandleForAddressRange");
+  *function = is_it ? (void *)cuMemGetHandleForAddressRange : NULL;
+  if (status) *status = !is_it;
+  return leave(is_it ? SUCCESS : NOT_FOUND);
+}
+
+// No memory here is made by the functions that this is for.
+int cuMemRetainAllocationHandle(void *handle, void *address) {
+  ENTER("cuMemRetainAllocationHandle");
+  (void)handle, (void)address;
+  return leave(INVALID_VALUE);
+}
+
+int cuMemGetAddressRange_v2(pointer *base, size_t *bytes, pointer address) {
+  ENTER("cuMemGetAddressRange_v2");
+  struct allocation *a = find((void *)address, 1);
+  if (!a || a->kind == ON_HOST) return leave(NOT_FOUND);
+  if (base) *base = (pointer)a->base;
+  if (bytes) *bytes = a->bytes;
+  return leave(SUCCESS);
+}
+
+static int tell(struct allocation *a, enum pointer_attribute attribute, void *value) {
+  bool is_on_device = a && a->kind != ON_HOST;
+  switch (attribute) {
+    case CONTEXT_OF: return *(void **)value = is_on_device ? &contexts[a->device] : NULL, SUCCESS;
+    case MEMORY_TYPE: return *(int *)value = !a ? 0 : is_on_device ? MEMORYTYPE_DEVICE : MEMORYTYPE_HOST, SUCCESS;
+    case IS_MANAGED: return *(int *)value = 0, SUCCESS;
+    case DEVICE_ORDINAL: return *(int *)value = is_on_device ? a->device : NO_DEVICE_ORDINAL, SUCCESS;
+    default: return INVALID_VALUE;
+  }
+}
+
+int cuPointerGetAttribute(void *value, enum pointer_attribute attribute, pointer address) {
+  ENTER("cuPointerGetAttribute");
+  struct allocation *a = find((void *)address, 1);
+  return leave(a ? tell(a, attribute, value) : INVALID_VALUE);
+}
+
+// As a driver, says of memory that is not its own that it knows nothing.
+int cuPointerGetAttributes(unsigned count, enum pointer_attribute *attributes, void **values, pointer address) {
+  ENTER("cuPointerGetAttributes");
+  struct allocation *a = find((void *)address, 1);
+  int code = SUCCESS;
+  for (unsigned i = 0; i < count && !code; i++) code = tell(a, attributes[i], values[i]);
+  return leave(code);
+}
+
+int cuPointerSetAttribute(const void *value, enum pointer_attribute attribute, pointer address) {
+  ENTER("cuPointerSetAttribute");
+  (void)value;
+  return leave(attribute == SYNC_MEMOPS && find((void *)address, 1) ? SUCCESS : INVALID_VALUE);
+}
+
+int cuMemHostRegister_v2(void *base, size_t bytes, unsigned flags) {
+  ENTER("cuMemHostRegister_v2");
+  (void)flags;
+  return leave(base && bytes ? SUCCESS : INVALID_VALUE);
+}
+
+int cuMemHostUnregister(void *base) {
+  ENTER("cuMemHostUnregister");
+  return leave(base ? SUCCESS : INVALID_VALUE);
+}
+
+// Also of memory that nobody pinned: then it is done at once.
+int cuMemcpyAsync(pointer to, pointer from, size_t bytes, void *handle) {
+  ENTER("cuMemcpyAsync");
+  CONTEXT();
+  struct allocation *target = find((void *)to, bytes), *source = find((void *)from, bytes);
+  if (target && source) return copy(context, (void *)to, (void *)from, bytes, handle);
+  struct allocation *known = target ? target : source;
+  if (!known || known->kind == ON_HOST || !reaches(context, known))
+    return leave(violate("a copy of memory that is not there"));
+  STREAM(handle);
+  run_until(stream, NULL, 0);
+  if (!lost) memmove((void *)to, (void *)from, bytes);
+  return leave(lost);
+}
+
+int cuStreamCreate(void **out, unsigned flags) { return cuStreamCreateWithPriority(out, flags, LOWEST_PRIORITY); }
+
+// Somebody has to run the stream until then: it is whoever asks for the call.
+int cuStreamAddCallback(void *handle, void (*function)(void *stream, int code, void *data), void *data,
+                        unsigned flags) {
+  ENTER("cuStreamAddCallback");
+  CONTEXT();
+  (void)flags;
+  STREAM(handle);
+  run_until(stream, NULL, 0);
+  int code = leave(lost);
+  function(handle, code, data);
+  return SUCCESS;
 }
 
 // ---- For tests ----

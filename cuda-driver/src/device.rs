@@ -128,7 +128,7 @@ impl Device {
         Ok(self.attribute(MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize)
     }
 
-    fn attribute(&self, attribute: i32) -> Result<u32, CudaError> {
+    pub(crate) fn attribute(&self, attribute: i32) -> Result<u32, CudaError> {
         let mut value = 0;
         // SAFETY: the pointer is valid, and the device exists.
         unsafe { self.driver.attribute(&mut value, attribute, self.number) }?;

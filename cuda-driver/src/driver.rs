@@ -156,11 +156,18 @@ functions! {
     ipc_close_memory: cuIpcCloseMemHandle(pointer: DevicePointer);
     ipc_event: cuIpcGetEventHandle(handle: *mut IpcHandle, event: Handle);
     ipc_open_event: cuIpcOpenEventHandle(event: *mut Handle, handle: IpcHandle);
+    flush_remote_writes: cuFlushGPUDirectRDMAWrites(target: c_uint, scope: c_uint);
 }
+
+/// `cuMemGetHandleForAddressRange(handle, pointer, bytes, type, flags)`.
+pub(crate) type HandleForRange =
+    unsafe extern "C" fn(*mut c_void, DevicePointer, usize, c_uint, u64) -> u32;
 
 /// The NVIDIA driver of this machine.
 pub struct Driver {
     functions: Functions,
+    /// Since CUDA 11.7.
+    pub(crate) handle_for_range: Option<HandleForRange>,
     /// Never unloaded: the driver has threads of its own.
     _library: ManuallyDrop<Library>,
 }
@@ -177,7 +184,11 @@ impl Driver {
         let library = unsafe { Library::new(path.as_ref()) };
         let library = library.map_err(|error| CudaError::NoDriver(why_not(&error)))?;
         let library = ManuallyDrop::new(library);
-        let driver = Self { functions: Functions::find(&library)?, _library: library };
+        let functions = Functions::find(&library)?;
+        // SAFETY: this is the function's type in `cuda.h`.
+        let range = unsafe { library.get::<HandleForRange>("cuMemGetHandleForAddressRange") };
+        let handle_for_range = range.ok().map(|found| *found);
+        let driver = Self { functions, handle_for_range, _library: library };
         // SAFETY: it takes no pointers.
         unsafe { driver.init(0) }?;
         Ok(Arc::new(driver))
@@ -200,7 +211,7 @@ impl Driver {
         Ok(usize::try_from(count).unwrap_or(0))
     }
 
-    fn check(&self, call: &'static str, code: u32) -> Result<(), CudaError> {
+    pub(crate) fn check(&self, call: &'static str, code: u32) -> Result<(), CudaError> {
         if code == 0 { Ok(()) } else { Err(CudaError::of(call, self.named(code))) }
     }
 

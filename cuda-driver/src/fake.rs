@@ -45,6 +45,16 @@ pub fn libraries() -> &'static Path {
     })
 }
 
+/// A folder with an NVML that has no GPUs, for LD_LIBRARY_PATH.
+pub fn nvml() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let folder = libraries().join("nvml");
+        build(&folder, Some("libnvidia-ml.so.1"), None);
+        folder
+    })
+}
+
 /// A driver of this process's own.
 pub struct Fake {
     /// It.

@@ -15,6 +15,7 @@ mod library;
 mod mapping;
 mod module;
 mod pinned;
+mod rdma;
 mod stream;
 
 pub use allocation::Allocation;

@@ -122,3 +122,37 @@ fn memory_that_is_not_there_is_an_error() {
     let refused = Allocation::new(&device, 1 << 40).err();
     assert!(matches!(refused, Some(CudaError::OutOfMemory { .. })), "{refused:?}");
 }
+
+#[test]
+fn network_cards_get_at_memory_where_the_driver_makes_a_file_of_it() {
+    const RANGE: &str = "cuMemGetHandleForAddressRange";
+    let files = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+    let fake = Fake::new();
+    let device = fake.device(0);
+    let memory = Allocation::new(&device, BYTES).unwrap();
+    let before = files();
+    assert_eq!(device.opens_to_rdma(memory.address(), BYTES), Ok(true));
+    assert_eq!(files(), before, "only asked for");
+    assert_eq!(device.opens_to_rdma(memory.address(), 2 * BYTES), Ok(false));
+    fake.fail(RANGE, 1, 801);
+    assert_eq!(device.opens_to_rdma(memory.address(), BYTES), Ok(false));
+    fake.fail("cuDeviceGetAttribute", 1, 1);
+    assert_eq!(device.opens_to_rdma(memory.address(), BYTES), Ok(false), "it does not know of it");
+    fake.fail(RANGE, 1, 700);
+    let lost = device.opens_to_rdma(memory.address(), BYTES);
+    assert!(matches!(lost, Err(CudaError::DeviceLost { .. })), "{lost:?}");
+
+    let older = Device::open(&Fake::without(RANGE).unwrap(), 0).unwrap();
+    let memory = Allocation::new(&older, BYTES).unwrap();
+    assert_eq!(older.opens_to_rdma(memory.address(), BYTES), Ok(false));
+}
+
+#[test]
+fn what_network_cards_write_is_settled_where_the_gpu_does_not_by_itself() {
+    let fake = Fake::new();
+    let device = fake.device(0);
+    device.settle_remote_writes().unwrap();
+    assert_eq!(fake.count("cuFlushGPUDirectRDMAWrites"), 1);
+    fake.fail("cuFlushGPUDirectRDMAWrites", 1, 999);
+    assert!(device.settle_remote_writes().is_err());
+}

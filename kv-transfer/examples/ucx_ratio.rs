@@ -34,14 +34,14 @@ fn places(blocks: usize, scattered: bool) -> Vec<u32> {
     order.into_iter().map(|block| block as u32).collect()
 }
 
-async fn agent(memory: &Arc<HostMemory>, transports: &str) -> anyhow::Result<Agent> {
+async fn agent(memory: Arc<HostMemory>, transports: &str) -> anyhow::Result<Agent> {
     let environment = vec![
         ("UCX_TLS".into(), transports.into()),
         ("UCX_NET_DEVICES".into(), "lo".into()),
         ("UCX_LOG_LEVEL".into(), "error".into()),
     ];
     let (program, arguments) = (std::env::current_exe()?, vec![AGENT.into()]);
-    Ok(Agent::start(memory, Launch { program, arguments, environment }).await?)
+    Ok(Agent::start(&memory.into(), Launch { program, arguments, environment }).await?)
 }
 
 /// A way to the source, and what reads by it.
@@ -110,8 +110,8 @@ impl Pools {
                 self.measured.push(measured(Way::Tcp(address), Ways::default(), &memory()?));
             }
             Some(transports) => {
-                sender.lend_by(agent(&from, transports).await?);
-                let ways = Ways { ucx: Some(agent(&to, transports).await?), ..Ways::default() };
+                sender.lend_by(agent(from.clone(), transports).await?);
+                let ways = Ways { ucx: Some(agent(to.clone(), transports).await?), ..Ways::default() };
                 self.measured.push(measured(Way::Ucx(address), ways, &to));
             }
         }

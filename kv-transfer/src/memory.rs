@@ -165,6 +165,24 @@ impl KvMemory {
         }
     }
 
+    /// Whether it is the same pool.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Host(ours), Self::Host(theirs)) => Arc::ptr_eq(ours, theirs),
+            (Self::Cuda(ours), Self::Cuda(theirs)) => Arc::ptr_eq(ours, theirs),
+            _ => false,
+        }
+    }
+
+    /// Waits until what was submitted to a GPU that writes or reads blocks has been done: a network
+    /// card does not wait for it. Errors: the GPU's.
+    pub(crate) async fn settled(&self) -> Result<(), CudaError> {
+        match self {
+            Self::Host(_) => Ok(()),
+            Self::Cuda(memory) => memory.settled().await,
+        }
+    }
+
     /// The bytes of `blocks` blocks from `first` on, wherever they lie; of a GPU's they are copied.
     /// Errors: the GPU's.
     ///
@@ -219,11 +237,6 @@ impl BlockWriter {
     /// What the blocks' bytes must mean.
     pub fn layout(&self) -> &KvLayout {
         &self.layout
-    }
-
-    /// Whether the blocks lie in this memory.
-    pub(crate) fn is_of(&self, memory: &Arc<HostMemory>) -> bool {
-        matches!(&self.memory, KvMemory::Host(ours) if Arc::ptr_eq(ours, memory))
     }
 
     /// How many blocks may be filled.

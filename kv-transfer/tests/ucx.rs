@@ -410,12 +410,12 @@ async fn an_agent_that_cannot_begin_says_why() {
         (with("LD_LIBRARY_PATH", no_library.to_str().unwrap()), "install UCX 1.13 or newer"),
         (with("UCX_TLS", "nonsense"), "UCX_TLS"),
     ] {
-        let error = Agent::start(&memory, launch).await.err().unwrap().to_string();
+        let error = Agent::start(&memory.clone().into(), launch).await.err().unwrap().to_string();
         assert!(error.contains(expected), "{error}");
     }
     std::fs::remove_dir_all(no_library).unwrap();
     let private = Arc::new(HostMemory::new(1, 64).unwrap());
-    let error = Agent::start(&private, launch("tcp")).await.err().unwrap();
+    let error = Agent::start(&private.into(), launch("tcp")).await.err().unwrap();
     assert!(matches!(error, UcxError::NotShared), "{error:?}");
 }
 

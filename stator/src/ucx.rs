@@ -5,7 +5,7 @@ use std::path::Path;
 use kv_transfer::KvMemory;
 use kv_transfer::ucx::{Agent, Launch};
 
-use crate::cli::{Device, UcxMode, WorkerArgs};
+use crate::cli::{UcxMode, WorkerArgs};
 use crate::error::CommandError;
 
 /// Where Linux lists InfiniBand and RoCE devices.
@@ -40,14 +40,6 @@ pub fn check(arguments: &WorkerArgs) -> Result<Option<Plan>, CommandError> {
         tracing::info!("KV blocks do not move by UCX: {why_not}");
         return Ok(None);
     }
-    if matches!(arguments.engine.device, Device::Cuda { .. }) {
-        let why_not = "UCX moves blocks of the host's memory, and this worker's lie on a GPU";
-        if mode == UcxMode::On {
-            return Err(CommandError::Arguments(format!("{why_not}; leave --ucx out")));
-        }
-        tracing::info!("KV blocks do not move by UCX: {why_not}");
-        return Ok(None);
-    }
     let mut environment = Vec::new();
     if !insecure {
         let listen = arguments.data.kv_listen.unwrap_or(arguments.data.data_listen);
@@ -69,10 +61,6 @@ pub fn check(arguments: &WorkerArgs) -> Result<Option<Plan>, CommandError> {
 impl Plan {
     /// Starts the agent. Errors: it is required, and cannot be used here.
     pub async fn start(self, memory: &KvMemory) -> Result<Option<Agent>, CommandError> {
-        let KvMemory::Host(memory) = memory else {
-            return self
-                .without("UCX moves blocks of the host's memory, and this worker's lie on a GPU");
-        };
         match Agent::start(memory, self.launch.clone()).await {
             Ok(agent) => Ok(Some(agent)),
             Err(error) => self.without(&telling(&error)),

@@ -7,7 +7,7 @@ use cuda_driver::IpcHandle;
 pub(crate) struct Lent {
     /// Bytes of all its blocks.
     pub bytes: u64,
-    pub(super) memory: IpcHandle,
+    pub memory: IpcHandle,
     /// Stands for the computation that wrote blocks last.
     pub(super) event: IpcHandle,
 }

@@ -122,6 +122,13 @@ impl CudaMemory {
         unsafe { self.device.driver().record_event(self.written, Handle(stream)) }
     }
 
+    /// Waits until what was recorded last (`record_written`) has been done.
+    pub(crate) async fn settled(&self) -> Result<(), CudaError> {
+        let mut copies = Copies::begin(&self.device)?;
+        copies.after(self.written)?;
+        copies.settled().await
+    }
+
     /// The bytes of `blocks` blocks from `first` on, once they are written.
     ///
     /// # Safety

@@ -131,6 +131,11 @@ async fn lend(
         Err(refusal) => return Ok(Err(refusal)),
     };
     let _under_way = Under::way(&sender.status.reads);
+    if kind == Kind::BorrowByUcx
+        && let Err(error) = source.memory.settled().await
+    {
+        return Ok(Err(unreadable(&error)));
+    }
     say(stream, Kind::Lent, read, &lent).await?;
     let mut header = [0; HEADER_BYTES];
     let returned = timeout(READ_MAX, read_within(stream, &mut header, READ_MAX)).await;
@@ -162,7 +167,7 @@ fn how_to_reach(sender: &Sender, source: &LocalSource, kind: Kind) -> Result<Vec
                 Err(Refusal::NotLent)
             }
         },
-        (Kind::BorrowByUcx, KvMemory::Host(memory)) => {
+        (Kind::BorrowByUcx, memory) => {
             sender.agent().and_then(|agent| agent.keys(memory)).ok_or(Refusal::NotLent)
         }
         _ => Err(Refusal::NotLent),

@@ -6,17 +6,20 @@ use std::collections::{HashMap, VecDeque};
 use std::ffi::c_int;
 use std::io::{self, IoSliceMut, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use memmap2::{MmapMut, MmapOptions};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recv, recvmsg};
 
 use super::bindings::describe;
-use super::frames::{Copy, Ended, FRAME_BYTES_MAX, LENGTH_BYTES, Reply, Request, following};
+use super::frames::{
+    Copy, Ended, FRAME_BYTES_MAX, LENGTH_BYTES, POOL_FRAME_BYTES_MAX, Place, Reply, Request,
+    following,
+};
+use super::memory::{NoMemory, PoolMemory};
 use super::pool::{self, Closing, Get, Peer, Pool};
 use super::{AGENT_GETS_MAX, SILENCE_MAX};
 
@@ -71,7 +74,7 @@ fn serve() -> Result<(), String> {
     let socket = UnixStream::from(input.map_err(|error| error.to_string())?);
     let Some(memory) = receive_pool(&socket)? else { return Ok(()) };
     socket.set_write_timeout(Some(WRITE_MAX)).map_err(|error| error.to_string())?;
-    let pool = match pool::open(memory) {
+    let pool = match memory.and_then(pool::open) {
         Ok(pool) => pool,
         Err((is_final, reason)) => return say(&socket, &Reply::Failed { is_final, reason }),
     };
@@ -91,10 +94,9 @@ fn serve() -> Result<(), String> {
     .run()
 }
 
-/// Waits for the first frame, and maps what comes with it. `None`: the worker is gone.
-fn receive_pool(socket: &UnixStream) -> Result<Option<MmapMut>, String> {
-    let expected = Request::Pool { bytes: 0 }.encode().len();
-    let mut frame = vec![0; expected];
+/// Waits for the first frame, and maps what it names. `None`: the worker is gone.
+fn receive_pool(socket: &UnixStream) -> Result<Option<Result<PoolMemory, NoMemory>>, String> {
+    let mut frame = [0; POOL_FRAME_BYTES_MAX];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let parts = &mut [IoSliceMut::new(&mut frame)];
@@ -108,21 +110,17 @@ fn receive_pool(socket: &UnixStream) -> Result<Option<MmapMut>, String> {
         RecvAncillaryMessage::ScmRights(mut files) => files.next(),
         _ => None,
     });
-    let request =
-        frame.split_first_chunk::<LENGTH_BYTES>().and_then(|(_, body)| Request::decode(body));
-    let (Some(file), Some(Request::Pool { bytes }), true) =
-        (file, request, received.bytes == expected)
-    else {
+    let body = frame[..received.bytes].get(LENGTH_BYTES..);
+    let Some(Request::Pool { bytes, place }) = body.and_then(Request::decode) else {
         return Err(not_a_command.into());
     };
-    map(&file, bytes).map(Some).map_err(|error| format!("cannot map the KV pool: {error}"))
-}
-
-fn map(file: &OwnedFd, bytes: u64) -> io::Result<MmapMut> {
-    let bytes = usize::try_from(bytes).map_err(io::Error::other)?;
-    // SAFETY: the file is sealed at its size. Others write to it, which is why nothing here looks at
-    // the bytes: UCX moves them.
-    unsafe { MmapOptions::new().len(bytes).map_mut(file) }
+    match (place, file) {
+        (Place::File, Some(file)) => Ok(Some(PoolMemory::of_file(&file, bytes))),
+        (Place::File, None) => Err(not_a_command.into()),
+        (Place::Gpu { ordinal, handle }, _) => {
+            Ok(Some(PoolMemory::of_gpu(ordinal, handle, bytes)))
+        }
+    }
 }
 
 fn say(mut socket: &UnixStream, reply: &Reply) -> Result<(), String> {
@@ -329,8 +327,13 @@ impl Serving {
             has_ended && job.reads == 0 && closing.iter().all(|(peer, _)| *peer != job.peer)
         };
         let over: Vec<(u64, Job)> = self.gets.extract_if(|_, job| is_over(job)).collect();
+        if over.is_empty() {
+            return Ok(());
+        }
+        let settled = self.pool.settle();
         for (id, job) in over {
-            let how = job.failed.unwrap_or(Ended::Well);
+            let settled = || settled.clone().map_or_else(Ended::Failed, |()| Ended::Well);
+            let how = job.failed.unwrap_or_else(settled);
             say(&self.socket, &Reply::Ended { id, how })?;
         }
         Ok(())

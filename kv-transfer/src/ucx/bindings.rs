@@ -45,6 +45,14 @@ pub mod flag {
     pub const MEMORY_ADDRESS: u64 = 1;
     /// `UCP_MEM_MAP_PARAM_FIELD_LENGTH`.
     pub const MEMORY_LENGTH: u64 = 1 << 1;
+    /// `UCP_MEM_MAP_PARAM_FIELD_MEMORY_TYPE`.
+    pub const MEMORY_TYPE: u64 = 1 << 4;
+    /// `UCS_MEMORY_TYPE_HOST`.
+    pub const MEMORY_HOST: u32 = 0;
+    /// `UCS_MEMORY_TYPE_CUDA`.
+    pub const MEMORY_CUDA: u32 = 1;
+    /// `UCP_ATTR_FIELD_MEMORY_TYPES`.
+    pub const CONTEXT_MEMORY_TYPES: u64 = 1 << 2;
     /// `UCP_EP_PARAM_FIELD_REMOTE_ADDRESS`.
     pub const ENDPOINT_ADDRESS: u64 = 1;
     /// `UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE`.
@@ -55,6 +63,8 @@ pub mod flag {
     pub const ERROR_MODE_PEER: u32 = 1;
     /// `UCP_OP_ATTR_FIELD_FLAGS`.
     pub const OPERATION_FLAGS: u32 = 1 << 4;
+    /// `UCP_OP_ATTR_FIELD_MEMORY_TYPE`.
+    pub const OPERATION_MEMORY_TYPE: u32 = 1 << 6;
     /// `UCP_EP_CLOSE_FLAG_FORCE`.
     pub const CLOSE_FORCE: u32 = 1;
 }
@@ -82,6 +92,18 @@ pub struct Params {
     pub estimated_num_eps: usize,
     pub estimated_num_ppn: usize,
     pub name: *const c_char,
+}
+
+/// `ucp_context_attr_t`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct ContextAttributes {
+    pub field_mask: u64,
+    pub request_size: usize,
+    pub thread_mode: u32,
+    pub memory_types: u64,
+    pub name: [c_char; 32],
+    pub device_counter_size: usize,
 }
 
 /// `ucp_worker_params_t`.
@@ -171,6 +193,7 @@ pub trait Masked: Copy {
 }
 
 impl Masked for Params {}
+impl Masked for ContextAttributes {}
 impl Masked for WorkerParams {}
 impl Masked for MemoryParams {}
 impl Masked for EndpointParams {}
@@ -199,6 +222,7 @@ functions! {
     read_config = "ucp_config_read": fn(*const c_char, *const c_char, *mut Handle) -> Status;
     init = "ucp_init_version":
         fn(c_uint, c_uint, *const Params, Handle, *mut Handle) -> Status;
+    query = "ucp_context_query": fn(Handle, *mut ContextAttributes) -> Status;
     create_worker = "ucp_worker_create": fn(Handle, *const WorkerParams, *mut Handle) -> Status;
     worker_address = "ucp_worker_get_address": fn(Handle, *mut *mut u8, *mut usize) -> Status;
     worker_fd = "ucp_worker_get_efd": fn(Handle, *mut c_int) -> Status;
@@ -216,8 +240,11 @@ functions! {
     free = "ucp_request_free": fn(Handle);
 }
 
+/// Of a library: major, minor, release.
+pub type Version = (c_uint, c_uint, c_uint);
+
 /// Loads libucp. Errors: a sentence.
-pub fn load() -> Result<(Functions, String), String> {
+pub fn load() -> Result<(Functions, Version), String> {
     // SAFETY: the library is UCX's by its name; its initialisation may do what it likes in this
     // process, which exists for that.
     let library = unsafe { Library::new(LIBRARY) };
@@ -234,14 +261,13 @@ pub fn load() -> Result<(Functions, String), String> {
     let (mut major, mut minor, mut release) = (0, 0, 0);
     // SAFETY: the pointers are valid.
     unsafe { (functions.version)(&mut major, &mut minor, &mut release) };
-    let version = format!("{major}.{minor}.{release}");
     if major != API.0 || minor < API.1 {
         let (least_major, least_minor) = API;
         return Err(format!(
-            "{LIBRARY} is UCX {version}; {least_major}.{least_minor} or newer is needed"
+            "{LIBRARY} is UCX {major}.{minor}.{release}; {least_major}.{least_minor} or newer is needed"
         ));
     }
-    Ok((functions, version))
+    Ok((functions, (major, minor, release)))
 }
 
 /// What a call of UCX's that begins something returned: nothing to wait for, a request, or an error.

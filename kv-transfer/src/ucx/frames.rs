@@ -21,6 +21,12 @@ const COPY_BYTES: usize = 3 * 8;
 /// Bytes of the largest frame, its length not counted.
 pub const FRAME_BYTES_MAX: usize = 1 + 8 + 4 + 4 + RUNS_MAX * COPY_BYTES + KEYS_BYTES_MAX;
 
+/// Bytes of the name of a GPU's memory.
+const HANDLE_BYTES: usize = 64;
+
+/// Bytes of the longest first frame.
+pub const POOL_FRAME_BYTES_MAX: usize = LENGTH_BYTES + 1 + 8 + 1 + 4 + HANDLE_BYTES;
+
 /// Bytes of a frame's length.
 pub const LENGTH_BYTES: usize = 4;
 
@@ -35,11 +41,20 @@ pub struct Copy {
     pub bytes: u64,
 }
 
+/// Where a pool lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In a file, whose descriptor comes along.
+    File,
+    /// On a GPU, by the number that both processes know it by, which `handle` (`CUipcMemHandle`) maps.
+    Gpu { ordinal: u32, handle: [u8; HANDLE_BYTES] },
+}
+
 /// What an agent is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// Comes first, with the file descriptor of a pool of so many bytes.
-    Pool { bytes: u64 },
+    /// Comes first: there is a pool of so many bytes.
+    Pool { bytes: u64, place: Place },
     /// Is answered at once, as long as the agent can.
     Ping,
     /// Fetch bytes from the pool that `keys` reach, within a time.
@@ -77,9 +92,17 @@ impl Request {
     pub fn encode(&self) -> Vec<u8> {
         let mut frame = begin();
         match self {
-            Self::Pool { bytes } => {
+            Self::Pool { bytes, place } => {
                 frame.put_u8(1);
                 frame.put_u64_le(*bytes);
+                match place {
+                    Place::File => frame.put_u8(0),
+                    Place::Gpu { ordinal, handle } => {
+                        frame.put_u8(1);
+                        frame.put_u32_le(*ordinal);
+                        frame.put_slice(handle);
+                    }
+                }
             }
             Self::Ping => frame.put_u8(2),
             Self::Get { id, limit_ms, copies, keys } => {
@@ -101,7 +124,7 @@ impl Request {
     /// Reads what follows a length.
     pub fn decode(mut rest: &[u8]) -> Option<Self> {
         let request = match rest.try_get_u8().ok()? {
-            1 => Self::Pool { bytes: rest.try_get_u64_le().ok()? },
+            1 => Self::Pool { bytes: rest.try_get_u64_le().ok()?, place: place(&mut rest)? },
             2 => Self::Ping,
             3 => {
                 let (id, limit_ms) = (rest.try_get_u64_le().ok()?, rest.try_get_u32_le().ok()?);
@@ -188,6 +211,19 @@ fn ended(mut frame: Vec<u8>) -> Vec<u8> {
     frame
 }
 
+fn place(rest: &mut &[u8]) -> Option<Place> {
+    match rest.try_get_u8().ok()? {
+        0 => Some(Place::File),
+        1 => {
+            let ordinal = rest.try_get_u32_le().ok()?;
+            let (handle, behind) = rest.split_first_chunk()?;
+            *rest = behind;
+            Some(Place::Gpu { ordinal, handle: *handle })
+        }
+        _ => None,
+    }
+}
+
 fn copies(rest: &mut &[u8]) -> Option<Vec<Copy>> {
     let count = rest.try_get_u32_le().ok()? as usize;
     if count > RUNS_MAX || rest.len() < count * COPY_BYTES {
@@ -217,7 +253,8 @@ mod tests {
         let copy = Copy { from: 1, to: u64::MAX, bytes: 3 };
         let most = vec![copy; RUNS_MAX];
         vec![
-            Request::Pool { bytes: 1 << 40 },
+            Request::Pool { bytes: 1 << 40, place: Place::File },
+            Request::Pool { bytes: 1 << 40, place: Place::Gpu { ordinal: 7, handle: [5; 64] } },
             Request::Ping,
             Request::Get { id: 7, limit_ms: 10_000, copies: vec![], keys: vec![] },
             Request::Get { id: 8, limit_ms: 1, copies: most, keys: vec![9; KEYS_BYTES_MAX] },
@@ -265,6 +302,10 @@ mod tests {
         assert_eq!(Reply::decode(&longer), None);
         let keys = vec![0; KEYS_BYTES_MAX + 1];
         assert_eq!(Reply::decode(body(&Reply::Ready { keys }.encode())), None);
+        let place = Place::Gpu { ordinal: 0, handle: [0; HANDLE_BYTES] };
+        let pool = Request::Pool { bytes: 0, place }.encode();
+        assert_eq!(pool.len(), POOL_FRAME_BYTES_MAX);
+        assert_eq!(Request::decode(&body(&pool)[..pool.len() - LENGTH_BYTES - 1]), None);
         assert_eq!(following((FRAME_BYTES_MAX as u32 + 1).to_le_bytes()), None);
         assert_eq!(following([0; 4]), None);
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::bindings::{
-    BUSY, EndpointParams, IN_PROGRESS, MemoryParams, OK, Params, RequestParams, Status,
+    BUSY, ContextAttributes, EndpointParams, IN_PROGRESS, MemoryParams, OK, Params, RequestParams, Status,
     WorkerParams, flag,
 };
 
@@ -24,6 +24,9 @@ fn expected() -> Vec<(String, u64)> {
         "request_cleanup" = request_cleanup, "tag_sender_mask" = tag_sender_mask,
         "mt_workers_shared" = mt_workers_shared, "estimated_num_eps" = estimated_num_eps,
         "estimated_num_ppn" = estimated_num_ppn, "name" = name);
+    fields!("ucp_context_attr_t", ContextAttributes: "field_mask" = field_mask,
+        "request_size" = request_size, "thread_mode" = thread_mode,
+        "memory_types" = memory_types, "name" = name);
     fields!("ucp_worker_params_t", WorkerParams: "field_mask" = field_mask,
         "thread_mode" = thread_mode, "cpu_mask" = cpu_mask, "events" = events,
         "user_data" = user_data, "event_fd" = event_fd, "flags" = flags, "name" = name,
@@ -55,6 +58,11 @@ fn expected() -> Vec<(String, u64)> {
     is("UCS_THREAD_MODE_SINGLE", flag::THREAD_SINGLE.into());
     is("UCP_MEM_MAP_PARAM_FIELD_ADDRESS", flag::MEMORY_ADDRESS);
     is("UCP_MEM_MAP_PARAM_FIELD_LENGTH", flag::MEMORY_LENGTH);
+    is("UCP_MEM_MAP_PARAM_FIELD_MEMORY_TYPE", flag::MEMORY_TYPE);
+    is("UCS_MEMORY_TYPE_HOST", flag::MEMORY_HOST.into());
+    is("UCS_MEMORY_TYPE_CUDA", flag::MEMORY_CUDA.into());
+    is("UCP_ATTR_FIELD_MEMORY_TYPES", flag::CONTEXT_MEMORY_TYPES);
+    is("UCP_OP_ATTR_FIELD_MEMORY_TYPE", flag::OPERATION_MEMORY_TYPE.into());
     is("UCP_EP_PARAM_FIELD_REMOTE_ADDRESS", flag::ENDPOINT_ADDRESS);
     is("UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE", flag::ENDPOINT_ERROR_MODE);
     is("UCP_EP_PARAM_FIELD_ERR_HANDLER", flag::ENDPOINT_ERROR_HANDLER);
@@ -74,6 +82,7 @@ const CALLS: &str = "
         ucp_get_version(&number, &number, &number);
         status = ucp_config_read((const char *)0, (const char *)0, &config);
         status = ucp_init_version(number, number, (const ucp_params_t *)0, config, &context);
+        status = ucp_context_query(context, (ucp_context_attr_t *)0);
         status = ucp_worker_create(context, (const ucp_worker_params_t *)0, &worker);
         status = ucp_worker_get_address(worker, &address, &bytes);
         status = ucp_worker_get_efd(worker, &fd);

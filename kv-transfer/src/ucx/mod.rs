@@ -8,8 +8,8 @@
 //! once their lease has expired, and that nothing counts before `finish`, makes up for it.
 //!
 //! UCX may abort or hang with a peer that dies, so no worker loads it. A worker starts an `Agent`: a
-//! process that maps the worker's pool (`HostMemory::shared`) and does the reading and the being
-//! read (`agent.rs`, over `pool.rs`, over `bindings.rs`). They talk over a socket of their own
+//! process that maps the worker's pool (`HostMemory::shared`, or a GPU's by IPC: `memory.rs`) and does
+//! the reading and the being read (`agent.rs`, over `pool.rs`, over `bindings.rs`). They talk over a socket of their own
 //! (`frames.rs`). When the agent ends, its gets fail, which leads to the next way, and another is
 //! started (`supervisor.rs`).
 //!
@@ -22,6 +22,13 @@
 //! - Time: a peer from which nothing comes for `SILENCE_MAX` is given up, an agent that does not
 //!   answer for `ANSWER_MAX` is killed; restarts wait longer each time.
 //!
+//! Of pools on GPUs:
+//! - A network card does not wait for a GPU's computation. Before anything is read, the source waits
+//!   for what writes the blocks, and the reader for what may still use the blocks that are to be
+//!   filled; afterwards the agent has the GPU settle what came (`settle_remote_writes`).
+//! - Where network cards do not get at the GPU's memory, UCX would copy in small pieces by way of its
+//!   own connections, and say nothing. There the agent refuses.
+//!
 //! UCX neither encrypts nor knows who reads: the network has to be trusted. By UCX's registration a
 //! key allows writes too; nobody here writes.
 
@@ -31,6 +38,7 @@ mod error;
 mod frames;
 #[cfg(test)]
 mod layout;
+mod memory;
 mod pool;
 mod process;
 mod supervisor;

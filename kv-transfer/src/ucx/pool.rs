@@ -8,21 +8,24 @@ use std::ptr::{NonNull, null, null_mut};
 use std::rc::Rc;
 
 use bytes::{Buf, BufMut};
-use memmap2::MmapMut;
 
 use super::bindings::{
-    self, API, BUSY, EndpointParams, ErrorHandler, Functions, Handle, IN_PROGRESS, Masked,
-    MemoryParams, OK, Opaque, Params, RequestParams, Status, WorkerParams, begun, describe, flag,
+    self, API, BUSY, ContextAttributes, EndpointParams, ErrorHandler, Functions, Handle,
+    IN_PROGRESS, Masked, MemoryParams, OK, Opaque, Params, RequestParams, Status, Version,
+    WorkerParams, begun, describe, flag,
 };
 use super::frames::{Copy, KEYS_BYTES_MAX};
+use super::memory::{NoMemory, PoolMemory};
+
+/// Since this version, and not before, UCX reads GPUs' memory as such where it has to copy it.
+const FOR_GPUS: Version = (1, 16, 0);
 
 /// Memory that UCX has registered. It lives as long as the process: UCX gives nothing back, it ends.
 pub struct Pool {
     ucp: Functions,
     worker: Handle,
     base: *mut u8,
-    bytes: u64,
-    _memory: MmapMut,
+    memory: PoolMemory,
     keys: Vec<u8>,
 }
 
@@ -48,14 +51,22 @@ pub struct Closing {
 
 impl Pool {
     /// Registers memory. Errors: a sentence.
-    pub fn register(ucp: Functions, mut memory: MmapMut) -> Result<Self, String> {
-        let (base, bytes) = (memory.as_mut_ptr(), memory.len() as u64);
+    pub fn register(ucp: Functions, mut memory: PoolMemory) -> Result<Self, String> {
+        let (base, bytes) = (memory.start(), memory.bytes());
         let context = init(&ucp)?;
+        if memory.is_on_gpu() && !knows_gpus(&ucp, context)? {
+            return Err(
+                "UCX does not know this GPU's memory: it needs its module for CUDA (libuct_cuda), \
+                 and UCX_TLS, if set, has to name cuda_copy"
+                    .into(),
+            );
+        }
         let worker = create_worker(&ucp, context)?;
         let params = MemoryParams {
-            field_mask: flag::MEMORY_ADDRESS | flag::MEMORY_LENGTH,
+            field_mask: flag::MEMORY_ADDRESS | flag::MEMORY_LENGTH | flag::MEMORY_TYPE,
             address: base.cast(),
-            length: memory.len(),
+            length: bytes as usize,
+            memory_type: memory_type(&memory),
             ..MemoryParams::empty()
         };
         let mut registered = null_mut();
@@ -85,7 +96,7 @@ impl Pool {
                 keys.len()
             ));
         }
-        Ok(Self { ucp, worker, base, bytes, _memory: memory, keys })
+        Ok(Self { ucp, worker, base, memory, keys })
     }
 
     /// How others reach it.
@@ -157,14 +168,18 @@ impl Pool {
         let fits = |start: u64, bytes: u64| {
             start.checked_add(copy.bytes).is_some_and(|behind| behind <= bytes)
         };
-        if !fits(copy.from, peer.bytes) || !fits(copy.to, self.bytes) {
+        if !fits(copy.from, peer.bytes) || !fits(copy.to, self.memory.bytes()) {
             return Err("a pool ends before the blocks that are wanted".into());
         }
-        let params = RequestParams::empty();
+        let params = RequestParams {
+            op_attr_mask: flag::OPERATION_MEMORY_TYPE,
+            memory_type: memory_type(&self.memory),
+            ..RequestParams::empty()
+        };
         // SAFETY: the endpoint and key are UCX's and belong together; the memory is registered and
         // never unmapped, and the place is in it; that nobody else uses it is the worker's promise.
         let request = unsafe {
-            let to = self.base.add(copy.to as usize);
+            let to = self.base.wrapping_add(copy.to as usize);
             let from = peer.base.wrapping_add(copy.from);
             (self.ucp.get)(peer.endpoint, to, copy.bytes as usize, from, peer.key, &params)
         };
@@ -175,6 +190,11 @@ impl Pool {
     pub fn ended(&self, get: &Get) -> Option<Result<(), Status>> {
         let status = self.ended_request(get.0)?;
         Some(if status == OK { Ok(()) } else { Err(status) })
+    }
+
+    /// What reads that have ended brought is there for everybody. Errors: a sentence.
+    pub fn settle(&self) -> Result<(), String> {
+        self.memory.settle()
     }
 
     /// Ends all reads from a peer, and forgets it. Until `is_closed` they may still write.
@@ -246,6 +266,22 @@ fn init(ucp: &Functions) -> Result<Handle, String> {
     Ok(context)
 }
 
+/// Whether UCX can tell GPUs' memory from the host's.
+fn knows_gpus(ucp: &Functions, context: Handle) -> Result<bool, String> {
+    let mut attributes = ContextAttributes {
+        field_mask: flag::CONTEXT_MEMORY_TYPES,
+        ..ContextAttributes::empty()
+    };
+    // SAFETY: the context is UCX's, and the pointer valid.
+    let status = unsafe { (ucp.query)(context, &mut attributes) };
+    ok(status, "does not say which memory it knows")?;
+    Ok(attributes.memory_types & (1 << flag::MEMORY_CUDA) != 0)
+}
+
+fn memory_type(memory: &PoolMemory) -> u32 {
+    if memory.is_on_gpu() { flag::MEMORY_CUDA } else { flag::MEMORY_HOST }
+}
+
 fn create_worker(ucp: &Functions, context: Handle) -> Result<Handle, String> {
     let params = WorkerParams {
         field_mask: flag::WORKER_THREAD_MODE,
@@ -292,8 +328,18 @@ fn encode_keys(base: u64, bytes: u64, address: &[u8], key: &[u8]) -> Vec<u8> {
 }
 
 /// Loads UCX, and registers memory with it. Errors: whether another try is in vain, and a sentence.
-pub fn open(memory: MmapMut) -> Result<Pool, (bool, String)> {
+pub fn open(memory: PoolMemory) -> Result<Pool, NoMemory> {
     let (ucp, version) = bindings::load().map_err(|reason| (true, reason))?;
-    tracing::debug!(version, "loaded UCX");
+    tracing::debug!(?version, "loaded UCX");
+    if memory.is_on_gpu() && version < FOR_GPUS {
+        let ((major, minor, _), (least_major, least_minor, _)) = (version, FOR_GPUS);
+        return Err((
+            true,
+            format!(
+                "UCX {major}.{minor} copies no KV blocks of GPUs; {least_major}.{least_minor} or \
+                 newer is needed"
+            ),
+        ));
+    }
     Pool::register(ucp, memory).map_err(|reason| (false, reason))
 }

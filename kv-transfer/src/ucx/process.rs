@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::io::{self, IoSlice, stderr};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -12,8 +12,8 @@ use parking_lot::Mutex;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use super::UcxError;
-use super::frames::Request;
-use crate::HostMemory;
+use super::frames::{Place, Request};
+use crate::KvMemory;
 
 /// How UCX works, unless the environment says otherwise. An agent that crashes ends at once: nobody
 /// waits for a debugger or a stack trace. Over tcp it copies in pieces, which are small by its own
@@ -39,14 +39,21 @@ pub struct Process(Mutex<Child>);
 impl Process {
     /// Starts one, and hands it the memory. Returns also the worker's end of their socket. Errors:
     /// the system's; the memory is not shared.
-    pub fn start(launch: &Launch, memory: &HostMemory) -> Result<(Self, UnixStream), UcxError> {
-        let file = memory.file().ok_or(UcxError::NotShared)?;
+    pub fn start(launch: &Launch, memory: &KvMemory) -> Result<(Self, UnixStream), UcxError> {
+        let (file, place) = match memory {
+            KvMemory::Host(memory) => (Some(memory.file().ok_or(UcxError::NotShared)?), Place::File),
+            KvMemory::Cuda(memory) => {
+                let lent = memory.lend().map_err(|error| UcxError::Unusable(error.to_string()))?;
+                let ordinal = memory.device().ordinal();
+                (None, Place::Gpu { ordinal, handle: lent.memory.0 })
+            }
+        };
         let (ours, theirs) = UnixStream::pair().map_err(UcxError::Start)?;
         let process = launch.spawn(theirs).map_err(UcxError::Start)?;
         let process = Self(Mutex::new(process));
         let bytes = (memory.blocks() * memory.block_bytes()) as u64;
         let ended = |_| UcxError::Unusable("the UCX agent's process ended at once".into());
-        send_pool(&ours, file, bytes).map_err(ended)?;
+        send_pool(&ours, file, &Request::Pool { bytes, place }).map_err(ended)?;
         ours.set_nonblocking(true).map_err(UcxError::Start)?;
         Ok((process, ours))
     }
@@ -82,13 +89,14 @@ impl Launch {
     }
 }
 
-/// The first frame, with the pool's file.
-fn send_pool(socket: &UnixStream, file: &OwnedFd, bytes: u64) -> io::Result<()> {
+/// The first frame, with the pool's file if it is one.
+fn send_pool(socket: &UnixStream, file: Option<&OwnedFd>, pool: &Request) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let files = [file.as_fd()];
-    control.push(SendAncillaryMessage::ScmRights(&files));
-    let frame = Request::Pool { bytes }.encode();
-    sendmsg(socket, &[IoSlice::new(&frame)], &mut control, SendFlags::NOSIGNAL)?;
+    let files: Vec<BorrowedFd> = file.iter().map(|file| file.as_fd()).collect();
+    if !files.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(&files));
+    }
+    sendmsg(socket, &[IoSlice::new(&pool.encode())], &mut control, SendFlags::NOSIGNAL)?;
     Ok(())
 }

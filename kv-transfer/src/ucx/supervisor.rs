@@ -20,7 +20,8 @@ use super::{ANSWER_MAX, AVOIDED, RESTART_MAX, RESTART_MIN, START_MAX, UcxError};
 use crate::plan::CopyOp;
 use crate::tcp::wire::Kind;
 use crate::tcp::{Lender, Right, batches};
-use crate::{BlockCopy, BlockWriter, HostMemory, TransferError, tcp};
+use crate::cuda::CudaError;
+use crate::{BlockCopy, BlockWriter, KvMemory, TransferError, tcp};
 
 /// Gets that wait for the agent's socket; further ones wait to get into this queue.
 const REQUESTS: usize = 64;
@@ -52,7 +53,7 @@ pub struct AgentStatus {
 pub struct Agent(Arc<Shared>);
 
 struct Shared {
-    memory: Arc<HostMemory>,
+    memory: KvMemory,
     status: Arc<AgentStatus>,
     /// None while there is no agent.
     life: Arc<Mutex<Option<Arc<Life>>>>,
@@ -71,9 +72,9 @@ impl Drop for Shared {
 }
 
 impl Agent {
-    /// Starts an agent for a pool in shared memory, and waits until the pool is registered. Errors:
-    /// why there will be none, as where UCX is not installed.
-    pub async fn start(memory: &Arc<HostMemory>, launch: Launch) -> Result<Self, UcxError> {
+    /// Starts an agent for a pool, of shared memory or of a GPU, and waits until the pool is
+    /// registered. Errors: why there will be none, as where UCX is not installed.
+    pub async fn start(memory: &KvMemory, launch: Launch) -> Result<Self, UcxError> {
         let status = Arc::new(AgentStatus::default());
         let supervised = Supervised {
             memory: memory.clone(),
@@ -100,8 +101,8 @@ impl Agent {
     }
 
     /// How others reach the pool, if it is `memory` and an agent offers it now.
-    pub(crate) fn keys(&self, memory: &Arc<HostMemory>) -> Option<Vec<u8>> {
-        let is_its = Arc::ptr_eq(&self.0.memory, memory);
+    pub(crate) fn keys(&self, memory: &KvMemory) -> Option<Vec<u8>> {
+        let is_its = self.0.memory.is(memory);
         self.life().filter(|_| is_its).map(|life| life.keys.clone())
     }
 
@@ -155,9 +156,10 @@ impl Agent {
         deadline: Instant,
     ) -> Result<(), GetError> {
         let life = self.life().ok_or(UcxError::Down)?;
-        if !writer.is_of(&self.0.memory) {
+        if !writer.memory().is(&self.0.memory) {
             return Err(UcxError::NotShared.into());
         }
+        writer.memory().settled().await?;
         let block_bytes = writer.layout().block_bytes() as u64;
         let copy = |op: &CopyOp| Copy {
             from: u64::from(op.source) * block_bytes,
@@ -191,6 +193,14 @@ enum GetError {
     Silent,
     Late,
     Ucx(UcxError),
+    /// The pool's GPU fails.
+    Cuda(CudaError),
+}
+
+impl From<CudaError> for GetError {
+    fn from(error: CudaError) -> Self {
+        Self::Cuda(error)
+    }
 }
 
 impl From<UcxError> for GetError {
@@ -206,6 +216,7 @@ impl GetError {
             Self::Silent => TransferError::Silent(address),
             Self::Late => TransferError::Deadline(address),
             Self::Ucx(error) => TransferError::Ucx(address, error),
+            Self::Cuda(error) => TransferError::Cuda(error),
         }
     }
 }
@@ -284,7 +295,7 @@ type Begun = (Arc<Life>, UnixStream, mpsc::Receiver<Vec<u8>>);
 
 /// What is needed to start agents, again and again.
 struct Supervised {
-    memory: Arc<HostMemory>,
+    memory: KvMemory,
     launch: Launch,
     status: Arc<AgentStatus>,
     life: Arc<Mutex<Option<Arc<Life>>>>,

@@ -1,15 +1,21 @@
 //! Pools on GPUs of a driver for tests.
 
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 pub use cuda_driver::fake::Fake;
-use cuda_driver::fake::{NVRTC, libraries};
+use cuda_driver::fake::{NVRTC, libraries, nvml};
 use cuda_driver::{Function, Module};
 use cuda_kernels::{Dtype, KernelShape, Module as KernelModule, Nvrtc};
 use kv_transfer::KvLayout;
 use kv_transfer::cuda::{CudaMemory, Device};
 
 use super::content;
+
+/// Where a process finds a driver for tests, and an NVML, which UCX wants there.
+pub fn with_nvml() -> [PathBuf; 2] {
+    [libraries().into(), nvml().into()]
+}
 
 /// A kernel, on the device's default stream, that writes a block some time later.
 pub fn write_later(fake: &Fake, memory: &CudaMemory, block: u32, bytes: &[u8]) {

@@ -174,10 +174,12 @@ pub enum Over {
     CudaByTcp,
     /// By UCX, over these of its transports.
     Ucx(&'static str),
+    /// The same from GPU to GPU.
+    UcxOnGpus,
 }
 
 impl Over {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Local,
         Self::Tcp,
         Self::Tls,
@@ -188,7 +190,17 @@ impl Over {
         Self::CudaByTcp,
         Self::Ucx("tcp"),
         Self::Ucx("shm,tcp,self"),
+        Self::UcxOnGpus,
     ];
+
+    /// UCX's transports, where it goes by them.
+    pub fn transports(self) -> Option<&'static str> {
+        match self {
+            Self::Ucx(transports) => Some(transports),
+            Self::UcxOnGpus => Some(ucx::ON_GPUS),
+            _ => None,
+        }
+    }
 }
 
 /// The GPUs of a test, if it has some.
@@ -215,7 +227,7 @@ impl Gpus {
                 gpus.fakes[0].allow_peers(false);
                 gpus
             }
-            Over::Cuda | Over::CudaByTcp => {
+            Over::Cuda | Over::CudaByTcp | Over::UcxOnGpus => {
                 let fakes = vec![Fake::new(), Fake::new()];
                 let (source, reader) = (fakes[0].device(0), fakes[1].device(1));
                 Self { source: Some(source), reader: Some(reader), fakes }
@@ -308,7 +320,12 @@ impl System {
             Over::Local | Over::OneGpu | Over::TwoGpus | Over::GpusApart => {
                 system.ways.local = pools;
             }
-            Over::Tcp | Over::Tls | Over::Cuda | Over::CudaByTcp | Over::Ucx(_) => {
+            Over::Tcp
+            | Over::Tls
+            | Over::Cuda
+            | Over::CudaByTcp
+            | Over::Ucx(_)
+            | Over::UcxOnGpus => {
                 let server = tcp::Server::bind("127.0.0.1:0", pools, limits).await;
                 let mut server = server.unwrap();
                 if matches!(over, Over::Tls) {
@@ -318,17 +335,17 @@ impl System {
                     system.ways.tcp = tcp::Connections::with_tls(limits, connects);
                 }
                 let address = server.local_address().unwrap().to_string();
-                if let Over::Ucx(transports) = over {
-                    let agent = ucx::agent(host(&system.source.memory), transports).await;
+                if let Some(transports) = over.transports() {
+                    let agent = ucx::agent(&system.source.memory, transports).await;
                     server.sender().lend_by(agent.clone());
                     system.agent = Some(agent);
                 }
                 let unknown =
                     v1::KvEndpoint { way: "of the future".into(), address: String::new() };
                 let known = endpoints(&system.source, system.agent.as_ref(), &address);
-                let is_wanted = |endpoint: &v1::KvEndpoint| {
-                    endpoint.way == "tcp" || !matches!(over, Over::CudaByTcp)
-                };
+                // As on another host.
+                let is_apart = matches!(over, Over::CudaByTcp | Over::UcxOnGpus);
+                let is_wanted = |endpoint: &v1::KvEndpoint| endpoint.way != "cuda" || !is_apart;
                 system.endpoints = [unknown].into_iter().chain(known).filter(is_wanted).collect();
                 system.sender = Some(server.sender());
                 system.serving = Some(tokio::spawn(server.run()));
@@ -350,8 +367,8 @@ impl System {
         destination: &mut Destination,
     ) -> Result<Pulled, TransferError> {
         let mut ways = self.ways.clone();
-        if let Over::Ucx(transports) = self.over {
-            ways.ucx = Some(ucx::agent(destination.memory(), transports).await);
+        if let Some(transports) = self.over.transports() {
+            ways.ucx = Some(ucx::agent(&destination.memory, transports).await);
         }
         let way = ways.choose(&self.endpoints, worker)?;
         let deadline = Instant::now() + PULL_MAX;
@@ -362,7 +379,7 @@ impl System {
             let status = agent.status();
             assert_eq!(status.failures.load(Ordering::Relaxed), 0, "it was no other way");
             assert!(pulled.as_ref().map_or(true, |pulled| pulled.way == UCX), "{pulled:?}");
-            let bytes = copies.len() * destination.memory().block_bytes();
+            let bytes = copies.len() * destination.memory.block_bytes();
             let expected = if pulled.is_ok() { bytes as u64 } else { 0 };
             assert_eq!(status.bytes.load(Ordering::Relaxed), expected);
         }

@@ -3,24 +3,26 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use kv_transfer::tcp::Right;
 use kv_transfer::ucx::{Agent, Launch};
-use kv_transfer::{BlockCopy, HostMemory, Lease, LeaseError, LeaseLimits, TransferError, Ways};
+use kv_transfer::{
+    BlockCopy, HostMemory, KvMemory, Lease, LeaseError, LeaseLimits, TransferError, Ways,
+};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::{
-    Destination, Over, PULL_MAX, System, copies, eventually, layout, lease, life, now, source,
+    Destination, Over, PULL_MAX, System, copies, eventually, fake_cuda, layout, lease, life, now,
+    source,
 };
 
 /// An agent over these of UCX's transports, on loopback.
-pub async fn agent(memory: &Arc<HostMemory>, transports: &str) -> Agent {
-    match Agent::start(memory, launch(transports)).await {
+pub async fn agent(memory: &(impl Clone + Into<KvMemory>), transports: &str) -> Agent {
+    match Agent::start(&memory.clone().into(), launch(transports)).await {
         Ok(agent) => agent,
         Err(error) => panic!("no UCX agent: {error}"),
     }
@@ -31,8 +33,12 @@ pub fn launch(transports: &str) -> Launch {
     let program = env!("CARGO_BIN_EXE_kv-ucx-agent").into();
     let variable = |name: &str, value: &str| (name.into(), value.into());
     let mut environment = vec![variable("UCX_TLS", transports), variable("UCX_NET_DEVICES", "lo")];
-    if let Some(libraries) = libraries() {
-        environment.push(("LD_LIBRARY_PATH".into(), libraries.into()));
+    let mut folders: Vec<PathBuf> = libraries().into_iter().collect();
+    if transports == ON_GPUS {
+        folders.extend(fake_cuda::with_nvml());
+    }
+    if !folders.is_empty() {
+        environment.push(("LD_LIBRARY_PATH".into(), std::env::join_paths(folders).unwrap()));
     }
     Launch { program, arguments: Vec::new(), environment }
 }
@@ -70,6 +76,9 @@ pub fn installed(directory: &str) -> Option<PathBuf> {
         pythons.flatten().map(|python| python.path().join("site-packages/libucx").join(directory));
     places.into_iter().find(|place| place.exists())
 }
+
+/// Transports for pools on GPUs.
+pub const ON_GPUS: &str = "tcp,cuda_copy";
 
 /// Much enough that it is not done before it is struck.
 pub const BLOCKS: u32 = 64;
