@@ -16,6 +16,7 @@ from cluster import Cluster, Nats, Starting, wait_until
 from plain_http import chunks, post
 from stator_process import DEADLINE_S, REPOSITORY, Server, check_sentence, run
 from test_cluster import migrations_of
+from test_ucx import libraries as ucx_libraries
 from test_gpus import control, registrations  # noqa: F401
 
 GPUS = REPOSITORY / "target/fake-cuda"
@@ -257,6 +258,33 @@ def gateway_of(cluster, *workers):
     return gateway
 
 
+class Prompts:
+    """Prompts that one worker computes and another answers, as a server alone would."""
+
+    def __init__(self, gateway, alone, prefill, decode):
+        self.gateway, self.alone, self.workers = gateway, alone, (prefill, decode)
+        self.firsts = iter(range(1000))
+
+    def steps_of_an_answer(self):
+        """None where the router found the decode worker as good at the prompt."""
+        before = [worker.metric("stator_steps_total") for worker in self.workers]
+        fields = {"max_tokens": 12, "ignore_eos": True, "logprobs": 1}
+        prompt = [next(self.firsts), *PROMPT]
+        both = (self.gateway, self.alone)
+        answer, expected = [complete(which, prompt, **fields).json for which in both]
+        assert answer["choices"] == expected["choices"]
+        assert answer["system_fingerprint"] == expected["system_fingerprint"]
+        after = [worker.metric("stator_steps_total") for worker in self.workers]
+        steps = [now - then for then, now in zip(before, after)]
+        return steps if steps[0] > 0 else None
+
+    def come_over(self):
+        steps = []
+        wait_until(lambda: steps.append(self.steps_of_an_answer()) or steps[-1], "a prompt comes over")
+        # One per token but the first: had a block not come over, there would be more.
+        assert steps[-1] == [1, 11]
+
+
 def links_of_copies(url, control):  # noqa: F811
     """Over which links blocks came to a worker, as its load report has it once there are any."""
 
@@ -304,29 +332,47 @@ def test_blocks_move_between_gpus(
 ):
     prefill = begin("prefill-worker", "p", prefill_device)
     decode = begin("decode-worker", "d", decode_device, *STEPWISE, fault=fault)
-    gateway = gateway_of(cluster, prefill, decode)
-    firsts = iter(range(1000))
-
-    def steps_of_an_answer():
-        """None where the router found the decode worker as good at the prompt."""
-        before = [worker.metric("stator_steps_total") for worker in (prefill, decode)]
-        fields = {"max_tokens": 12, "ignore_eos": True, "logprobs": 1}
-        prompt = [next(firsts), *PROMPT]
-        answer, expected = [complete(which, prompt, **fields).json for which in (gateway, cuda)]
-        assert answer["choices"] == expected["choices"]
-        assert answer["system_fingerprint"] == expected["system_fingerprint"]
-        after = [worker.metric("stator_steps_total") for worker in (prefill, decode)]
-        steps = [now - then for then, now in zip(before, after)]
-        return steps if steps[0] > 0 else None
-
+    prompts = Prompts(gateway_of(cluster, prefill, decode), cuda, prefill, decode)
     for _ in range(3):
-        steps = []
-        wait_until(lambda: steps.append(steps_of_an_answer()) or steps[-1], "a prompt comes over")
-        # One per token but the first: had a block not come over, there would be more.
-        assert steps[-1] == [1, 11]
+        prompts.come_over()
     assert links_of_copies(cluster.nats.url, control) == links
     for worker in (prefill, decode):
         assert worker.end()[0] == 0
+
+
+@pytest.fixture
+def ucx(monkeypatch):
+    """UCX with its module for CUDA, and what that wants; over UCX's tcp."""
+    build = REPOSITORY / "cuda-driver/fake/build.sh"
+    nvml = GPUS / "nvml"
+    subprocess.run(["sh", build, nvml, "libnvidia-ml.so.1"], check=True)
+    monkeypatch.setenv("LD_LIBRARY_PATH", f"{ucx_libraries()}:{GPUS}:{nvml}")
+    monkeypatch.setenv("UCX_TLS", "tcp,cuda_copy")
+
+
+@pytest.mark.usefixtures("ucx")
+def test_blocks_move_between_gpus_by_ucx(cluster, begin, cuda):
+    prefill = begin("prefill-worker", "p", "cuda:0", "--ucx", "on")
+    # As between hosts: the pool of the other worker cannot be mapped, which it tries once.
+    fault = "cuIpcOpenEventHandle:801"
+    decode = begin("decode-worker", "d", "cuda:1", "--ucx", "on", *STEPWISE, fault=fault)
+    prompts = Prompts(gateway_of(cluster, prefill, decode), cuda, prefill, decode)
+    prompts.come_over()
+    assert decode.metric("stator_kv_ucx_bytes_total") == 0
+    for _ in range(3):
+        before = decode.metric("stator_kv_ucx_bytes_total")
+        prompts.come_over()
+        assert decode.metric("stator_kv_ucx_bytes_total") > before
+    assert decode.metric("stator_kv_ucx_failures_total") == 0
+    for worker in (prefill, decode):
+        assert worker.end()[0] == 0
+
+
+@pytest.mark.usefixtures("ucx")
+def test_without_gpudirect_a_worker_that_is_to_use_ucx_says_so(cluster, begin):
+    worker = begin("decode-worker", "d", "cuda", "--ucx", "on", fault="cuMemGetHandleForAddressRange:801")
+    assert worker.exit_code() == 69
+    assert "network cards do not get at this GPU's memory" in worker.stderr.to_end()[-1]
 
 
 @pytest.mark.parametrize(

@@ -17,14 +17,18 @@ FAST = ("--mock-prefill-us-per-token", "10")
 SLOW = ("--mock-prefill-us-per-token", "3000")
 
 
-@pytest.fixture(autouse=True)
-def library(monkeypatch):
-    """UCX where the tests' requirements put it, or where the system has it."""
+def libraries():
+    """The folder of UCX, where the tests' requirements put it or somebody says it is."""
     installed = [Path(path, "libucx", "lib") for path in sys.path]
     named = [Path(os.environ["STATOR_UCX_LIBRARIES"])] if "STATOR_UCX_LIBRARIES" in os.environ else []
     found = next((path for path in named + installed if (path / "libucp.so.0").exists()), None)
     assert found, "no libucp.so.0; pip install -r e2e/python/requirements.txt"
-    monkeypatch.setenv("LD_LIBRARY_PATH", str(found))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def library(monkeypatch):
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(libraries()))
     monkeypatch.setenv("UCX_TLS", "tcp")
 
 
