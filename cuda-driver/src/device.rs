@@ -1,6 +1,7 @@
 //! A GPU as this process uses it.
 
 use std::collections::HashMap;
+use std::ffi::{CStr, c_char};
 use std::marker::PhantomData;
 use std::sync::Arc;
 
@@ -133,6 +134,17 @@ impl Device {
         // SAFETY: the pointer is valid, and the device exists.
         unsafe { self.driver.attribute(&mut value, attribute, self.number) }?;
         Ok(value.unsigned_abs())
+    }
+
+    /// What its maker calls it: "NVIDIA H200".
+    pub fn name(&self) -> Result<String, CudaError> {
+        let mut name = [0 as c_char; 256];
+        let length = name.len() as i32;
+        // SAFETY: the pointer is valid for so many bytes, and the device exists.
+        unsafe { self.driver.device_name(name.as_mut_ptr(), length, self.number) }?;
+        // SAFETY: the driver ends it with a zero within its length.
+        let name = unsafe { CStr::from_ptr(name.as_ptr()) };
+        Ok(name.to_string_lossy().into_owned())
     }
 
     /// Its UUID, or that of the instance (MIG) that it is, as other libraries know it too, without

@@ -121,6 +121,7 @@ functions! {
     priority_range: cuCtxGetStreamPriorityRange(least: *mut c_int, greatest: *mut c_int);
     enable_peer: cuCtxEnablePeerAccess(peer: Handle, flags: c_uint);
     attribute: cuDeviceGetAttribute(value: *mut c_int, attribute: c_int, device: c_int);
+    device_name: cuDeviceGetName(name: *mut c_char, length: c_int, device: c_int);
     uuid: cuDeviceGetUuid_v2(uuid: *mut [u8; 16], device: c_int);
     memory_info: cuMemGetInfo_v2(free: *mut usize, total: *mut usize);
     allocate: cuMemAlloc_v2(pointer: *mut DevicePointer, bytes: usize);

@@ -1,6 +1,23 @@
 //! What can go wrong with GPUs.
 
+use std::fmt;
+
 use crate::DriverCode;
+
+/// Bytes, for people.
+struct Size(usize);
+
+impl fmt::Display for Size {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MIB: f64 = (1 << 20) as f64;
+        let mib = self.0 as f64 / MIB;
+        if mib < 1024.0 {
+            write!(out, "{mib:.0} MiB")
+        } else {
+            write!(out, "{:.1} GiB", mib / 1024.0)
+        }
+    }
+}
 
 /// Why a GPU did not do what was asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -30,7 +47,7 @@ pub enum CudaError {
     },
     /// A pool does not fit.
     #[error(
-        "a KV pool of {bytes} bytes does not fit on GPU {ordinal}, where {free_bytes} are free; use fewer --kv-blocks"
+        "a KV pool of {} does not fit on GPU {ordinal}, where {} are free; use fewer --kv-blocks", Size(*bytes), Size(*free_bytes)
     )]
     PoolTooLarge {
         /// Where.

@@ -47,6 +47,7 @@ fn bytes_go_there_and_back_and_work_is_kept() {
     let device = fake.device(1);
     round_trip(&device).unwrap();
     assert_eq!(device.compute_capability(), Ok((9, 0)));
+    assert_eq!(device.name().unwrap(), "Fake GPU");
     assert_eq!(device.uuid().unwrap(), "22222222-2222-2222-2222-222222222222");
     drop(device);
     assert_eq!(fake.left(), [""; 0]);

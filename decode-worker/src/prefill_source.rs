@@ -62,7 +62,9 @@ impl Events {
 pub struct Copied {
     /// How long it was waited for.
     pub waited: Duration,
-    /// What it went over in the end …
+    /// The name of the way that made it …
+    pub way: &'static str,
+    /// … what it went over …
     pub link: KvLink,
     /// … and how long it took that way.
     pub took: Duration,
@@ -121,7 +123,7 @@ impl Source {
         let (now, writer) = (began.into_std(), &mut reservation.writer);
         ways.local.pull(now, &self.worker, self.lease, copies, writer)?;
         let took = began.elapsed();
-        Ok(Copied { waited: took, link: self.link, took })
+        Ok(Copied { waited: took, way: self.way.name(), link: self.link, took })
     }
 
     /// Copies blocks by whatever way.
@@ -136,7 +138,7 @@ impl Source {
         let pulling = ways.pull(&self.way, &self.worker, self.lease, copies, writer, deadline);
         let Pulled { way, took } = pulling.await?;
         let link = if way == self.way.name() { self.link } else { self.tcp_link };
-        Ok(Copied { waited: began.elapsed(), link, took })
+        Ok(Copied { waited: began.elapsed(), way, link, took })
     }
 
     /// Renews the lease beside the transfer until the handle is dropped. A renewal that fails

@@ -250,7 +250,8 @@ impl<'a> Handoff<'a> {
 
     fn add_copy(&mut self, copied: Copied) {
         self.times.add_copy(copied.waited);
-        self.context.shared.transfers.record(copied.link, self.copy_bytes, copied.took);
+        let Copied { way, link, took, .. } = copied;
+        self.context.shared.transfers.record(way, link, self.copy_bytes, took);
     }
 
     fn copies(&self, blocks: Range<usize>) -> Vec<BlockCopy> {

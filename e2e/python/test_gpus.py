@@ -95,6 +95,15 @@ def test_a_lost_gpu_is_told_of(tmp_path):
     assert any("GPU-fake-1" in line for line in ended.stdout)
 
 
+def test_a_driver_that_does_not_answer_is_not_waited_for(tmp_path):
+    wedge = tmp_path / "wedge"
+    wedge.touch()
+    ended = run("gpus", "--timeout-s", "1", environment=driver(tmp_path, f'WEDGED="{wedge}"'))
+    assert (ended.code, ended.stderr) == (0, [])
+    assert ended.stdout[0].startswith("no GPU: "), ended.stdout
+    assert any(line.startswith("Host ") for line in ended.stdout)
+
+
 def test_workers_register_their_gpus_and_show_them(tmp_path, control):
     environment = driver(tmp_path)
     with nats_server() as url:

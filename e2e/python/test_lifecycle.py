@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import signal
 import socket
 
@@ -90,6 +91,13 @@ def test_welcome_shows_a_request_that_works():
         body = json.loads(text) | {"max_tokens": 1}
         headers = {"content-type": "application/json"}
         assert request(server, "POST", "/v1/chat/completions", body, headers).status == 200
+
+
+def test_the_welcome_says_what_computes():
+    with Server("--threads", "1", "--kv-blocks", "100") as server:
+        on, pool = server.stdout.seen[1:3]
+        assert re.fullmatch(r"  on    the CPU, 1 thread, numerics \S+", on), on
+        assert re.fullmatch(r"  pool  2 x 100 blocks of 16 tokens, [\d.]+ MiB each", pool), pool
 
 
 def test_model_has_the_name_it_is_given(demo_directory):

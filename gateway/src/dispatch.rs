@@ -153,6 +153,8 @@ impl From<Lost> for Cause {
 #[derive(Default)]
 pub struct Excluded {
     workers: Vec<(WorkerLife, Cause)>,
+    /// Those of which the log says so: each is tried again and again while nobody else is left.
+    told: Vec<WorkerLife>,
     since: Option<Instant>,
 }
 
@@ -166,6 +168,16 @@ impl Excluded {
     /// A worker goes on with the request.
     pub fn recovered(&mut self) {
         self.since = None;
+        self.told.clear();
+    }
+
+    /// Whether the log is yet to say of this worker that it failed the request.
+    fn is_news(&mut self, worker: &WorkerLife) -> bool {
+        let is_news = !self.told.contains(worker);
+        if is_news {
+            self.told.push(worker.clone());
+        }
+        is_news
     }
 
     /// For how long it has been without a worker; none where no worker failed it.
@@ -266,7 +278,9 @@ impl Dispatcher {
             let life = WorkerLife::new(&route.worker_id, route.incarnation);
             let Some(worker) = self.models.worker(&life) else {
                 // A router may know a worker a moment before or after this gateway does.
-                tracing::info!(worker = %life.id, "the chosen worker is not known here");
+                if excluded.is_news(&life) {
+                    tracing::info!(worker = %life.id, "the chosen worker is not known here");
+                }
                 excluded.add(life, Cause::Overloaded);
                 continue;
             };
@@ -281,7 +295,10 @@ impl Dispatcher {
                     return Ok(Placed { stream, worker: life, numerics_id, explanation });
                 }
                 Err(error) => {
-                    tracing::warn!(worker = %life.id, %error, "cannot give the worker a request");
+                    if excluded.is_news(&life) {
+                        let worker = &life.id;
+                        tracing::warn!(%worker, %error, "cannot give the worker a request");
+                    }
                     self.blame(&life, Cause::Connection);
                     excluded.add(life, Cause::Connection);
                 }

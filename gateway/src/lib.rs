@@ -80,6 +80,8 @@ pub struct Gateway {
     requests: Arc<Semaphore>,
     /// Served beside the API.
     routes: axum::Router,
+    /// Ends answers under way, with an error.
+    cut: CancellationToken,
 }
 
 impl Gateway {
@@ -89,7 +91,8 @@ impl Gateway {
         let migrations = Migrations::new(config.breaks_migration);
         let dispatcher = Arc::new(Dispatcher::new(network.clone(), models.clone(), migrations));
         let requests = Arc::new(Semaphore::new(config.requests_max));
-        Self { config, models, dispatcher, network, requests, routes: axum::Router::new() }
+        let (routes, cut) = (axum::Router::new(), CancellationToken::new());
+        Self { config, models, dispatcher, network, requests, routes, cut }
     }
 
     /// Serves these too, `/metrics` for example.
@@ -102,12 +105,12 @@ impl Gateway {
         self.models.has_workers(workers).await;
     }
 
-    /// The API without a listener. Answers under way end with an error when `cut` is cancelled.
-    pub fn app(&self, cut: CancellationToken) -> axum::Router {
+    /// The API without a listener.
+    pub fn app(&self) -> axum::Router {
         let admission = http::Admission::new(self.requests.clone(), &self.config);
         let (models, dispatcher) = (self.models.clone(), self.dispatcher.clone());
         let (others, origins) = (self.routes.clone(), &self.config.cors_origins);
-        http::app(admission, models, dispatcher, cut, others, origins)
+        http::app(admission, models, dispatcher, self.cut.clone(), others, origins)
     }
 
     /// Learns of workers and routers, for as long as it is polled.
@@ -145,17 +148,21 @@ impl Gateway {
         self.config.requests_max - self.requests.available_permits()
     }
 
+    /// Ends all answers under way with an error, and gives clients time to take it.
+    pub async fn cut(&self) {
+        self.cut.cancel();
+        tokio::time::sleep(FAREWELL).await;
+    }
+
     /// Serves HTTP until `shutdown`, then lets requests end within the grace period. Answers that
     /// are left then end with an error.
     pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) {
-        let cut = CancellationToken::new();
-        let app = self.app(cut.clone());
+        let app = self.app();
         let grace_over = async {
             shutdown.cancelled().await;
             tokio::time::sleep(self.config.grace).await;
             tracing::warn!("the grace period is over, answers that are left end with an error");
-            cut.cancel();
-            tokio::time::sleep(FAREWELL).await;
+            self.cut().await;
         };
         tokio::select! {
             biased;

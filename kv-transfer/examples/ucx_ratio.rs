@@ -111,7 +111,8 @@ impl Pools {
             }
             Some(transports) => {
                 sender.lend_by(agent(from.clone(), transports).await?);
-                let ways = Ways { ucx: Some(agent(to.clone(), transports).await?), ..Ways::default() };
+                let ways =
+                    Ways { ucx: Some(agent(to.clone(), transports).await?), ..Ways::default() };
                 self.measured.push(measured(Way::Ucx(address), ways, &to));
             }
         }

@@ -230,6 +230,24 @@ impl Engines {
         }
     }
 
+    /// The same, for people.
+    pub fn place(&self) -> String {
+        match self {
+            Self::Cpu { compute, .. } => {
+                let threads = compute.threads();
+                format!("the CPU, {threads} thread{}", if threads == 1 { "" } else { "s" })
+            }
+            Self::Cuda(model) => {
+                let device = model.device();
+                let name = device.name().unwrap_or_else(|_| "of an unknown name".into());
+                format!("GPU {}, {name}", device.ordinal())
+            }
+            #[cfg(feature = "candle")]
+            Self::Candle(_) => "candle".into(),
+            Self::Mock { .. } => "no device: a mock".into(),
+        }
+    }
+
     /// How others may read its KV blocks, beside those ways that every worker has.
     pub fn kv_ways(&self) -> &'static [&'static str] {
         match self {

@@ -3,15 +3,18 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::time::Duration;
 
-use topology::{Gpu, Host, Links, Nic, RdmaPort, Source, Topology};
+use topology::{Gpu, Host, Links, Look, Nic, RdmaPort, Source, Topology};
 
 use crate::cli::GpusArgs;
 use crate::error::CommandError;
+use crate::hardware::SAMPLE_INTERVAL;
 
 /// Prints a table, or JSON. A closed standard output is no failure.
 pub fn command(arguments: &GpusArgs) -> Result<(), CommandError> {
-    let found = Topology::read(&Source::default());
+    let limit = Duration::from_secs(arguments.timeout_s.into());
+    let Look { topology: found, .. } = Look::around(&Source::default(), SAMPLE_INTERVAL, limit)?;
     let text = match arguments.json {
         true => serde_json::to_string_pretty(&found)
             .map_err(|error| CommandError::Component(error.to_string()))?,

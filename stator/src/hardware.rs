@@ -11,11 +11,12 @@ use crate::error::CommandError;
 use crate::gpu_metrics;
 
 /// Between two samples of the GPUs. Each takes the driver some 40 ms per GPU.
-const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
+pub const SAMPLE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A driver that takes longer counts as wedged. One that nobody used before may take 3 s for each GPU, of
 /// which a host has eight.
-const DRIVER_LIMIT: Duration = Duration::from_secs(30);
+pub const DRIVER_LIMIT_S: u32 = 30;
+const DRIVER_LIMIT: Duration = Duration::from_secs(DRIVER_LIMIT_S as u64);
 
 /// See the module's description.
 pub struct Hardware {

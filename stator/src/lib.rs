@@ -20,6 +20,7 @@ mod observe;
 pub mod router;
 pub mod serve;
 pub mod signals;
+mod summary;
 mod ucx;
 pub mod weights;
 pub mod worker;

@@ -11,7 +11,7 @@ use messaging::Network;
 use telemetry::{Metrics, Reading};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use worker::EngineHost;
+use worker::{Copied, EngineHost, Transfers};
 
 use crate::addresses::{self, Protection};
 use crate::cli::AdminArgs;
@@ -149,6 +149,19 @@ pub fn leases(metrics: &Metrics, leases: &Arc<LeaseTable>) {
     metrics.gauge("stator_kv_leases", "Leases on KV blocks of this worker.", move || {
         leases.len() as f64
     });
+}
+
+/// Shows by which ways KV blocks came to a worker.
+pub fn transfers(metrics: &Metrics, transfers: &Arc<Transfers>) {
+    let show = |name, help, of: fn(Copied) -> u64| {
+        let transfers = transfers.clone();
+        metrics.read(Reading { name, help, is_counter: true, label: Some("way") }, move || {
+            transfers.copied().into_iter().map(|(way, copied)| (way, of(copied) as f64)).collect()
+        });
+    };
+    let help = "Copies of KV blocks from other workers, by the way that made them.";
+    show("stator_kv_copies", help, |copied| copied.copies);
+    show("stator_kv_copied_bytes", "Their bytes.", |copied| copied.bytes);
 }
 
 /// Shows what a worker's UCX agent does.

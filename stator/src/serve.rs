@@ -29,7 +29,7 @@ use crate::error::CommandError;
 use crate::gateway::OPEN_API;
 use crate::hardware::Hardware;
 use crate::signals::Signals;
-use crate::{cluster, model_directory, observe};
+use crate::{cluster, model_directory, observe, summary};
 use joining::Joined;
 
 /// One of each role.
@@ -43,6 +43,8 @@ pub struct Serving {
     pub model_name: String,
     /// Whether the model has a chat template.
     serves_chats: bool,
+    /// What it computes with, for people.
+    summary: String,
     /// The engines, for whoever wants to look at them.
     pub prefill: Arc<EngineHost>,
     /// See `prefill`.
@@ -75,7 +77,10 @@ pub async fn command(arguments: ServeArgs) -> Result<(), CommandError> {
     }
     tokio::select! {
         () = signals.next() => {}
-        failed = serving.failed() => return Err(failed),
+        failed = serving.failed() => {
+            gateway.cut().await;
+            return Err(failed);
+        }
     }
     cluster::end_at_next(signals);
     serving.stop().await
@@ -110,6 +115,7 @@ fn launch(
     let prefill = start_worker(arguments, engines, &card, Role::Prefill, &machine, 1)?;
     let decode = start_worker(arguments, engines, &card, Role::Decode, &machine, 0)?;
     let hosts = [&prefill, &decode].map(|worker| worker.host.clone());
+    let transfers = decode.transfers.clone();
     let used_by_others = arguments.nats.iter().flat_map(|_| [&prefill, &decode]);
     let presences = used_by_others.map(|worker| worker.presence.clone()).collect();
 
@@ -129,7 +135,14 @@ fn launch(
     rest.spawn(decode_worker::run(decode, network.clone(), ways.clone(), stop_rest.clone()));
     rest.spawn(prefill_worker::run(prefill, kv, network.clone(), ways, stop_rest.clone()));
 
-    let gateway = start_gateway(arguments, &network, &hosts, &leases, &machine);
+    let metrics = Metrics::new();
+    observe::network(&metrics, &network);
+    observe::engines(&metrics, hosts.to_vec());
+    observe::leases(&metrics, &leases);
+    observe::transfers(&metrics, &transfers);
+    machine.show(&metrics);
+    let gateway = start_gateway(arguments, &network, &metrics);
+    let summary = summary::lines(engines, &hosts.each_ref().map(|host| &**host));
     let (serving_gateway, stop) = (gateway.clone(), stop_gateway.clone());
     let gateway_task = tokio::spawn(async move { serving_gateway.serve(listener, stop).await });
     let [prefill, decode] = hosts;
@@ -137,6 +150,7 @@ fn launch(
         address,
         model_name,
         serves_chats,
+        summary,
         prefill,
         decode,
         router: router_core,
@@ -168,23 +182,12 @@ fn start_worker(
     Ok(Worker::start(WorkerConfig { life, role, runner, place, engine, card, hardware })?)
 }
 
-fn start_gateway(
-    arguments: &ServeArgs,
-    network: &Network,
-    hosts: &[Arc<EngineHost>],
-    leases: &Arc<LeaseTable>,
-    machine: &Hardware,
-) -> Arc<Gateway> {
-    let metrics = Metrics::new();
-    observe::network(&metrics, network);
-    observe::engines(&metrics, hosts.to_vec());
-    observe::leases(&metrics, leases);
-    machine.show(&metrics);
+fn start_gateway(arguments: &ServeArgs, network: &Network, metrics: &Metrics) -> Arc<Gateway> {
     let grace = Duration::from_secs(arguments.grace_period_s);
     let config = GatewayConfig { grace, ..arguments.clients.limits() };
     let gateway = Gateway::new(config, network.clone());
-    let gateway = Arc::new(gateway.with_routes(telemetry::metrics_route(&metrics)));
-    observe::gateway(&metrics, &gateway);
+    let gateway = Arc::new(gateway.with_routes(telemetry::metrics_route(metrics)));
+    observe::gateway(metrics, &gateway);
     gateway
 }
 
@@ -235,10 +238,11 @@ fn print_welcome(serving: &Serving, source: &str) {
     };
     let welcome = format!(
         "serving {name} ({source})\n\
-         \x20 API   http://{address}/v1  (any API key; Ctrl-C stops)\n\
+         {}\x20 API   http://{address}/v1  (any API key; Ctrl-C stops)\n\
          \x20 try   curl http://{address}/v1/{path} \
          -H 'content-type: application/json' \\\n\
-         \x20         -d '{{\"model\": \"{name}\", {asked}}}'\n"
+         \x20         -d '{{\"model\": \"{name}\", {asked}}}'\n",
+        serving.summary
     );
     let _closed = std::io::stdout().write_all(welcome.as_bytes());
 }

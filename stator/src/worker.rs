@@ -1,12 +1,10 @@
 //! `stator prefill-worker` and `stator decode-worker`: an engine and its place in a cluster.
 
 use std::io::Write;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use engine::EngineConfig;
-use kv_transfer::ucx::Agent;
 use kv_transfer::{
     LeaseLimits, LeaseTable, LocalPools, TCP, TransferError, TransferFaults, UCX, Ways,
 };
@@ -25,7 +23,7 @@ use crate::error::CommandError;
 use crate::hardware::Hardware;
 use crate::model_directory::{self, ModelDirectory};
 use crate::signals::Signals;
-use crate::{addresses, cluster, engines, kv_source, observe, ucx};
+use crate::{addresses, cluster, engines, kv_source, observe, summary, ucx};
 
 /// How often a draining worker is looked at.
 const DRAIN_INTERVAL: Duration = Duration::from_millis(50);
@@ -50,7 +48,7 @@ struct Prepared {
 struct Running {
     /// What it says once it is registered, but for where its data plane listens.
     title: String,
-    addresses: String,
+    summary: String,
     network: Network,
     host: Arc<EngineHost>,
     presence: Arc<Presence>,
@@ -132,6 +130,7 @@ async fn start(
     let mut worker =
         Worker::start(WorkerConfig { life, role, runner, place, engine, card, hardware })?;
     let (host, presence) = (worker.host.clone(), worker.presence.clone());
+    let transfers = worker.transfers.clone();
     if let Some(plan) = ucx {
         ways.ucx = plan.start(host.memory()).await?;
         if ways.ucx.is_none() {
@@ -139,12 +138,22 @@ async fn start(
         }
     }
     let leases = Arc::new(LeaseTable::new(LeaseLimits::default()));
-    let mut addresses = String::new();
+    let mut summary = summary::lines(&engines, &[&host]);
     if let Some(kv) = &kv {
-        addresses = format!("  kv    {}\n", kv.server.local_address()?);
+        summary += &format!("  kv    {}\n", kv.server.local_address()?);
     }
-    let admin = show(admin, &network, &host, &leases, &presence, ways.ucx.as_ref(), &machine)?;
-    addresses += &format!("  admin http://{admin}\n");
+    let metrics = Metrics::new();
+    observe::network(&metrics, &network);
+    observe::engines(&metrics, vec![host.clone()]);
+    observe::leases(&metrics, &leases);
+    observe::transfers(&metrics, &transfers);
+    if let Some(agent) = &ways.ucx {
+        observe::ucx(&metrics, agent);
+    }
+    machine.show(&metrics);
+    let registered = presence.clone();
+    let admin = observe::serve(admin, &metrics, move || registered.is_ready())?;
+    summary += &format!("  admin http://{admin}\n");
     let stop = CancellationToken::new();
     let (joined, stopping) = (network.clone(), stop.clone());
     let task = match role {
@@ -154,7 +163,7 @@ async fn start(
         }
         _ => tokio::spawn(decode_worker::run(worker, joined, ways, stopping)),
     };
-    Ok(Running { title, addresses, network, host, presence, leases, stop, task })
+    Ok(Running { title, summary, network, host, presence, leases, stop, task })
 }
 
 /// Checks the addresses before anything is opened.
@@ -207,31 +216,10 @@ async fn kv_listener(
     kv_source::listen(listen, advertise, ways, data_plane).await
 }
 
-fn show(
-    listener: TcpListener,
-    network: &Network,
-    host: &Arc<EngineHost>,
-    leases: &Arc<LeaseTable>,
-    presence: &Arc<Presence>,
-    agent: Option<&Agent>,
-    machine: &Hardware,
-) -> std::io::Result<SocketAddr> {
-    let metrics = Metrics::new();
-    observe::network(&metrics, network);
-    observe::engines(&metrics, vec![host.clone()]);
-    observe::leases(&metrics, leases);
-    if let Some(agent) = agent {
-        observe::ucx(&metrics, agent);
-    }
-    machine.show(&metrics);
-    let presence = presence.clone();
-    observe::serve(listener, &metrics, move || presence.is_ready())
-}
-
 impl Running {
     /// A closed standard output is no reason to stop.
     fn print_ready(&self, data: &str) {
-        let text = format!("{}\n  data  {data}\n{}", self.title, self.addresses);
+        let text = format!("{}\n  data  {data}\n{}", self.title, self.summary);
         let _closed = std::io::stdout().write_all(text.as_bytes());
     }
 

@@ -30,7 +30,7 @@ pub use grammars::Grammars;
 pub use host::{EngineHost, HostError, KvSnapshot, Reservation, SequenceHandle};
 pub use news::{News, Outputs, outputs};
 pub use presence::Presence;
-pub use transfers::Transfers;
+pub use transfers::{Copied, Transfers};
 
 /// What a worker is made of.
 pub struct WorkerConfig {

@@ -1,5 +1,5 @@
-//! Learns how long copies of KV blocks from other workers take (`protocol::v1::TransferModel`), for each
-//! link by itself, from the copies that are made.
+//! Counts copies of KV blocks from other workers, by the way that made them, and learns from them how long
+//! they take (`protocol::v1::TransferModel`), for each link by itself.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,12 +18,23 @@ pub struct Transfers {
     ours: Option<Hardware>,
     /// By link: a few.
     links: Mutex<BTreeMap<KvLink, Regression>>,
+    /// By the way's name, likewise.
+    copied: Mutex<BTreeMap<&'static str, Copied>>,
+}
+
+/// What came to this worker by one way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Copied {
+    /// Copies that were made.
+    pub copies: u64,
+    /// Bytes of their blocks.
+    pub bytes: u64,
 }
 
 impl Transfers {
     /// Those of a worker that runs on `ours`.
     pub fn new(ours: Option<Hardware>) -> Self {
-        Self { ours, links: Mutex::default() }
+        Self { ours, ..Self::default() }
     }
 
     /// What copies by a way of this name go over, from the blocks that were granted.
@@ -31,14 +42,25 @@ impl Transfers {
         link::over(way, self.ours.as_ref(), granted.place.as_ref(), granted.rdma)
     }
 
-    /// A copy of so many bytes was made. Nothing is learned where it is not known over what.
-    pub fn record(&self, link: KvLink, bytes: usize, took: Duration) {
+    /// A copy of so many bytes was made by a way of this name. Nothing is learned where it is not known
+    /// over what.
+    pub fn record(&self, way: &'static str, link: KvLink, bytes: usize, took: Duration) {
+        let mut copied = self.copied.lock();
+        let by_way = copied.entry(way).or_default();
+        by_way.copies += 1;
+        by_way.bytes += bytes as u64;
+        drop(copied);
         if link == KvLink::Unspecified {
             return;
         }
         let (bytes, took_us) = (bytes as f32, took.as_secs_f32() * 1e6);
         let features = [1.0, bytes / MIB, 0.0, 0.0, 0.0];
         self.links.lock().entry(link).or_default().record(features, [bytes, 0.0, 0.0], took_us);
+    }
+
+    /// What came, by the names of ways.
+    pub fn copied(&self) -> Vec<(&'static str, Copied)> {
+        self.copied.lock().iter().map(|(way, copied)| (*way, *copied)).collect()
     }
 
     /// What was learned.
@@ -67,9 +89,9 @@ mod tests {
                 let noise = if round % 13 == 12 { 8.0 } else { 1.0 };
                 Duration::from_secs_f32(noise * (copy_us + mib_us * bytes as f32 / MIB) / 1e6)
             };
-            transfers.record(KvLink::Network, bytes, took(400.0, 900.0));
-            transfers.record(KvLink::Process, bytes, took(5.0, 60.0));
-            transfers.record(KvLink::Unspecified, bytes, took(1.0, 1.0));
+            transfers.record(link::WAY_TCP, KvLink::Network, bytes, took(400.0, 900.0));
+            transfers.record(link::WAY_LOCAL, KvLink::Process, bytes, took(5.0, 60.0));
+            transfers.record(link::WAY_TCP, KvLink::Unspecified, bytes, took(1.0, 1.0));
         }
         let [process, network] = transfers.models()[..] else { panic!("two links") };
         let check = |model: TransferModel, link: KvLink, expected_us: f32| {
@@ -77,6 +99,10 @@ mod tests {
             let us = model.rate().copy_bytes_us(MIB);
             assert!((us / expected_us - 1.0).abs() < 0.1, "{link:?}: {us}");
         };
+        let [(local, by_local), (tcp, by_tcp)] = transfers.copied()[..] else { panic!("two ways") };
+        assert_eq!((local, tcp), (link::WAY_LOCAL, link::WAY_TCP));
+        assert_eq!((by_local.copies, by_tcp.copies), (40, 80));
+        assert_eq!((by_local.bytes, by_tcp.bytes), (45 << 20, 90 << 20));
         check(process, KvLink::Process, 65.0);
         check(network, KvLink::Network, 1_300.0);
     }

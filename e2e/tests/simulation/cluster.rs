@@ -60,7 +60,7 @@ impl Cluster {
         let following = gateway.clone();
         tokio::spawn(async move { following.follow_workers().await });
         let mut cluster = Self {
-            app: gateway.app(CancellationToken::new()),
+            app: gateway.app(),
             oracle: Oracle::new(),
             world: world.clone(),
             network,

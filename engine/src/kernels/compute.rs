@@ -111,6 +111,11 @@ impl Compute {
         self.path
     }
 
+    /// How many threads compute.
+    pub fn threads(&self) -> usize {
+        self.threads.count()
+    }
+
     /// The kernels in use for quantised weights.
     pub(super) fn quantized_path(&self) -> QuantizedPath {
         self.quantized

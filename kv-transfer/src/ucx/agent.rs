@@ -117,9 +117,7 @@ fn receive_pool(socket: &UnixStream) -> Result<Option<Result<PoolMemory, NoMemor
     match (place, file) {
         (Place::File, Some(file)) => Ok(Some(PoolMemory::of_file(&file, bytes))),
         (Place::File, None) => Err(not_a_command.into()),
-        (Place::Gpu { ordinal, handle }, _) => {
-            Ok(Some(PoolMemory::of_gpu(ordinal, handle, bytes)))
-        }
+        (Place::Gpu { ordinal, handle }, _) => Ok(Some(PoolMemory::of_gpu(ordinal, handle, bytes))),
     }
 }
 

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::bindings::{
-    BUSY, ContextAttributes, EndpointParams, IN_PROGRESS, MemoryParams, OK, Params, RequestParams, Status,
-    WorkerParams, flag,
+    BUSY, ContextAttributes, EndpointParams, IN_PROGRESS, MemoryParams, OK, Params, RequestParams,
+    Status, WorkerParams, flag,
 };
 
 /// C expressions, and what they must be.

@@ -20,7 +20,8 @@ pub enum PoolMemory {
 impl PoolMemory {
     /// Maps a file of this size.
     pub fn of_file(file: &OwnedFd, bytes: u64) -> Result<Self, NoMemory> {
-        let unmapped = |why: &dyn std::fmt::Display| (false, format!("cannot map the KV pool: {why}"));
+        let unmapped =
+            |why: &dyn std::fmt::Display| (false, format!("cannot map the KV pool: {why}"));
         let length = usize::try_from(bytes).map_err(|error| unmapped(&error))?;
         // SAFETY: the file is sealed at its size. Others write to it, which is why nothing here looks
         // at the bytes: UCX moves them.

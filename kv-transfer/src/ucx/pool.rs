@@ -268,10 +268,8 @@ fn init(ucp: &Functions) -> Result<Handle, String> {
 
 /// Whether UCX can tell GPUs' memory from the host's.
 fn knows_gpus(ucp: &Functions, context: Handle) -> Result<bool, String> {
-    let mut attributes = ContextAttributes {
-        field_mask: flag::CONTEXT_MEMORY_TYPES,
-        ..ContextAttributes::empty()
-    };
+    let mut attributes =
+        ContextAttributes { field_mask: flag::CONTEXT_MEMORY_TYPES, ..ContextAttributes::empty() };
     // SAFETY: the context is UCX's, and the pointer valid.
     let status = unsafe { (ucp.query)(context, &mut attributes) };
     ok(status, "does not say which memory it knows")?;

@@ -41,7 +41,9 @@ impl Process {
     /// the system's; the memory is not shared.
     pub fn start(launch: &Launch, memory: &KvMemory) -> Result<(Self, UnixStream), UcxError> {
         let (file, place) = match memory {
-            KvMemory::Host(memory) => (Some(memory.file().ok_or(UcxError::NotShared)?), Place::File),
+            KvMemory::Host(memory) => {
+                (Some(memory.file().ok_or(UcxError::NotShared)?), Place::File)
+            }
             KvMemory::Cuda(memory) => {
                 let lent = memory.lend().map_err(|error| UcxError::Unusable(error.to_string()))?;
                 let ordinal = memory.device().ordinal();

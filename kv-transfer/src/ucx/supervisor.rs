@@ -17,10 +17,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout
 use super::frames::{Copy, Ended, LENGTH_BYTES, Reply, Request, following};
 use super::process::{Launch, Process};
 use super::{ANSWER_MAX, AVOIDED, RESTART_MAX, RESTART_MIN, START_MAX, UcxError};
+use crate::cuda::CudaError;
 use crate::plan::CopyOp;
 use crate::tcp::wire::Kind;
 use crate::tcp::{Lender, Right, batches};
-use crate::cuda::CudaError;
 use crate::{BlockCopy, BlockWriter, KvMemory, TransferError, tcp};
 
 /// Gets that wait for the agent's socket; further ones wait to get into this queue.

@@ -16,6 +16,8 @@ pub use cluster::{
 };
 pub use device::Device;
 
+use crate::hardware::DRIVER_LIMIT_S;
+
 /// OpenAI-compatible LLM inference, from a laptop to a cluster.
 #[derive(Debug, Parser)]
 #[command(name = "stator", version, about, max_term_width = 100)]
@@ -199,6 +201,15 @@ pub struct GpusArgs {
     /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,
+
+    /// Seconds that the driver has to answer: where a GPU is wedged, it may never do
+    #[arg(
+        long,
+        default_value_t = DRIVER_LIMIT_S,
+        value_parser = clap::value_parser!(u32).range(1..=3600),
+        value_name = "SECONDS"
+    )]
+    pub timeout_s: u32,
 }
 
 /// Arguments of every worker's engine.
