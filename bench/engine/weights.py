@@ -2,15 +2,19 @@
 
 import json
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 import numpy
 
 SEED = 6
 ONE = 0x3F80
+THREADS = os.cpu_count() or 1
 
 
 def write(path, shape):
-    """All tensors of a shape, each drawn by itself, so that one at a time is in memory."""
+    """All tensors of a shape, each drawn by itself, so that no more are in memory than there are threads."""
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     for name, dimensions, _ in shape.tensors:
         end = offset + 2 * math.prod(dimensions)
@@ -21,8 +25,23 @@ def write(path, shape):
     text += b" " * (-(8 + len(text)) % 64)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for number, (_, dimensions, deviation) in enumerate(shape.tensors):
-            file.write(bf16(number, math.prod(dimensions), deviation).tobytes())
+        for group in batched(enumerate(shape.tensors), THREADS):
+            for bits in drawn_together(group):
+                file.write(bits)
+
+
+def drawn_together(group):
+    """The bits of several tensors, in their order."""
+    draw = lambda tensor: bf16(tensor[0], math.prod(tensor[1][1]), tensor[1][2])
+    # numpy lets other threads run while it draws.
+    with ThreadPoolExecutor(THREADS) as threads:
+        yield from threads.map(draw, group)
+
+
+def batched(items, size):
+    items = iter(items)
+    while group := list(islice(items, size)):
+        yield group
 
 
 def bf16(number, elements, deviation):

@@ -19,6 +19,10 @@ from report import Report
 from shapes import SHAPES
 
 
+# Cards are lent for minutes.
+WHOLE_S_MAX = 540
+
+
 def let_libraries_be_found():
     """CUDA's libraries may lie where pip puts them, and nobody else looks."""
     found = [library for folder in sys.path for library in Path(folder).glob("nvidia/*/lib")]
@@ -31,17 +35,19 @@ def main():
     parser.add_argument("binary", type=os.path.abspath)
     parser.add_argument("--device", default="cuda:0", help="as `stator serve` takes it; candle-cpu needs no GPU")
     parser.add_argument("--nats-server", help="for workers in processes of their own", type=os.path.abspath)
-    parser.add_argument("--shape", choices=SHAPES, default="llama-1b")
+    parser.add_argument("--shape", choices=SHAPES, nargs="+", help="whose speed is measured")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--copied-mib", type=int, help="of each pool between which blocks are copied")
-    parser.add_argument("--seconds", type=int, default=15, help="of each load")
+    parser.add_argument("--seconds", type=int, default=10, help="of each load")
     parser.add_argument("--only", choices=[part.__name__ for part in parts.ALL], nargs="+", help="these parts")
     run = parser.parse_args()
     run.is_on_gpu = "cuda" in run.device
+    run.shape = run.shape or (["llama-1b", "llama-8b"] if run.is_on_gpu else ["llama-15m"])
     # As the driver's tools count, whose figures are read by the same number.
     os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     let_libraries_be_found()
     report = Report()
+    whole = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as logs:
         for part in parts.ALL:
             if run.only and part.__name__ not in run.only:
@@ -55,6 +61,11 @@ def main():
             except (Exception, SystemExit) as error:
                 report.not_run(part.__name__, f"{type(error).__name__}: {error}")
             print(f"{part.__name__} took {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    took_s = time.monotonic() - whole
+    if run.only or not run.is_on_gpu:
+        report.figure("time", "these parts", f"{took_s:.0f} s")
+    else:
+        report.check("time", "everything", took_s <= WHOLE_S_MAX, f"{took_s:.0f} s, at most {WHOLE_S_MAX}")
     report.print()
     raise SystemExit(not report.is_sound)
 

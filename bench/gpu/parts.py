@@ -27,6 +27,9 @@ LOGPROB_DIFFERENCE_MAX = 0.1
 COMPARED_TOKENS = 700
 GREEDY_TOKENS = 16
 
+# It is brought to machines with a card: stripped.
+COMMAND_MIB_MAX = 60
+
 MOVED = re.compile(r"blocks moved .*blocks=(\d+) copies_us=(\d+) exposed_us=(\d+)")
 NUMBER = re.compile(r"\d+\.\d+")
 LONG_PROMPT_TOKENS = 4096
@@ -38,6 +41,9 @@ PREFILL_TOKENS = 2000
 
 
 def card(run, report):
+    mib = Path(run.binary).stat().st_size / 2**20
+    if run.is_on_gpu:
+        report.check("card", "the command's size", mib <= COMMAND_MIB_MAX, f"{mib:.0f} MiB, at most {COMMAND_MIB_MAX}")
     done = subprocess.run([run.binary, "gpus", "--json"], capture_output=True, text=True)
     if done.returncode != 0:
         raise Failed(done.stderr.strip())
@@ -84,7 +90,10 @@ def handoff(run, report):
     """Text must not depend on who computed the prompt; what the KV's way costs is the second token's."""
     if not run.nats_server:
         raise Failed("name a nats-server with --nats-server")
-    model = models.directory(TINY)
+    # On a card, KV of a size that matters.
+    on_gpu = [SHAPES[name] for name in run.shape if run.is_on_gpu]
+    shape = next((shape for shape in on_gpu if shape.context >= 2 * LONG_PROMPT_TOKENS), TINY)
+    model = models.directory(shape)
     prompts = [servers.prompt(LONG_PROMPT_TOKENS, f"handoff {index}") for index in range(8)]
     with servers.serve(run.binary, model, run.device, run.logs) as served:
         expected = [served.complete(asked, GREEDY_TOKENS)["text"] for asked in prompts]
@@ -104,18 +113,22 @@ def handoff(run, report):
     report.check("handoff", "prompts that the prefill worker computed", enough, f"{len(ratios)} of {len(prompts)}")
     report.check("handoff", "same text as of one process", found == expected, f"{len(prompts)} prompts")
     if ratios:
-        report.figure("handoff", f"first step after {LONG_PROMPT_TOKENS} tokens' KV came, of an ordinary one",
-                      f"{statistics.median(ratios):.2f}", "at most 1.5")
+        report.figure("handoff", f"{shape.name}: first step after {LONG_PROMPT_TOKENS} tokens' KV came, of an ordinary "
+                      "one", f"{statistics.median(ratios):.2f}", "at most 1.5")
     if moved:
         us = statistics.median(int(copies_us) for _, copies_us, _ in moved)
         report.figure("handoff", "copies of a prompt", f"{us / 1000:.1f} ms")
 
 
 def speed(run, report):
-    shape = SHAPES[run.shape]
+    limits = limits_of(run, report)
+    for name in run.shape:
+        speed_of(run, report, SHAPES[name], limits)
+
+
+def speed_of(run, report, shape, limits):
     model = models.directory(shape)
     weight_bytes = models.tensor_bytes(model)
-    limits = limits_of(run, report)
     for numerics in ("fixed", "fast"):
         flags = ("--numerics", numerics, "--speculative-tokens", "0", "--max-num-batched-tokens", "2048")
         with servers.serve(run.binary, model, run.device, run.logs, *flags) as served:
@@ -153,10 +166,10 @@ def limits_of(run, report):
 
 
 def baseline(run, report):
-    model = models.directory(SHAPES[run.shape])
-    found = torch_program(run, "generate", [str(model), str(run.batch)])
-    for batch, rate in found.items():
-        report.figure("baseline", f"transformers, {run.shape}: {batch} sequences, 128 in, 128 out", f"{rate:,.1f} tok/s")
+    for name in run.shape:
+        found = torch_program(run, "generate", [str(models.directory(SHAPES[name])), str(run.batch)])
+        for batch, rate in found.items():
+            report.figure("baseline", f"transformers, {name}: {batch} sequences, 128 in, 128 out", f"{rate:,.1f} tok/s")
 
 
 def torch_program(run, what, arguments):
@@ -172,18 +185,19 @@ def weights(run, report):
     """What a second worker process takes of the card, with weights of its own and with shared ones."""
     if not run.is_on_gpu:
         raise Failed("weights are shared on GPUs")
-    model = models.directory(SHAPES[run.shape])
+    name = run.shape[0]
+    model = models.directory(SHAPES[name])
     weight_bytes = models.tensor_bytes(model)
     added = {}
     for title, flags in (("its own", []), ("shared", ["--share-weights"])):
         with servers.workers(run.binary, model, run.device, run.logs, run.nats_server, 2, *flags) as each:
             used = [used_bytes(run) for _ in each]
         added[title] = used[1] - used[0]
-        report.figure("weights", f"{run.shape}: a second worker process, weights {title}",
+        report.figure("weights", f"{name}: a second worker process, weights {title}",
                       f"{added[title] / 1e9:.2f} GB of the card, {added[title] / weight_bytes:.2f} of the weights",
                       "")
     saved = (added["its own"] - added["shared"]) / weight_bytes
-    report.figure("weights", f"{run.shape}: what sharing saves of the weights", f"{saved:.2f}", "0.95")
+    report.figure("weights", f"{name}: what sharing saves of the weights", f"{saved:.2f}", "0.95")
 
 
 def used_bytes(run):

@@ -125,6 +125,10 @@ def test_without_workers_of_a_known_model_requests_are_told_to_come_again(cluste
         worker.kill()
     answer = complete(gateway, PROMPT, 1)
     assert (answer.status, answer.headers["retry-after"] is not None) == (503, True)
+    # It tries them again and again, and says so once of each.
+    _, lines = gateway.end()
+    in_vain = [line for line in lines if "cannot give the worker a request" in line]
+    assert 1 <= len(in_vain) <= len(workers), in_vain
 
 
 def test_every_component_shows_health_and_metrics(cluster):

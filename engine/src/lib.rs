@@ -20,7 +20,7 @@ mod schedule;
 
 #[cfg(feature = "candle")]
 pub use candle::{CandleDevice, CandleModel};
-pub use cuda::{CudaModel, CudaOptions, KeeperLaunch, Libraries, WeightFormat};
+pub use cuda::{CudaModel, CudaOptions, KeeperLaunch, Libraries, WeightFormat, copy_kernel};
 pub use engine::{Engine, EngineConfig, Load, RefusedSequence, SequenceOutput, StepOutput};
 pub use kernels::{Compute, Defect, KernelPath};
 pub use kv::{BlockCounts, KvEvent, Reserved};

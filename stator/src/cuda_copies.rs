@@ -149,7 +149,10 @@ impl<'a> Pull<'a> {
     /// Pulls so often, checks all bytes of the first time, and prints the median. GB/s.
     async fn measure(&self, rounds: usize, best: Option<f64>) -> anyhow::Result<f64> {
         let Shape { block_bytes, blocks } = self.shape;
-        let memory = Arc::new(CudaMemory::new(self.device, blocks, block_bytes)?);
+        let memory = CudaMemory::new(self.device, blocks, block_bytes)?;
+        // As workers have it.
+        let copier = engine::copy_kernel(self.device).map_err(anyhow::Error::msg)?;
+        let memory = Arc::new(memory.copied_by(Some(copier)));
         let places = (0..blocks as u32).collect();
         // SAFETY: this program alone uses the memory.
         let mut writer = unsafe { BlockWriter::new(memory.clone(), self.shape.layout(), places) };

@@ -33,7 +33,7 @@ use crate::probe::Probe;
 use crate::{KernelPath, LoadError, Numerics};
 use buffers::StepSizes;
 use card::Card;
-pub use card::Libraries;
+pub use card::{Libraries, copy_kernel};
 pub use computing::{Computing, Row};
 use decoder::CudaDecoder;
 pub use keeper::Launch as KeeperLaunch;
