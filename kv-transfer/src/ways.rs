@@ -145,21 +145,16 @@ impl Ways {
         writer: &mut BlockWriter,
         deadline: Instant,
     ) -> Result<Pulled, TransferError> {
+        let wanted = Wanted { worker, lease, copies, deadline };
         match way {
             Way::Local => {
                 let began = Instant::now();
                 self.local.pull(began.into_std(), worker, lease, copies, writer)?;
                 Ok(Pulled::since(began, way.name()))
             }
-            Way::Cuda(address) => {
-                self.pull_by_cuda(address, worker, lease, copies, writer, deadline).await
-            }
-            Way::Ucx(address) => {
-                self.pull_by_ucx(address, worker, lease, copies, writer, deadline).await
-            }
-            Way::Tcp(address) => {
-                self.pull_by_tcp(address, worker, lease, copies, writer, deadline).await
-            }
+            Way::Cuda(address) => self.pull_by_cuda(address, &wanted, writer).await,
+            Way::Ucx(address) => self.pull_by_ucx(address, &wanted, writer).await,
+            Way::Tcp(address) => self.pull_by_tcp(address, &wanted, writer).await,
         }
     }
 
@@ -167,64 +162,71 @@ impl Ways {
     async fn pull_by_cuda(
         &self,
         address: &str,
-        worker: &WorkerLife,
-        lease: Lease,
-        copies: &[BlockCopy],
+        wanted: &Wanted<'_>,
         writer: &mut BlockWriter,
-        deadline: Instant,
     ) -> Result<Pulled, TransferError> {
         if let KvMemory::Cuda(memory) = writer.memory() {
-            let (memory, right) = (memory.clone(), tcp::Right { worker, lease });
+            let (memory, right, deadline) = (memory.clone(), wanted.right(), wanted.deadline);
             let lender = tcp::Lender { connections: &self.tcp, address, right, deadline };
             let began = Instant::now();
-            match self.cuda.pull(&lender, copies, writer, &memory).await {
+            match self.cuda.pull(&lender, wanted.copies, writer, &memory).await {
                 Err(error @ (TransferError::Cuda(_) | TransferError::NotLent(_)))
                     if error.advice() == Advice::RetryOther =>
                 {
-                    self.cuda.give_up(worker, &error);
+                    self.cuda.give_up(wanted.worker, &error);
                 }
                 pulled => return pulled.map(|()| Pulled::since(began, CUDA)),
             }
         }
-        self.pull_by_tcp(address, worker, lease, copies, writer, deadline).await
+        self.pull_by_tcp(address, wanted, writer).await
     }
 
     /// By ucx, or else by tcp from the same process: this time, and for a while.
     async fn pull_by_ucx(
         &self,
         address: &str,
-        worker: &WorkerLife,
-        lease: Lease,
-        copies: &[BlockCopy],
+        wanted: &Wanted<'_>,
         writer: &mut BlockWriter,
-        deadline: Instant,
     ) -> Result<Pulled, TransferError> {
         if let Some(agent) = &self.ucx {
-            let (began, right) = (Instant::now(), tcp::Right { worker, lease });
+            let (began, right) = (Instant::now(), wanted.right());
+            let Wanted { copies, deadline, .. } = *wanted;
             let pulled = agent.pull(&self.tcp, address, right, copies, writer, deadline).await;
             match pulled {
                 Err(
                     error @ (TransferError::Ucx(..)
                     | TransferError::NotLent(_)
                     | TransferError::Silent(_)),
-                ) => agent.avoid(worker, &error),
+                ) => agent.avoid(wanted.worker, &error),
                 pulled => return pulled.map(|()| Pulled::since(began, UCX)),
             }
         }
-        self.pull_by_tcp(address, worker, lease, copies, writer, deadline).await
+        self.pull_by_tcp(address, wanted, writer).await
     }
 
     async fn pull_by_tcp(
         &self,
         address: &str,
-        worker: &WorkerLife,
-        lease: Lease,
-        copies: &[BlockCopy],
+        wanted: &Wanted<'_>,
         writer: &mut BlockWriter,
-        deadline: Instant,
     ) -> Result<Pulled, TransferError> {
+        let Wanted { worker, lease, copies, deadline } = *wanted;
         let began = Instant::now();
         self.tcp.pull(address, worker, lease, copies, writer, deadline).await?;
         Ok(Pulled::since(began, TCP))
+    }
+}
+
+/// Blocks that are to be copied, by what right, and until when.
+struct Wanted<'a> {
+    worker: &'a WorkerLife,
+    lease: Lease,
+    copies: &'a [BlockCopy],
+    deadline: Instant,
+}
+
+impl Wanted<'_> {
+    fn right(&self) -> tcp::Right<'_> {
+        tcp::Right { worker: self.worker, lease: self.lease }
     }
 }
