@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[1] / "engine"))
 
 import parts
+import servers
 from report import Report
 from shapes import SHAPES
 
@@ -42,11 +43,14 @@ def main():
     parser.add_argument("--only", choices=[part.__name__ for part in parts.ALL], nargs="+", help="these parts")
     run = parser.parse_args()
     run.is_on_gpu = "cuda" in run.device
+    # Tokens per second of many streams, by shape.
+    run.rates = {}
     run.shape = run.shape or (["llama-1b", "llama-8b"] if run.is_on_gpu else ["llama-15m"])
     # As the driver's tools count, whose figures are read by the same number.
     os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     let_libraries_be_found()
     report = Report()
+    servers.ends = time.monotonic() + (WHOLE_S_MAX if run.is_on_gpu and not run.only else 24 * 3600)
     whole = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as logs:
         for part in parts.ALL:
@@ -56,6 +60,7 @@ def main():
             run.logs.mkdir()
             began = time.monotonic()
             try:
+                servers.left_s()
                 part(run, report)
             # One part that fails must not hide the others' results.
             except (Exception, SystemExit) as error:

@@ -3,7 +3,6 @@
 import json
 import re
 import statistics
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +33,7 @@ MOVED = re.compile(r"blocks moved .*blocks=(\d+) copies_us=(\d+) exposed_us=(\d+
 NUMBER = re.compile(r"\d+\.\d+")
 LONG_PROMPT_TOKENS = 4096
 # Of the card's bandwidth, of what transformers does on it, and of its matrix products.
-GOALS = {("llama-8b", "decode"): "0.6", ("llama-8b", "batch"): "3 x transformers", ("llama-8b", "prompt"): "0.4"}
+GOALS = {("llama-8b", "decode"): 0.6, ("llama-8b", "batch"): 3, ("llama-8b", "prompt"): 0.4}
 # So many streams run meanwhile, so that no router lets them wait for a prompt.
 STREAMS, STREAM_TOKENS = 4, 3000
 PREFILL_TOKENS = 2000
@@ -44,7 +43,7 @@ def card(run, report):
     mib = Path(run.binary).stat().st_size / 2**20
     if run.is_on_gpu:
         report.check("card", "the command's size", mib <= COMMAND_MIB_MAX, f"{mib:.0f} MiB, at most {COMMAND_MIB_MAX}")
-    done = subprocess.run([run.binary, "gpus", "--json"], capture_output=True, text=True)
+    done = servers.run_to_end([run.binary, "gpus", "--json"])
     if done.returncode != 0:
         raise Failed(done.stderr.strip())
     found = json.loads(done.stdout)
@@ -75,11 +74,11 @@ def families(run, report):
 def copies(run, report):
     mib = [] if run.copied_mib is None else ["--mib", str(run.copied_mib)]
     ordinal = run.device.partition(":")[2] or "0"
-    done = subprocess.run([run.binary, "cuda-copies", "--ordinal", ordinal, *mib], capture_output=True, text=True)
+    done = servers.run_to_end([run.binary, "cuda-copies", "--ordinal", ordinal, *mib])
     rows = [[cell.strip() for cell in line.split("|")] for line in done.stdout.splitlines()]
     for what, blocks, rate, share in (row for row in rows if len(row) == 4 and NUMBER.fullmatch(row[2])):
-        report.figure("copies", f"{what}, {blocks}", f"{rate} GB/s, {share} of a copy within the GPU",
-                      "0.8" if what.startswith("two processes") else "")
+        report.goal("copies", f"{what}, {blocks}", f"{rate} GB/s, {share} of a copy within the GPU", float(share),
+                    at_least=0.8 if what.startswith("two processes") else None)
     errors = done.stderr.strip()[-300:]
     if done.returncode != 0 and "is wrong" not in errors:
         raise Failed(errors)
@@ -113,8 +112,9 @@ def handoff(run, report):
     report.check("handoff", "prompts that the prefill worker computed", enough, f"{len(ratios)} of {len(prompts)}")
     report.check("handoff", "same text as of one process", found == expected, f"{len(prompts)} prompts")
     if ratios:
-        report.figure("handoff", f"{shape.name}: first step after {LONG_PROMPT_TOKENS} tokens' KV came, of an ordinary "
-                      "one", f"{statistics.median(ratios):.2f}", "at most 1.5")
+        ratio = statistics.median(ratios)
+        report.goal("handoff", f"{shape.name}: first step after {LONG_PROMPT_TOKENS} tokens' KV came, of an ordinary one",
+                    f"{ratio:.2f}", ratio, at_most=1.5)
     if moved:
         us = statistics.median(int(copies_us) for _, copies_us, _ in moved)
         report.figure("handoff", "copies of a prompt", f"{us / 1000:.1f} ms")
@@ -138,18 +138,27 @@ def speed_of(run, report, shape, limits):
         title = f"{shape.name}, --numerics {numerics}"
         step_s = alone["latency_ms"]["tpot"]["p50"] / 1000
         said = f"{1 / step_s:,.1f} tok/s, {weight_bytes / step_s / 1e9:,.0f} GB/s of weights"
-        share = f", {weight_bytes / step_s / limits['bytes_per_s']:.2f} of the card's" if limits else ""
-        report.figure("speed", f"{title}: decode, one stream", said + share, GOALS.get((shape.name, "decode"), ""))
+        share_of(report, shape, "decode", f"{title}: decode, one stream", said, weight_bytes / step_s,
+                 limits and limits["bytes_per_s"])
+        rate = many["rates"]["output_tokens_per_s"]
+        run.rates[shape.name] = max(rate, run.rates.get(shape.name, 0))
         latency = many["latency_ms"]
         report.figure("speed", f"{title}: {run.batch} streams through the gateway, 128 in, 128 out",
-                      f"{many['rates']['output_tokens_per_s']:,.0f} tok/s, TTFT p50 {latency['ttft']['p50']:.0f} ms, "
-                      f"ITL p95 {latency['itl']['p95']:.1f} ms", GOALS.get((shape.name, "batch"), ""))
+                      f"{rate:,.0f} tok/s, TTFT p50 {latency['ttft']['p50']:.0f} ms, "
+                      f"ITL p95 {latency['itl']['p95']:.1f} ms")
         attended = PREFILL_TOKENS * (PREFILL_TOKENS + 1) / 2 * shape.attention_multiplications
         rate = 2 * (PREFILL_TOKENS * shape.multiplications_per_token + attended) / statistics.median(prompts)
-        share = f", {rate / limits['flop_per_s']:.3f} of the card's" if limits else ""
-        report.figure("speed", f"{title}: prompt of {PREFILL_TOKENS:,} tokens",
-                      f"{statistics.median(prompts) * 1000:.1f} ms, {rate / 1e12:.2f} TFLOP/s{share}",
-                      GOALS.get((shape.name, "prompt"), ""))
+        said = f"{statistics.median(prompts) * 1000:.1f} ms, {rate / 1e12:.2f} TFLOP/s"
+        share_of(report, shape, "prompt", f"{title}: prompt of {PREFILL_TOKENS:,} tokens", said, rate,
+                 limits and limits["flop_per_s"])
+
+
+def share_of(report, shape, goal, what, said, rate, limit):
+    """A rate, and of what the card does, where that is known."""
+    if limit is None:
+        return report.figure("speed", what, said)
+    share = rate / limit
+    report.goal("speed", what, f"{said}, {share:.3f} of the card's", share, at_least=GOALS.get((shape.name, goal)))
 
 
 def limits_of(run, report):
@@ -170,12 +179,16 @@ def baseline(run, report):
         found = torch_program(run, "generate", [str(models.directory(SHAPES[name])), str(run.batch)])
         for batch, rate in found.items():
             report.figure("baseline", f"transformers, {name}: {batch} sequences, 128 in, 128 out", f"{rate:,.1f} tok/s")
+        if ours := run.rates.get(name):
+            ratio = ours / found[str(run.batch)]
+            report.goal("baseline", f"{name}: {run.batch} streams of the command, of transformers' {run.batch}",
+                        f"{ratio:.1f}", ratio, at_least=GOALS.get((name, "batch")))
 
 
 def torch_program(run, what, arguments):
     program = Path(__file__).with_name("on_torch.py")
     device = run.device if run.is_on_gpu else "cpu"
-    done = subprocess.run([sys.executable, program, what, device, *arguments], capture_output=True, text=True)
+    done = servers.run_to_end([sys.executable, program, what, device, *arguments])
     if done.returncode != 0:
         raise Failed((done.stderr.strip().splitlines() or ["torch failed"])[-1])
     return json.loads(done.stdout)
@@ -194,14 +207,13 @@ def weights(run, report):
             used = [used_bytes(run) for _ in each]
         added[title] = used[1] - used[0]
         report.figure("weights", f"{name}: a second worker process, weights {title}",
-                      f"{added[title] / 1e9:.2f} GB of the card, {added[title] / weight_bytes:.2f} of the weights",
-                      "")
+                      f"{added[title] / 1e9:.2f} GB of the card, {added[title] / weight_bytes:.2f} of the weights")
     saved = (added["its own"] - added["shared"]) / weight_bytes
-    report.figure("weights", f"{name}: what sharing saves of the weights", f"{saved:.2f}", "0.95")
+    report.goal("weights", f"{name}: what sharing saves of the weights", f"{saved:.2f}", saved, at_least=0.95)
 
 
 def used_bytes(run):
-    done = subprocess.run([run.binary, "gpus", "--json"], capture_output=True, text=True, check=True)
+    done = servers.run_to_end([run.binary, "gpus", "--json"], check=True)
     gpu = json.loads(done.stdout)["gpus"][int(run.device.partition(":")[2] or 0)]
     return gpu["memory_used_bytes"]
 

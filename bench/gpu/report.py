@@ -10,9 +10,17 @@ class Report:
     rows: list = field(default_factory=list)
     is_sound: bool = True
 
-    def figure(self, part, what, figure, goal=""):
-        """A measurement; `goal` is what it should be."""
-        self.add(part, what, figure, goal)
+    def figure(self, part, what, figure):
+        """A measurement."""
+        self.add(part, what, figure, "")
+
+    def goal(self, part, what, figure, value, at_least=None, at_most=None):
+        """A measurement whose `value` has a goal, if it has one."""
+        if at_least is None and at_most is None:
+            return self.figure(part, what, figure)
+        is_met = value >= at_least if at_most is None else value <= at_most
+        goal = f"at least {at_least}" if at_most is None else f"at most {at_most}"
+        self.add(part, what, figure, f"{goal}: {'met' if is_met else '**missed**'}")
 
     def check(self, part, what, is_right, figure):
         """Something that must be so."""

@@ -18,6 +18,25 @@ sys.path.append(str(Path(__file__).parents[1] / "peers"))
 from processes import Process, free_port, until_deadline
 
 READY_S = 300
+# When everything has to have ended.
+ends = float("inf")
+
+
+def left_s(at_most=READY_S):
+    """Seconds that are left for something. Raises `Failed` where there are none."""
+    left = ends - time.monotonic()
+    if left <= 0:
+        raise Failed("no time is left")
+    return min(left, at_most)
+
+
+def run_to_end(command, timeout_s=READY_S, **more):
+    """What a command said. Raises `Failed` where it takes too long."""
+    try:
+        return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=left_s(timeout_s), **more)
+    except subprocess.TimeoutExpired as error:
+        raise Failed(f"{command[0]} {command[1]} took more than {error.timeout:.0f} s") from None
+
 # Of workers that have a card together.
 POOL = ("--kv-blocks", "2048")
 TOKENS = (300, 4000)
@@ -37,7 +56,7 @@ class Served:
 
     def ask(self, method, path, body=None):
         """The parsed answer. Raises `Failed` for any but 200."""
-        with contextlib.closing(http.client.HTTPConnection(self.address, timeout=READY_S)) as connection:
+        with contextlib.closing(http.client.HTTPConnection(self.address, timeout=left_s())) as connection:
             connection.request(method, path, body and json.dumps(body), {"content-type": "application/json"})
             response = connection.getresponse()
             text = response.read().decode()
@@ -52,7 +71,7 @@ class Served:
     def stream(self, prompt, max_tokens):
         """Seconds until each event of a streamed greedy completion, and its text."""
         body = self.request(prompt, max_tokens) | {"stream": True}
-        with contextlib.closing(http.client.HTTPConnection(self.address, timeout=READY_S)) as connection:
+        with contextlib.closing(http.client.HTTPConnection(self.address, timeout=left_s())) as connection:
             began, times, text = time.perf_counter(), [], ""
             connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
             response = connection.getresponse()
@@ -154,7 +173,7 @@ def until_open(port, process):
 
 def said(process, pattern):
     """The first group of what a process says."""
-    end = time.monotonic() + READY_S
+    end = time.monotonic() + left_s()
     while time.monotonic() < end:
         text = process.log.read_text(errors="replace")
         if match := re.search(pattern, text):
@@ -162,7 +181,7 @@ def said(process, pattern):
         if process.process.poll() is not None:
             raise Failed(f"it ended: {' '.join(text.split())[-300:]}")
         time.sleep(0.05)
-    raise Failed(f"it was not ready within {READY_S} s")
+    raise Failed("it was not ready in time")
 
 
 def loadtest(binary, served, concurrency, input_tokens, output_tokens, seconds):
@@ -170,7 +189,7 @@ def loadtest(binary, served, concurrency, input_tokens, output_tokens, seconds):
     command = [binary, "loadtest", f"http://{served.address}", "--concurrency", concurrency, "--input-tokens",
                input_tokens, "--output-tokens", output_tokens, "--warmup", "2s", "--duration", f"{seconds}s",
                "--json", "-"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    done = run_to_end(command)
     if done.returncode != 0:
         raise Failed((done.stderr.strip().splitlines() or ["the load generator failed"])[-1])
     report = json.loads(done.stdout)

@@ -8,7 +8,8 @@
 // counted. Memory and events of other processes are shared by memory files (/proc/PID/fd/N).
 //
 // Tests talk to it by the functions `fake_cuda_*` at the end. A process that is a fake's user from its
-// start takes faults from FAKE_CUDA_FAIL ("call:code,…"; "call:code:after" of one call only, see
+// start takes how network cards' writes are ordered and can be flushed from FAKE_CUDA_WRITES ("0:1"), and
+// faults from FAKE_CUDA_FAIL ("call:code,…"; "call:code:after" of one call only, see
 // `fake_cuda_fail`). A function is missing when it is compiled with -Dfunction=another_name.
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -28,6 +29,7 @@
 
 enum { DEVICES = 2, ALLOCATIONS_MAX = 4096, FAULTS_MAX = 16, LOG_BYTES = 1 << 20 };
 enum { GPU_BYTES = 1 << 30, POISONED_BYTES = 64 << 10, LOWEST_PRIORITY = 0, HIGHEST_PRIORITY = -5 };
+enum { PAGE_BYTES = 4096 };
 enum { MULTIPROCESSORS = 4, SHARED_BYTES = 48 << 10, SHARED_BYTES_OPT_IN = 232448 };
 enum { BLOCK_THREADS_MAX = 1024, GRID_YZ_MAX = 65535, ARGUMENTS_MAX = 32 };
 
@@ -210,6 +212,8 @@ static uint64_t captures;
 static struct fault faults[FAULTS_MAX];
 static int live[COUNTED], violations, lost, peers_allowed = 1;
 static bool is_initialized, is_held;
+// At first it wants to be asked, by the host, to settle what network cards write.
+static int flush_options = 1, writes_order;
 static uint64_t instance, device_bytes[DEVICES];
 static char *calls;
 static size_t logged;
@@ -537,6 +541,8 @@ int cuInit(unsigned flags) {
       files.rlim_cur = files.rlim_max;
       setrlimit(RLIMIT_NOFILE, &files);
     }
+    const char *writes = getenv("FAKE_CUDA_WRITES");
+    if (writes) sscanf(writes, "%d:%d", &writes_order, &flush_options);
     const char *text = getenv("FAKE_CUDA_FAIL");
     for (int i = 0; text && *text && i < FAULTS_MAX; i++) {
       int read = 0;
@@ -596,9 +602,8 @@ int cuDeviceGetAttribute(int *value, enum attribute attribute, int device) {
     case PCI_BUS_ID: return *value = 16 + device, leave(SUCCESS);
     case PCI_DEVICE_ID:
     case PCI_DOMAIN_ID: return *value = 0, leave(SUCCESS);
-    // It wants to be asked to settle what network cards write.
-    case GPU_DIRECT_RDMA_FLUSH_WRITES_OPTIONS: return *value = 1, leave(SUCCESS);
-    case GPU_DIRECT_RDMA_WRITES_ORDERING: return *value = 0, leave(SUCCESS);
+    case GPU_DIRECT_RDMA_FLUSH_WRITES_OPTIONS: return *value = flush_options, leave(SUCCESS);
+    case GPU_DIRECT_RDMA_WRITES_ORDERING: return *value = writes_order, leave(SUCCESS);
     case DMA_BUF_SUPPORTED: return *value = 1, leave(SUCCESS);
   }
   return leave(INVALID_VALUE);
@@ -1313,7 +1318,8 @@ int cuMemGetHandleForAddressRange(int *file, pointer base, size_t bytes, int typ
   ENTER("cuMemGetHandleForAddressRange");
   CONTEXT();
   struct allocation *a = find((void *)base, bytes);
-  if (!file || type != DMA_BUF_FD || flags || !a || a->kind == ON_HOST || !reaches(context, a))
+  bool is_aligned = base % PAGE_BYTES == 0 && bytes % PAGE_BYTES == 0;
+  if (!file || type != DMA_BUF_FD || flags || !is_aligned || !a || a->kind == ON_HOST || !reaches(context, a))
     return leave(INVALID_VALUE);
   *file = dup(a->file);
   return leave(*file < 0 ? OUT_OF_MEMORY : SUCCESS);
@@ -1481,6 +1487,8 @@ void fake_cuda_fail(const char *call, int after, int code) {
   }
   pthread_mutex_unlock(&lock);
 }
+
+void fake_cuda_order_remote_writes(int order, int options) { writes_order = order, flush_options = options; }
 
 void fake_cuda_allow_peers(int allowed) { peers_allowed = allowed; }
 

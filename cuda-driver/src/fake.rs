@@ -124,6 +124,16 @@ impl Fake {
         }
     }
 
+    /// What it says of how network cards' writes are ordered, and of how they can be flushed.
+    pub fn order_remote_writes(&self, order: i32, options: i32) {
+        // SAFETY: this is the function's type.
+        unsafe {
+            let set: unsafe extern "C" fn(c_int, c_int) =
+                *self.library.get("fake_cuda_order_remote_writes").unwrap();
+            set(order, options);
+        }
+    }
+
     /// Whether its GPUs reach each other.
     pub fn allow_peers(&self, allowed: bool) {
         self.set("fake_cuda_allow_peers", allowed);

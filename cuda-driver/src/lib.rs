@@ -29,4 +29,5 @@ pub use library::why_not;
 pub use mapping::Mapping;
 pub use module::{Function, Module};
 pub use pinned::Pinned;
+pub use rdma::RemoteWrites;
 pub use stream::Stream;

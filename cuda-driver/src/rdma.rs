@@ -19,9 +19,20 @@ const TO_OWNER: u32 = 100;
 /// By which network cards' drivers have the memory of any GPU.
 const PEER_MODULE: &str = "/sys/module/nvidia_peermem";
 
+/// How what network cards write into a GPU's memory comes to be there for what is submitted later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RemoteWrites {
+    /// By itself.
+    Ordered,
+    /// When it is asked for (`Device::flush_remote_writes`).
+    Flushed,
+    /// In no way that a process can ask for.
+    Unordered,
+}
+
 impl Device {
     /// Whether network cards can be given this memory, an allocation or a mapping: as a file
-    /// (dma-buf), or because the module nvidia_peermem is loaded.
+    /// (dma-buf), or because the module nvidia_peermem is loaded. The bytes are whole pages.
     pub fn opens_to_rdma(&self, start: DevicePointer, bytes: usize) -> Result<bool, CudaError> {
         const GPU_DIRECT_RDMA_SUPPORTED: i32 = 116;
         if self.exports(start, bytes)? {
@@ -61,17 +72,21 @@ impl Device {
         self.attribute(attribute).is_ok_and(|offered| offered != 0)
     }
 
-    /// Whatever network cards have written into this GPU's memory until now is there for kernels and
-    /// copies that are submitted from now on. GPUs that see to that by themselves are not asked.
-    pub fn settle_remote_writes(&self) -> Result<(), CudaError> {
+    /// How what network cards write comes to be there for kernels and copies that are submitted later.
+    pub fn remote_writes(&self) -> Result<RemoteWrites, CudaError> {
         const GPU_DIRECT_RDMA_FLUSH_WRITES_OPTIONS: i32 = 117;
         const GPU_DIRECT_RDMA_WRITES_ORDERING: i32 = 118;
         const BY_HOST: u32 = 1;
-        let order = self.attribute(GPU_DIRECT_RDMA_WRITES_ORDERING)?;
-        let options = self.attribute(GPU_DIRECT_RDMA_FLUSH_WRITES_OPTIONS)?;
-        if order >= TO_OWNER || options & BY_HOST == 0 {
-            return Ok(());
+        if self.attribute(GPU_DIRECT_RDMA_WRITES_ORDERING)? >= TO_OWNER {
+            return Ok(RemoteWrites::Ordered);
         }
+        let options = self.attribute(GPU_DIRECT_RDMA_FLUSH_WRITES_OPTIONS)?;
+        Ok(if options & BY_HOST != 0 { RemoteWrites::Flushed } else { RemoteWrites::Unordered })
+    }
+
+    /// Whatever network cards have written into this GPU's memory until now is there for what is
+    /// submitted from now on. To be called where `RemoteWrites` are `Flushed`.
+    pub fn flush_remote_writes(&self) -> Result<(), CudaError> {
         let _current = self.enter()?;
         // SAFETY: it takes no pointers, and the context is current.
         unsafe { self.driver().flush_remote_writes(CURRENT_CONTEXT, TO_OWNER) }

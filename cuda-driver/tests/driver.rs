@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use cuda_driver::fake::Fake;
-use cuda_driver::{Allocation, CudaError, Device, Graph, Mapping, Pinned, Stream};
+use cuda_driver::{Allocation, CudaError, Device, Graph, Mapping, Pinned, RemoteWrites, Stream};
 
 const BYTES: usize = 4096;
 
@@ -149,11 +149,21 @@ fn network_cards_get_at_memory_where_the_driver_makes_a_file_of_it() {
 }
 
 #[test]
-fn what_network_cards_write_is_settled_where_the_gpu_does_not_by_itself() {
+fn a_gpu_says_how_network_cards_writes_are_ordered() {
     let fake = Fake::new();
     let device = fake.device(0);
-    device.settle_remote_writes().unwrap();
+    let check = |order, options, expected| {
+        fake.order_remote_writes(order, options);
+        assert_eq!(device.remote_writes(), Ok(expected), "{order} {options}");
+    };
+    check(200, 0, RemoteWrites::Ordered);
+    check(100, 3, RemoteWrites::Ordered);
+    check(0, 3, RemoteWrites::Flushed);
+    check(0, 1, RemoteWrites::Flushed);
+    check(0, 2, RemoteWrites::Unordered);
+    check(0, 0, RemoteWrites::Unordered);
+    device.flush_remote_writes().unwrap();
     assert_eq!(fake.count("cuFlushGPUDirectRDMAWrites"), 1);
     fake.fail("cuFlushGPUDirectRDMAWrites", 1, 999);
-    assert!(device.settle_remote_writes().is_err());
+    assert!(device.flush_remote_writes().is_err());
 }

@@ -196,8 +196,9 @@ impl Ways {
                 Err(
                     error @ (TransferError::Ucx(..)
                     | TransferError::NotLent(_)
-                    | TransferError::Silent(_)),
-                ) => agent.avoid(wanted.worker, &error),
+                    | TransferError::Silent(_)
+                    | TransferError::Cuda(_)),
+                ) if error.advice() == Advice::RetryOther => agent.avoid(wanted.worker, &error),
                 pulled => return pulled.map(|()| Pulled::since(began, UCX)),
             }
         }

@@ -14,7 +14,7 @@ use common::*;
 use kv_transfer::cuda::CudaMemory;
 use kv_transfer::tcp::Right;
 use kv_transfer::ucx::{Agent, Launch};
-use kv_transfer::{Advice, KvMemory, LeaseLimits, TCP, TransferError, Ways};
+use kv_transfer::{Advice, KvMemory, LeaseLimits, TCP, TransferError, Way, Ways};
 use rustix::process::Signal;
 
 const BLOCKS: u32 = 8;
@@ -117,10 +117,23 @@ async fn what_the_gpu_does_not_settle_comes_over_tcp() {
     let ways = Ways { ucx: Some(reader), ..on_gpus.system.ways.clone() };
     let all = Vec::from_iter(0..BLOCKS);
     let (lease, copies, worker) = (lease(&on_gpus.system.source, &all), copies(&all), life(1));
+    let agent = ways.ucx.as_ref().unwrap();
+    until_back(agent).await;
     let way = ways.choose(&on_gpus.system.endpoints, &worker).unwrap();
+    assert!(matches!(way, Way::Ucx(_)), "{way:?}");
     let writer = &mut on_gpus.destination.writer;
     let pulled = ways.pull(&way, &worker, lease, &copies, writer, soon()).await.unwrap();
     assert_eq!(pulled.way, TCP);
+    assert!(on_gpus.has_all());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gpu_that_settles_by_itself_is_not_asked() {
+    let mut on_gpus = OnGpus::new().await;
+    let failing = with(launch(ON_GPUS), "FAKE_CUDA_FAIL", "cuFlushGPUDirectRDMAWrites:999");
+    let reader =
+        Agent::start(&on_gpus.destination.memory, with(failing, "FAKE_CUDA_WRITES", "100:1"));
+    on_gpus.pull(&reader.await.unwrap()).await.unwrap();
     assert!(on_gpus.has_all());
 }
 
@@ -154,6 +167,9 @@ async fn what_is_missing_is_said_in_a_sentence() {
         (failing("cuIpcOpenMemHandle_v2:304"), "cannot be shared between these processes"),
         (failing("cuDevicePrimaryCtxRetain:2"), "no memory left"),
         (with(launch(ON_GPUS), "UCX_TLS", "tcp"), "UCX_TLS, if set, has to name cuda_copy"),
+        // As where nobody says anything: UCX has no RDMA device here.
+        (with(launch(ON_GPUS), "UCX_TLS", "^cuda_ipc,gdr_copy"), "no network device of UCX has"),
+        (with(launch(ON_GPUS), "FAKE_CUDA_WRITES", "0:0"), "in no order that holds"),
         (without_driver, "there is no NVIDIA driver here"),
     ];
     for (launch, expected) in cases {

@@ -20,8 +20,6 @@ pub struct Core {
     /// By model and numerics id: the workers that may pair.
     pools: HashMap<String, BTreeMap<String, Pool>>,
     index: PrefixIndex,
-    /// Prefill workers of which the log says that nobody computes as they do.
-    unpaired: HashSet<WorkerLife>,
 }
 
 impl Core {
@@ -48,32 +46,10 @@ impl Core {
             return;
         };
         self.index.follow(slot, kv_blocks as usize);
-        let pool = self.pools.entry(model.clone()).or_default().entry(numerics_id).or_default();
+        let pool = self.pools.entry(model).or_default().entry(numerics_id).or_default();
         let of_role = if role == Role::Prefill { &mut pool.prefill } else { &mut pool.decode };
         let is_before = |other: &Slot| self.workers.life(*other).is_some_and(|other| *other < life);
         of_role.insert(of_role.partition_point(is_before), slot);
-        self.tell_of_unpaired(&model);
-    }
-
-    /// Says of each prefill worker once that the decode workers that there are compute other bits: on a
-    /// CPU where it is on a GPU, for example.
-    fn tell_of_unpaired(&mut self, model: &str) {
-        let Some(of_model) = self.pools.get(model) else { return };
-        if of_model.values().all(|pool| pool.decode.is_empty()) {
-            return;
-        }
-        for (numerics_id, pool) in of_model.iter().filter(|(_, pool)| pool.decode.is_empty()) {
-            for life in pool.prefill.iter().filter_map(|slot| self.workers.life(*slot)) {
-                if self.unpaired.insert(life.clone()) {
-                    tracing::warn!(
-                        worker = %life.id,
-                        model,
-                        numerics_id,
-                        "it hands its prompts to nobody: no decode worker has its numerics id so far"
-                    );
-                }
-            }
-        }
     }
 
     /// Forgets lives before this one. False if a later one is known.
@@ -91,6 +67,13 @@ impl Core {
         }
     }
 
+    /// Prefill workers that hand their prompts to nobody: no decode worker has their numerics id, as where
+    /// all decode workers are on CPUs and they on GPUs.
+    pub fn unpaired_prefill_workers(&self) -> usize {
+        let pools = self.pools.values().flat_map(|of_model| of_model.values());
+        pools.filter(|pool| pool.decode.is_empty()).map(|pool| pool.prefill.len()).sum()
+    }
+
     /// All workers known.
     pub fn workers(&self) -> impl Iterator<Item = &WorkerLife> {
         self.workers.lives()
@@ -99,7 +82,6 @@ impl Core {
     /// A worker is gone.
     pub fn remove(&mut self, worker: &WorkerLife) {
         let Some((slot, entry)) = self.workers.remove(worker) else { return };
-        self.unpaired.remove(worker);
         self.index.forget(slot);
         let v1::WorkerRegistration { model, numerics_id, .. } = entry.registration;
         let Some(of_model) = self.pools.get_mut(&model) else { return };
@@ -170,8 +152,11 @@ impl Core {
 
     /// Someone found a worker dead, silent or hung: it is passed over for a while.
     pub fn suspect(&mut self, worker: &WorkerLife, now: Time) {
-        if let Some(slot) = self.workers.slot(worker) {
-            self.workers.change(slot, |entry| entry.suspect(now));
+        let Some(slot) = self.workers.slot(worker) else { return };
+        let mut is_news = false;
+        self.workers.change(slot, |entry| is_news = entry.suspect(now));
+        if is_news {
+            tracing::info!(worker = %worker.id, "suspected, passing it over for a while");
         }
     }
 

@@ -191,7 +191,6 @@ fn apply_suspicion(core: &mut Core, message: &Bytes, now: Time) {
     match v1::Suspicion::decode(message.clone()) {
         Ok(suspicion) => {
             let worker = WorkerLife::new(&suspicion.worker_id, suspicion.incarnation);
-            tracing::info!(worker = %worker.id, "suspected, passing it over for a while");
             core.suspect(&worker, now);
         }
         Err(error) => tracing::warn!(%error, "unreadable suspicion"),

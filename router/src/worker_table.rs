@@ -173,8 +173,11 @@ impl WorkerEntry {
     }
 
     /// Someone found it dead, silent or hung.
-    pub fn suspect(&mut self, now: Time) {
+    /// Returns whether that is news.
+    pub fn suspect(&mut self, now: Time) -> bool {
+        let is_news = self.suspected_until <= now;
         self.suspected_until = now + SUSPICION;
+        is_news
     }
 
     /// It at a glance.

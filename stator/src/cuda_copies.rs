@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use kv_transfer::cuda::{CudaMemory, Device, Driver};
+use kv_transfer::cuda::{CudaMemory, Device, Driver, Function};
 use kv_transfer::{
     BlockCopy, BlockWriter, Capability, KvLayout, Lease, LeaseId, LeaseLimits, LeaseTable,
     LocalPools, LocalSource, Way, Ways, tcp,
@@ -123,13 +123,30 @@ impl Other {
     }
 }
 
+/// A GPU that blocks come to.
+struct Gpu {
+    device: Arc<Device>,
+    /// What copies many small ones, as workers have it.
+    copier: Option<Function>,
+}
+
+impl Gpu {
+    fn new(device: Arc<Device>) -> Self {
+        let compiled = engine::copy_kernel(&device);
+        if let Err(why_not) = &compiled {
+            println!("small blocks are copied one by one: {why_not}");
+        }
+        Self { device, copier: compiled.ok() }
+    }
+}
+
 /// A pull that is repeated.
 struct Pull<'a> {
     what: &'a str,
     ways: &'a Ways,
     way: Way,
     lease: Lease,
-    device: &'a Arc<Device>,
+    to: &'a Gpu,
     shape: Shape,
     is_scattered: bool,
 }
@@ -140,19 +157,17 @@ impl<'a> Pull<'a> {
         ways: &'a Ways,
         way: Way,
         lease: Lease,
-        device: &'a Arc<Device>,
+        to: &'a Gpu,
         (shape, is_scattered): (Shape, bool),
     ) -> Self {
-        Self { what, ways, way, lease, device, shape, is_scattered }
+        Self { what, ways, way, lease, to, shape, is_scattered }
     }
 
     /// Pulls so often, checks all bytes of the first time, and prints the median. GB/s.
     async fn measure(&self, rounds: usize, best: Option<f64>) -> anyhow::Result<f64> {
         let Shape { block_bytes, blocks } = self.shape;
-        let memory = CudaMemory::new(self.device, blocks, block_bytes)?;
-        // As workers have it.
-        let copier = engine::copy_kernel(self.device).map_err(anyhow::Error::msg)?;
-        let memory = Arc::new(memory.copied_by(Some(copier)));
+        let memory = CudaMemory::new(&self.to.device, blocks, block_bytes)?;
+        let memory = Arc::new(memory.copied_by(self.to.copier.clone()));
         let places = (0..blocks as u32).collect();
         // SAFETY: this program alone uses the memory.
         let mut writer = unsafe { BlockWriter::new(memory.clone(), self.shape.layout(), places) };
@@ -203,7 +218,8 @@ async fn measure(bytes: usize, rounds: usize, ordinal: u32) -> anyhow::Result<()
     let driver = Driver::load()?;
     let devices = driver.devices()?;
     let another = if ordinal == 0 { 1 } else { 0 };
-    let (first, second) = (Device::open(&driver, ordinal)?, Device::open(&driver, another).ok());
+    let first = Gpu::new(Device::open(&driver, ordinal)?);
+    let second = Device::open(&driver, another).ok().map(Gpu::new);
     println!(
         "CUDA {:?}, {devices} GPUs, {} MiB, medians of {rounds}",
         driver.version()?,
@@ -216,7 +232,7 @@ async fn measure(bytes: usize, rounds: usize, ordinal: u32) -> anyhow::Result<()
     {
         let shape = Shape { block_bytes, blocks: bytes / block_bytes };
         let order = (shape, is_scattered);
-        let (here, lease) = source(&first, shape)?;
+        let (here, lease) = source(&first.device, shape)?;
         let local = Ways::default();
         local.local.add(worker(), &here);
         let rate = Pull::new("one GPU", &local, Way::Local, lease, &first, order)

@@ -230,7 +230,7 @@ impl Engines {
         }
     }
 
-    /// The same, for people.
+    /// On what it computes, for people.
     pub fn place(&self) -> String {
         match self {
             Self::Cpu { compute, .. } => {
@@ -239,11 +239,11 @@ impl Engines {
             }
             Self::Cuda(model) => {
                 let device = model.device();
-                let name = device.name().unwrap_or_else(|_| "of an unknown name".into());
-                format!("GPU {}, {name}", device.ordinal())
+                let name = device.name().map_or_else(|_| String::new(), |name| format!(", {name}"));
+                format!("GPU {}{name}", device.ordinal())
             }
             #[cfg(feature = "candle")]
-            Self::Candle(_) => "candle".into(),
+            Self::Candle(_) => "candle's tensors".into(),
             Self::Mock { .. } => "no device: a mock".into(),
         }
     }

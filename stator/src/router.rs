@@ -31,6 +31,12 @@ pub async fn command(arguments: RouterArgs) -> Result<(), CommandError> {
     observe::network(&metrics, &network);
     let core = router.core();
     observe::workers_known(&metrics, move || core.lock().workers().count());
+    let core = router.core();
+    metrics.gauge(
+        "stator_prefill_workers_unpaired",
+        "Prefill workers that hand prompts to nobody: no decode worker computes the same bits.",
+        move || core.lock().unpaired_prefill_workers() as f64,
+    );
     let stop = CancellationToken::new();
     let (still_here, connected) = (stop.clone(), network.clone());
     let ready = move || !still_here.is_cancelled() && connected.is_connected();

@@ -78,6 +78,8 @@ pub async fn command(arguments: ServeArgs) -> Result<(), CommandError> {
     tokio::select! {
         () = signals.next() => {}
         failed = serving.failed() => {
+            // Others are to send nothing more; clients here are to hear of it.
+            serving.presences.iter().for_each(|presence| presence.drain());
             gateway.cut().await;
             return Err(failed);
         }

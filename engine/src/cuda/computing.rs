@@ -143,8 +143,6 @@ impl Computing {
             // SAFETY: what the lane has is this worker's, and the step's numbers were sent before.
             false => unsafe { decoder.layers(&lane, &step) }?,
         }
-        // SAFETY: the stream is of the device's primary context.
-        unsafe { memory.record_written(stream.handle().0) }?;
         let mut rows = Vec::with_capacity(in_order.len());
         for (index, samplings) in in_order.chunks(LOGIT_ROWS).enumerate() {
             if !is_kept {
@@ -156,6 +154,9 @@ impl Computing {
             // Nothing was fetched, which waits.
             stream.wait()?;
         }
+        // Only now, when the step has ended: who copies blocks of it would else wait for the next one.
+        // SAFETY: the stream is of the device's primary context.
+        unsafe { memory.record_written(stream.handle().0) }?;
         decoder.check_weights()?;
         let mut by_place = vec![Row::Token(0); places.len()];
         for (place, row) in places.into_iter().zip(rows) {

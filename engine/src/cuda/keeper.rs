@@ -13,6 +13,7 @@
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
@@ -119,9 +120,11 @@ impl Kept {
             }
             _ => return Ok(Answer::Nobody),
         }
-        // One that ends meanwhile has taken its memory along.
-        let Ok(memory) = Mapping::open(device, IpcHandle(handle)) else {
-            return Ok(Answer::Nobody);
+        let memory = match Mapping::open(device, IpcHandle(handle)) {
+            Ok(memory) => memory,
+            // One that ends meanwhile has taken its memory along.
+            Err(_) if is_closed(&connection) => return Ok(Answer::Nobody),
+            Err(error) => return Err(format!("the weights cannot be shared: {error}")),
         };
         let is_gone = Arc::new(AtomicBool::new(false));
         let mut watched = connection.try_clone().map_err(|error| error.to_string())?;
@@ -145,6 +148,13 @@ impl Kept {
     pub fn is_gone(&self) -> bool {
         self.is_gone.load(Ordering::Acquire)
     }
+}
+
+/// Whether the other end of a connection on which nothing more is said has ended.
+fn is_closed(mut connection: &UnixStream) -> bool {
+    let looked = connection.set_nonblocking(true).and_then(|()| connection.read(&mut [0]));
+    let _blocks_again = connection.set_nonblocking(false);
+    !looked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
 }
 
 impl Answer {
@@ -177,11 +187,12 @@ impl Launch {
         let (ready, is_ready) = mpsc::sync_channel(1);
         let process = Arc::new(Mutex::new(process));
         let waited = process.clone();
+        let words = std::thread::spawn(move || last_words(errors));
         // Reads what it says, and reaps it when it ends: maybe long after this.
         std::thread::spawn(move || {
             let lines = output.into_iter().flat_map(|output| BufReader::new(output).lines());
             let is_ready = lines.map_while(Result::ok).any(|line| line == READY);
-            let said = (!is_ready).then(|| last_words(errors));
+            let said = (!is_ready).then(|| words.join().unwrap_or_default());
             let _nobody_waits = ready.send(said);
             reap(&waited);
         });
@@ -196,12 +207,12 @@ impl Launch {
     }
 }
 
-/// What a process said before it ended.
+/// Reads all that a process says of trouble, so that it never waits for a reader. Returns what it said
+/// last before it ended.
 fn last_words(errors: Option<impl Read>) -> String {
-    let mut text = String::new();
-    let _cut = errors.map(|errors| errors.take(1 << 16).read_to_string(&mut text));
-    let line = text.lines().rev().find(|line| !line.trim().is_empty());
-    line.unwrap_or("it did not say why").to_string()
+    let lines = errors.into_iter().flat_map(|errors| BufReader::new(errors).lines());
+    let said = lines.map_while(Result::ok).filter(|line| !line.trim().is_empty()).last();
+    said.unwrap_or_else(|| "it did not say why".into())
 }
 
 /// Waits for the end of a process that others may have to kill meanwhile.
@@ -285,8 +296,17 @@ pub fn keep(memory: &Allocation, socket: &Path, grace: Duration) -> Result<(), S
     // Whoever started this may be gone; others come.
     let mut output = io::stdout();
     let _heard = writeln!(output, "{READY}").and_then(|()| output.flush());
+    leave_stderr();
     users.wait_for_nobody(grace);
     Ok(())
+}
+
+/// Who started this reads what it says of trouble, and may end at any time.
+fn leave_stderr() {
+    if let Ok(nothing) = File::options().write(true).open("/dev/null") {
+        // SAFETY: both are open; whoever writes to standard error goes on to do so.
+        unsafe { libc::dup2(nothing.as_raw_fd(), libc::STDERR_FILENO) };
+    }
 }
 
 impl Users {
@@ -320,7 +340,7 @@ impl Users {
             let _told = user.write_all(&[FULL]);
             return;
         }
-        let users = self.clone();
+        let (users, refused) = (self.clone(), user.try_clone());
         let served = std::thread::Builder::new().name("user".into()).spawn(move || {
             let told = user.write_all(&[&[HERE][..], &handle.0].concat());
             // A user says nothing; its end is the end of the connection.
@@ -329,6 +349,9 @@ impl Users {
             users.changed.notify_all();
         });
         state.count += usize::from(served.is_ok());
+        if let (Err(_no_thread), Ok(mut user)) = (served, refused) {
+            let _told = user.write_all(&[FULL]);
+        }
         self.changed.notify_all();
     }
 }

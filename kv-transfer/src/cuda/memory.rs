@@ -15,7 +15,7 @@ use cuda_driver::{
 
 /// Allocations are whole multiples of this: the driver places smaller ones side by side, and who is
 /// lent one of them would see the others.
-const GRAIN_BYTES: usize = 2 << 20;
+pub(crate) const GRAIN_BYTES: usize = 2 << 20;
 
 /// A fixed number of equal blocks in a GPU's memory, one after the other, zeroed. From the driver's
 /// plain allocator, because only its memory can be lent to other processes. Which block belongs to
@@ -172,7 +172,18 @@ impl CudaMemory {
 
     /// What another process needs to read this pool. Errors: the driver does not share it.
     pub(crate) fn lend(&self) -> Result<Lent, CudaError> {
-        self.lent.lock().get_or_insert_with(|| self.export()).clone()
+        let mut lent = self.lent.lock();
+        match &*lent {
+            Some(known) => known.clone(),
+            None => {
+                let exported = self.export();
+                // What may be otherwise in a moment is asked again.
+                if !matches!(exported, Err(CudaError::OutOfMemory { .. })) {
+                    *lent = Some(exported.clone());
+                }
+                exported
+            }
+        }
     }
 
     fn export(&self) -> Result<Lent, CudaError> {

@@ -33,11 +33,12 @@ mod lent;
 mod memory;
 mod reader;
 
-pub use cuda_driver::{CudaError, Device, Driver, DriverCode};
+pub use cuda_driver::{CudaError, Device, Driver, DriverCode, Function};
 pub use memory::CudaMemory;
 pub use reader::Reader;
 
 pub(crate) use copies::copy_between;
 pub(crate) use landing::{Landing, Staging};
 pub(crate) use lent::Lent;
+pub(crate) use memory::GRAIN_BYTES;
 pub(crate) use reader::{address_of, host_id};

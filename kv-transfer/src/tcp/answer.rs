@@ -122,6 +122,12 @@ async fn lend(
     if !request.runs.iter().all(|run| is_in_pool(&source, run)) {
         return Ok(Err(Refusal::OverCredit));
     }
+    // A network card does not wait for the GPU, as copies do.
+    if kind == Kind::BorrowByUcx
+        && let Err(error) = source.memory.settled().await
+    {
+        return Ok(Err(not_lent(&error)));
+    }
     let pin = match pin(sender, &source, request) {
         Ok(pin) => pin,
         Err(refusal) => return Ok(Err(refusal)),
@@ -131,11 +137,6 @@ async fn lend(
         Err(refusal) => return Ok(Err(refusal)),
     };
     let _under_way = Under::way(&sender.status.reads);
-    if kind == Kind::BorrowByUcx
-        && let Err(error) = source.memory.settled().await
-    {
-        return Ok(Err(unreadable(&error)));
-    }
     say(stream, Kind::Lent, read, &lent).await?;
     let mut header = [0; HEADER_BYTES];
     let returned = timeout(READ_MAX, read_within(stream, &mut header, READ_MAX)).await;
@@ -159,14 +160,9 @@ fn how_to_reach(sender: &Sender, source: &LocalSource, kind: Kind) -> Result<Vec
         return Err(Refusal::NotLent);
     }
     match (kind, &source.memory) {
-        (Kind::BorrowByCuda, KvMemory::Cuda(memory)) => match memory.lend() {
-            Ok(lent) => Ok(lent.encode()),
-            Err(error) if error.is_device_lost() => Err(unreadable(&error)),
-            Err(error) => {
-                tracing::debug!(%error, "lends no KV blocks");
-                Err(Refusal::NotLent)
-            }
-        },
+        (Kind::BorrowByCuda, KvMemory::Cuda(memory)) => {
+            memory.lend().map(|lent| lent.encode()).map_err(|error| not_lent(&error))
+        }
         (Kind::BorrowByUcx, memory) => {
             sender.agent().and_then(|agent| agent.keys(memory)).ok_or(Refusal::NotLent)
         }
@@ -187,6 +183,15 @@ fn pin<'a>(
         return Err(Refusal::LayoutMismatch);
     }
     Ok(pin)
+}
+
+/// Blocks of this process's GPU cannot be lent, or, where it is lost, not even be read.
+fn not_lent(error: &CudaError) -> Refusal {
+    if error.is_device_lost() {
+        return unreadable(error);
+    }
+    tracing::debug!(%error, "lends no KV blocks");
+    Refusal::NotLent
 }
 
 /// Blocks cannot be read from this process's GPU: it will not come back in this life.

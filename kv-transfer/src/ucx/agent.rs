@@ -334,7 +334,8 @@ impl Serving {
             let how = job.failed.unwrap_or_else(settled);
             say(&self.socket, &Reply::Ended { id, how })?;
         }
-        Ok(())
+        // A GPU that does not is of no use to this process any more.
+        settled
     }
 
     /// Takes what the worker says. Returns false when it is gone.

@@ -3,8 +3,10 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use cuda_driver::{CudaError, Device, Driver, IpcHandle, Mapping};
+use cuda_driver::{CudaError, Device, Driver, IpcHandle, Mapping, RemoteWrites};
 use memmap2::{MmapMut, MmapOptions};
+
+use crate::cuda::GRAIN_BYTES;
 
 /// Why there is none: whether another try is in vain, and a sentence.
 pub type NoMemory = (bool, String);
@@ -14,7 +16,16 @@ pub enum PoolMemory {
     /// Of the host.
     Host(MmapMut),
     /// Of a GPU, with its context current on this thread from then on, as UCX's use of CUDA wants it.
-    Gpu { device: Arc<Device>, mapping: Mapping, bytes: u64 },
+    Gpu {
+        /// On which it is.
+        device: Arc<Device>,
+        /// Where.
+        mapping: Mapping,
+        /// Of all blocks.
+        bytes: u64,
+        /// Whether the GPU has to be asked to settle what network cards write.
+        is_flushed: bool,
+    },
 }
 
 impl PoolMemory {
@@ -36,7 +47,9 @@ impl PoolMemory {
         let device = Driver::load().and_then(|driver| Device::open(&driver, ordinal));
         let device = device.map_err(failed)?;
         let mapping = Mapping::open(&device, IpcHandle(handle)).map_err(failed)?;
-        if !device.opens_to_rdma(mapping.address(), bytes as usize).map_err(failed)? {
+        // The whole allocation is there.
+        let whole = (bytes as usize).next_multiple_of(GRAIN_BYTES);
+        if !device.opens_to_rdma(mapping.address(), whole).map_err(failed)? {
             return Err((
                 true,
                 "network cards do not get at this GPU's memory: the driver makes no dma-buf of it, \
@@ -44,8 +57,17 @@ impl PoolMemory {
                     .into(),
             ));
         }
+        let is_flushed = match device.remote_writes().map_err(failed)? {
+            RemoteWrites::Ordered => false,
+            RemoteWrites::Flushed => true,
+            RemoteWrites::Unordered => {
+                let why =
+                    "what network cards write into this GPU's memory is in no order that holds";
+                return Err((true, why.into()));
+            }
+        };
         std::mem::forget(device.enter().map_err(failed)?);
-        Ok(Self::Gpu { device, mapping, bytes })
+        Ok(Self::Gpu { device, mapping, bytes, is_flushed })
     }
 
     /// Where it begins: an address, of which only UCX makes use.
@@ -74,10 +96,10 @@ impl PoolMemory {
     /// What has come into it is there for whoever uses it from now on.
     pub fn settle(&self) -> Result<(), String> {
         match self {
-            Self::Host(_) => Ok(()),
-            Self::Gpu { device, .. } => {
-                device.settle_remote_writes().map_err(|error| error.to_string())
+            Self::Gpu { device, is_flushed: true, .. } => {
+                device.flush_remote_writes().map_err(|error| error.to_string())
             }
+            Self::Host(_) | Self::Gpu { .. } => Ok(()),
         }
     }
 }

@@ -16,6 +16,7 @@ use super::bindings::{
 };
 use super::frames::{Copy, KEYS_BYTES_MAX};
 use super::memory::{NoMemory, PoolMemory};
+use super::process::{FOR_GPUS_BY_NETWORK, TRANSPORTS};
 
 /// Since this version, and not before, UCX reads GPUs' memory as such where it has to copy it.
 const FOR_GPUS: Version = (1, 16, 0);
@@ -51,17 +52,17 @@ pub struct Closing {
 
 impl Pool {
     /// Registers memory. Errors: a sentence.
-    pub fn register(ucp: Functions, mut memory: PoolMemory) -> Result<Self, String> {
+    pub fn register(ucp: Functions, mut memory: PoolMemory) -> Result<Self, NoMemory> {
         let (base, bytes) = (memory.start(), memory.bytes());
-        let context = init(&ucp)?;
-        if memory.is_on_gpu() && !knows_gpus(&ucp, context)? {
-            return Err(
+        let context = init(&ucp).map_err(for_now)?;
+        if memory.is_on_gpu() && !knows_gpus(&ucp, context).map_err(for_now)? {
+            return Err(for_good(
                 "UCX does not know this GPU's memory: it needs its module for CUDA (libuct_cuda), \
                  and UCX_TLS, if set, has to name cuda_copy"
                     .into(),
-            );
+            ));
         }
-        let worker = create_worker(&ucp, context)?;
+        let worker = create_worker(&ucp, context).map_err(for_now)?;
         let params = MemoryParams {
             field_mask: flag::MEMORY_ADDRESS | flag::MEMORY_LENGTH | flag::MEMORY_TYPE,
             address: base.cast(),
@@ -72,15 +73,15 @@ impl Pool {
         let mut registered = null_mut();
         // SAFETY: the context is UCX's, the mapping outlives the registration.
         let status = unsafe { (ucp.map)(context, &params, &mut registered) };
-        ok(status, "cannot register the KV pool's memory")?;
+        ok(status, "cannot register the KV pool's memory").map_err(for_now)?;
         let mut key = (null_mut(), 0);
         // SAFETY: both handles are UCX's, the pointers valid.
         let status = unsafe { (ucp.pack_key)(context, registered, &mut key.0, &mut key.1) };
-        ok(status, "cannot make a key to the KV pool")?;
+        ok(status, "cannot make a key to the KV pool").map_err(for_now)?;
         let mut address = (null_mut(), 0);
         // SAFETY: the worker is UCX's, the pointers valid.
         let status = unsafe { (ucp.worker_address)(worker, &mut address.0, &mut address.1) };
-        ok(status, "has no address")?;
+        ok(status, "has no address").map_err(for_now)?;
         // SAFETY: UCX says how long what it allocated is, and nobody frees it.
         let (key, address) = unsafe {
             (
@@ -88,13 +89,20 @@ impl Pool {
                 std::slice::from_raw_parts(address.0, address.1),
             )
         };
+        if memory.is_on_gpu() && is_left_to_us() && !has_devices_key(key) {
+            return Err(for_good(
+                "no network device of UCX has registered this GPU's memory: it needs an RDMA device \
+                 and its module for that (libuct_ib), or UCX_TLS, which then says by what blocks move"
+                    .into(),
+            ));
+        }
         let keys = encode_keys(base as u64, bytes, address, key);
         if keys.len() > KEYS_BYTES_MAX {
-            return Err(format!(
+            return Err(for_good(format!(
                 "this host has too many network devices for UCX's address of it ({} bytes, at most \
                  {KEYS_BYTES_MAX}); name those to use in UCX_NET_DEVICES",
                 keys.len()
-            ));
+            )));
         }
         Ok(Self { ucp, worker, base, memory, keys })
     }
@@ -276,6 +284,29 @@ fn knows_gpus(ucp: &Functions, context: Handle) -> Result<bool, String> {
     Ok(attributes.memory_types & (1 << flag::MEMORY_CUDA) != 0)
 }
 
+/// Another try is in vain.
+fn for_good(reason: String) -> NoMemory {
+    (true, reason)
+}
+
+fn for_now(reason: String) -> NoMemory {
+    (false, reason)
+}
+
+/// Whether nobody but us has said by which transports UCX is to move blocks of GPUs.
+fn is_left_to_us() -> bool {
+    std::env::var(TRANSPORTS).is_ok_and(|transports| transports == FOR_GPUS_BY_NETWORK)
+}
+
+/// Whether a key to memory of a GPU, packed by UCX (since 1.16 at least, `ucp_rkey_pack`), has that of
+/// a network device: behind a mask of memory domains (8 bytes) and the type of the memory (1) come, for
+/// each domain in the mask, the length of its key (1 byte) and the key, which is empty for those that
+/// only copy. Where the key is otherwise, who knows.
+fn has_devices_key(mut key: &[u8]) -> bool {
+    let (Ok(domains), Ok(_type)) = (key.try_get_u64_le(), key.try_get_u8()) else { return true };
+    (0..domains.count_ones()).any(|_| key.try_get_u8().map_or(true, |length| length > 0))
+}
+
 fn memory_type(memory: &PoolMemory) -> u32 {
     if memory.is_on_gpu() { flag::MEMORY_CUDA } else { flag::MEMORY_HOST }
 }
@@ -339,5 +370,25 @@ pub fn open(memory: PoolMemory) -> Result<Pool, NoMemory> {
             ),
         ));
     }
-    Pool::register(ucp, memory).map_err(|reason| (false, reason))
+    Pool::register(ucp, memory)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_tells_whether_a_network_device_has_registered_the_memory() {
+        let check = |domains: u64, rest: &[u8], expected: bool| {
+            let key = [&domains.to_le_bytes()[..], &[1], rest].concat();
+            assert_eq!(has_devices_key(&key), expected, "{domains:b} {rest:?}");
+        };
+        // As UCX 1.22 packs it where nothing but cuda_copy has the memory.
+        check(0b10, &[0, 0, 0, 0, 15, 1, 0, 15, 255], false);
+        check(0, &[], false);
+        check(0b110, &[0, 4, 1, 2, 3, 4], true);
+        check(0b1, &[9, 1, 2, 3, 4, 5, 6, 7, 8, 9], true);
+        check(0b11, &[0], true);
+        assert!(has_devices_key(&[1, 2]));
+    }
 }

@@ -21,6 +21,12 @@ use crate::KvMemory;
 const DEFAULTS: [(&str, &str); 3] =
     [("UCX_HANDLE_ERRORS", "none"), ("UCX_TCP_TX_SEG_SIZE", "64k"), ("UCX_TCP_RX_SEG_SIZE", "64k")];
 
+/// What tells UCX by which transports it may move bytes.
+pub const TRANSPORTS: &str = "UCX_TLS";
+
+/// Those of network devices, for GPUs: what goes between GPUs of one host by other ways does not here.
+pub const FOR_GPUS_BY_NETWORK: &str = "^cuda_ipc,gdr_copy";
+
 /// How to start a program that calls `run_agent`. It inherits the environment, and with it whatever
 /// configures UCX.
 #[derive(Clone, Debug)]
@@ -51,7 +57,8 @@ impl Process {
             }
         };
         let (ours, theirs) = UnixStream::pair().map_err(UcxError::Start)?;
-        let process = launch.spawn(theirs).map_err(UcxError::Start)?;
+        let transports = (place != Place::File).then_some((TRANSPORTS, FOR_GPUS_BY_NETWORK));
+        let process = launch.spawn(theirs, transports).map_err(UcxError::Start)?;
         let process = Self(Mutex::new(process));
         let bytes = (memory.blocks() * memory.block_bytes()) as u64;
         let ended = |_| UcxError::Unusable("the UCX agent's process ended at once".into());
@@ -81,10 +88,16 @@ impl Drop for Process {
 }
 
 impl Launch {
-    fn spawn(&self, input: UnixStream) -> io::Result<Child> {
+    fn spawn(
+        &self,
+        input: UnixStream,
+        more: Option<(&'static str, &'static str)>,
+    ) -> io::Result<Child> {
         let mut command = Command::new(&self.program);
         command.args(&self.arguments);
-        command.envs(DEFAULTS.into_iter().filter(|(name, _)| std::env::var_os(name).is_none()));
+        command.envs(
+            DEFAULTS.into_iter().chain(more).filter(|(name, _)| std::env::var_os(name).is_none()),
+        );
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         // UCX logs to standard output, which is the worker's to use.
         command.stdin(OwnedFd::from(input)).stdout(Stdio::from(stderr())).spawn()

@@ -10,8 +10,9 @@ use protocol::WorkerLife;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, block_in_place};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at};
 
 use super::frames::{Copy, Ended, LENGTH_BYTES, Reply, Request, following};
@@ -286,7 +287,12 @@ impl Drop for UnderWay<'_> {
             tracing::warn!(
                 "killing the UCX agent: it may still write for a transfer that was given up"
             );
-            self.life.end();
+            // At once, but not at the cost of other tasks: the system takes a process with a GPU's
+            // context, or much registered memory, apart for a while.
+            match Handle::try_current().map(|runtime| runtime.runtime_flavor()) {
+                Ok(RuntimeFlavor::MultiThread) => block_in_place(|| self.life.end()),
+                _ => self.life.end(),
+            }
         }
     }
 }

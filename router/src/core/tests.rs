@@ -368,16 +368,14 @@ fn prefill_workers_own_requests_where_no_decode_worker_can() {
 }
 
 #[test]
-fn prefill_workers_to_which_no_decode_worker_is_alike_are_told_of_once() {
+fn prefill_workers_to_which_no_decode_worker_is_alike_are_counted() {
     let other = Worker { numerics_id: "other", ..prefill("p") };
-    let mut core = core(&[other.clone(), prefill("q")], NOW);
-    assert_eq!(core.unpaired.len(), 0, "decode workers are yet to come");
-    core.register(registration(&decode("d")), NOW);
-    assert_eq!(core.unpaired, HashSet::from([WorkerLife::new("p", 0)]));
+    let mut core = core(&[other, prefill("q"), decode("d")], NOW);
+    assert_eq!(core.unpaired_prefill_workers(), 1);
     core.register(registration(&Worker { numerics_id: "other", ..decode("e") }), NOW);
-    assert_eq!(core.unpaired.len(), 1, "it was told");
-    core.remove(&WorkerLife::new("p", 0));
-    assert_eq!(core.unpaired.len(), 0);
+    assert_eq!(core.unpaired_prefill_workers(), 0);
+    core.remove(&WorkerLife::new("d", 0));
+    assert_eq!(core.unpaired_prefill_workers(), 1);
 }
 
 #[test]
