@@ -835,7 +835,10 @@ int cuStreamDestroy_v2(void *handle) {
   while (*at && *at != handle) at = &(*at)->next;
   if (!*at) return leave(refuse("a stream ends that has gone"));
   struct stream *stream = *at;
-  if (stream->queue.first && !lost) refuse("a stream ends with work on it");
+  // An event's record is done when all before it is, whoever waits.
+  struct operation *work = stream->queue.first;
+  while (work && work->what == RECORD) work = work->next;
+  if (work && !lost) refuse("a stream ends with work on it");
   if (stream->capture) {
     refuse("a stream ends that captures");
     forget_all(&stream->capture->queue);

@@ -1,4 +1,4 @@
-//! Whatever call of the driver fails: an error, no panic, right tokens or none, and nothing that stays
+//! Which calls of the driver are made when; and whatever call fails: an error, no panic, right tokens or none, and nothing that stays
 //! on the GPU.
 
 // A test fails by panicking.
@@ -118,4 +118,20 @@ fn whatever_call_fails_is_an_error_or_changes_nothing() {
         }
     }
     assert!(failed > 50, "{failed}");
+}
+
+/// What is copied of a step's KV waits for the event that was recorded last: were it recorded with the
+/// step's work, copies would wait for the step after it.
+#[test]
+fn kv_is_written_when_its_step_has_ended_and_not_when_the_next_one_has() {
+    let fake = Fake::new();
+    let runner = CudaRunner::new(Arc::new(load(&fake).unwrap()));
+    let mut engine = Engine::new(Box::new(runner), CONFIG).unwrap();
+    engine.generate(request(0, None)).unwrap();
+    fake.calls();
+    assert!(!engine.step().unwrap().is_idle());
+    let calls = fake.calls();
+    let last = |name: &str| calls.iter().rposition(|call| call == name).unwrap();
+    assert!(last("cuEventRecord") > last("cuStreamSynchronize"), "{calls:?}");
+    assert!(last("cuEventRecord") > last("cuLaunchKernel"), "{calls:?}");
 }

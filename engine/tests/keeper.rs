@@ -106,7 +106,10 @@ struct User {
 
 impl User {
     fn new(keeper: Option<KeeperLaunch>) -> Result<Self, String> {
-        let fake = Fake::new();
+        Self::with(Fake::new(), keeper)
+    }
+
+    fn with(fake: Fake, keeper: Option<KeeperLaunch>) -> Result<Self, String> {
         let options = CudaOptions {
             ordinal: 0,
             numerics: Numerics::Fixed,
@@ -211,6 +214,19 @@ fn users_of_a_keeper_that_is_killed_compute_no_more() {
     assert!(sentence.contains("--share-weights"), "{sentence}");
     // What the dead one left is in nobody's way.
     assert_eq!(User::new(Some(place.launch(60_000))).unwrap().generate().unwrap(), expected);
+}
+
+#[test]
+fn weights_that_cannot_be_mapped_are_no_reason_for_another_keeper() {
+    let place = Place::new("keeper-refused");
+    let mut first = User::new(Some(place.launch(60_000))).unwrap();
+    let expected = first.generate().unwrap();
+    let fake = Fake::new();
+    fake.fail("cuIpcOpenMemHandle_v2", 0, 801);
+    let sentence = User::with(fake, Some(place.launch(60_000))).err().unwrap();
+    assert!(sentence.contains("cannot be shared between these processes"), "{sentence}");
+    assert_eq!((place.keepers().len(), place.sockets()), (1, 1));
+    assert_eq!(first.generate().unwrap(), expected);
 }
 
 #[test]
