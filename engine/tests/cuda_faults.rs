@@ -1,5 +1,5 @@
-//! Which calls of the driver are made when; and whatever call fails: an error, no panic, right tokens or none, and nothing that stays
-//! on the GPU.
+//! Which calls of the driver are made when; and whatever call fails: an error, no panic, right tokens
+//! or none, and nothing that stays on the GPU.
 
 // A test fails by panicking.
 #![allow(clippy::unwrap_used)]
