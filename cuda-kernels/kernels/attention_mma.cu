@@ -14,104 +14,7 @@
 // has values 0. So what is not written is never seen; but an infinite value of a later row of the tile
 // makes NaN of the earlier ones, which `attend_parts` does not compute.
 
-constexpr int STEPS = HEAD_DIM / 16;
-constexpr int TILES = HEAD_DIM / 8;  // of values, each of 8 columns
-// 16 bytes more than a row has: consecutive rows are in other banks.
-constexpr int KEY_STRIDE = CHUNK + 8, VALUE_STRIDE = HEAD_DIM + 8;
-// A chunk's keys [HEAD_DIM, KEY_STRIDE] and values [CHUNK, VALUE_STRIDE] in shared memory.
-constexpr int KEYS_BYTES = HEAD_DIM * KEY_STRIDE * sizeof(KV);
-constexpr int VALUES_BYTES = CHUNK * VALUE_STRIDE * sizeof(KV);
-
-// Keys and values of a sequence and a KV head, and which positions somebody here sees.
-struct Context {
-    const u8 *keys, *values;
-    const u32* table;
-    u64 block_bytes;
-    u32 first, end;
-};
-
-// Begins to copy a chunk's keys as they lie. What lies in seen blocks without being seen comes along.
-template <int THREADS> INLINE void stage_keys(Address to, const Context& context, u32 chunk) {
-    // Positions of one copy lie in one block.
-    constexpr u32 COUNT = BLOCK_SIZE % 8 == 0 ? 8 : 4, COPIES = CHUNK / COUNT;
-    u32 slot = threadIdx.x % COPIES * COUNT, position = chunk + slot;
-    bool is_seen = position + COUNT > context.first && position < context.end;
-    const u8* block = context.keys;
-    if (is_seen) block += context.table[position / BLOCK_SIZE] * context.block_bytes;
-    const KV* from = (const KV*)block + position % BLOCK_SIZE;
-    for (u32 d = threadIdx.x / COPIES; d < HEAD_DIM; d += THREADS / COPIES) {
-        Address at = to + (d * KEY_STRIDE + slot) * sizeof(KV);
-        copy_later<COUNT * sizeof(KV)>(at, from + d * BLOCK_SIZE, is_seen);
-    }
-}
-
-// Begins to copy a chunk's values; zeros where nobody sees.
-template <int THREADS> INLINE void stage_values(Address to, const Context& context, u32 chunk) {
-    constexpr u32 COPIES = HEAD_DIM / 8;
-    for (u32 i = threadIdx.x; i < CHUNK * COPIES; i += THREADS) {
-        u32 slot = i / COPIES, d = i % COPIES * 8, position = chunk + slot;
-        bool is_seen = position >= context.first && position < context.end;
-        const u8* block = context.values;
-        if (is_seen) block += context.table[position / BLOCK_SIZE] * context.block_bytes;
-        const KV* from = (const KV*)block + position % BLOCK_SIZE * HEAD_DIM + d;
-        copy_later<16>(to + (slot * VALUE_STRIDE + d) * sizeof(KV), from, is_seen);
-    }
-}
-
-// 16 elements of 16 queries as A: the lane's are of two queries, null where there is none.
-INLINE void load_queries(u32 (&a)[4], const float* low, const float* high, int step) {
-    const float* rows[2] = {low, high};
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-        float pair[2] = {0.0f, 0.0f};
-        u32 d = 16 * step + threadIdx.x % 4 * 2 + i / 2 * 8;
-        if (rows[i % 2]) load_2(rows[i % 2] + d, pair);
-        a[i] = narrow_pair(pair[0], pair[1], KV{});
-    }
-}
-
-// Adds a step of the scores of 16 queries and 16 positions. `keys` are those of the lane: the chunk's,
-// from the first of the positions and lane_keys() on.
-INLINE void add_scores(float (&left)[4], float (&right)[4], const u32 (&a)[4], Address keys, int step) {
-    u32 b[4];
-    load_transposed(b, keys + 16 * step * KEY_STRIDE * sizeof(KV));
-    multiply_add(left, a, b[0], b[1], KV{});
-    multiply_add(right, a, b[2], b[3], KV{});
-}
-
-INLINE u32 lane_keys() {
-    u32 lane = threadIdx.x % WARP;
-    return (lane % 16 * KEY_STRIDE + lane / 16 * 8) * sizeof(KV);
-}
-
-// Adds the values of 32 positions, by their weights, to one tile. `values` are those of the lane: the
-// chunk's, from the tile's first column and lane_values() on.
-INLINE void add_values(float (&sums)[4], const u32 (&near)[4], const u32 (&far)[4], Address values) {
-    u32 b[4];
-    load_transposed(b, values);
-    multiply_add(sums, near, b[0], b[1], KV{});
-    multiply_add(sums, far, b[2], b[3], KV{});
-}
-
-INLINE u32 lane_values() { return threadIdx.x % WARP * VALUE_STRIDE * sizeof(KV); }
-
-// Adds 16 weights to the sum of weights.
-INLINE void add_weights(float (&sums)[4], const u32 (&weights)[4]) {
-    u32 ones = narrow_pair(1.0f, 1.0f, KV{});
-    multiply_add(sums, weights, ones, ones, KV{});
-}
-
-INLINE float rescale_between(float before, float max) {
-    return before == max ? 1.0f : exponential(before - max);
-}
-
-INLINE void store_pair(float first, float second, f32* to) { *(float2*)to = {first, second}; }
-
-template <class T> INLINE void store_pair(float first, float second, T* to) {
-    *(u32*)to = narrow_pair(first, second, T{});
-}
-
-// Copies that are under way while another is read: each of a chunk's keys or values.
+// Places for a chunk's keys or values: one is read while copies to the others are under way.
 constexpr int DEPTH = HEAD_DIM <= 128 ? 3 : 2;
 constexpr int STAGE_BYTES = KEYS_BYTES > VALUES_BYTES ? KEYS_BYTES : VALUES_BYTES;
 constexpr int PART_WARPS = PART_THREADS / WARP;
@@ -135,6 +38,36 @@ INLINE float soften(float* scores, float* rescales, u32 first_chunk, u32 chunks)
     return max;
 }
 
+// Of each chunk, a warp has the scores of 16 positions. The lane keeps those of its queries.
+INLINE void keep_scores(float* scores, const float (&sums)[2][4], const Context& context, u32 slot,
+                        float scale) {
+    u32 lane = threadIdx.x % WARP, start = context.first / PART * PART;
+    slot += threadIdx.x / WARP * 16 + lane % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        u32 query = lane / 4 + i % 2 * 8, from = slot + i / 2 * 8;
+        if (query >= GROUP) continue;
+        float pair[2];
+#pragma unroll
+        for (int n = 0; n < 2; n++) {
+            u32 at = start + from + n;
+            bool is_seen = at >= context.first && at < context.end;
+            pair[n] = is_seen ? sums[i / 2][i % 2 * 2 + n] * scale : MINUS_INFINITY;
+        }
+        *(float2*)(scores + query * SCORE_STRIDE + from) = {pair[0], pair[1]};
+    }
+}
+
+// Weights of 16 positions as A.
+INLINE void load_weights(u32 (&a)[4], const float* scores, u32 slot) {
+    u32 lane = threadIdx.x % WARP;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        u32 query = lane / 4 + i % 2 * 8, from = slot + lane % 4 * 2 + i / 2 * 8;
+        a[i] = query < GROUP ? *(const u32*)(scores + query * SCORE_STRIDE + from) : 0;
+    }
+}
+
 // Rows attend, each to the positions of its own sequence that it sees: the queries of a KV head are the
 // first of 16 rows of A.
 //
@@ -143,7 +76,7 @@ INLINE float soften(float* scores, float* rescales, u32 first_chunk, u32 chunks)
 // `parts` as many as the row that sees most has. A row of one part is finished here; others leave
 // partial_values [rows, heads, parts, HEAD_DIM] and partial_stats [rows, heads, parts] for
 // `merge_parts`.
-extern "C" __global__ void __launch_bounds__(PART_THREADS, 4) attend_parts(
+extern "C" __global__ void __launch_bounds__(PART_THREADS, HEAD_DIM <= 128 ? 4 : 2) attend_parts(
     ACT* __restrict__ out, float* __restrict__ partial_values, float2* __restrict__ partial_stats,
     const float* __restrict__ queries, const u8* __restrict__ pool, const u32* __restrict__ tables,
     const u32* __restrict__ table_of, const u32* __restrict__ positions, u32 table_blocks,
@@ -209,7 +142,6 @@ extern "C" __global__ void __launch_bounds__(PART_THREADS, 4) attend_parts(
         for (int step = 0; step < STEPS; step++) load_queries(query[step], from[0], from[1], step);
     }
 
-    // Of each chunk, a warp has the scores of 16 positions.
     for (u32 chunk = first_chunk; chunk < chunks; chunk++) {
         Address keys = wait_for_next() + 16 * warp * sizeof(KV) + lane_keys();
         float sums[2][4] = {};
@@ -217,21 +149,7 @@ extern "C" __global__ void __launch_bounds__(PART_THREADS, 4) attend_parts(
         for (int step = 0; step < STEPS; step++) {
             add_scores(sums[0], sums[1], query[step], keys, step);
         }
-        u32 mine = chunk * CHUNK + 16 * warp + pair;
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            u32 slot = mine + i / 2 * 8, query = lanes_query[i % 2];
-            const float* found = sums[i / 2] + i % 2 * 2;
-            if (query >= GROUP) continue;
-            float two[2];
-#pragma unroll
-            for (int n = 0; n < 2; n++) {
-                u32 at = start + slot + n;
-                bool is_seen = at >= context.first && at < context.end;
-                two[n] = is_seen ? found[n] * scale : MINUS_INFINITY;
-            }
-            *(float2*)(scores + query * SCORE_STRIDE + slot) = {two[0], two[1]};
-        }
+        keep_scores(scores, sums, context, chunk * CHUNK, scale);
     }
     __syncthreads();
     for (u32 n = warp; n < GROUP; n += PART_WARPS) {
@@ -255,13 +173,9 @@ extern "C" __global__ void __launch_bounds__(PART_THREADS, 4) attend_parts(
         }
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            u32 weights[2][4];
-#pragma unroll
-            for (int i = 0; i < 8; i++) {
-                u32 slot = chunk * CHUNK + 32 * half + 8 * (i / 2) + pair, n = lanes_query[i % 2];
-                const float* at = scores + n * SCORE_STRIDE + slot;
-                weights[i / 4][i % 4] = n < GROUP ? *(const u32*)at : 0;
-            }
+            u32 weights[2][4], slot = chunk * CHUNK + 32 * half;
+            load_weights(weights[0], scores, slot);
+            load_weights(weights[1], scores, slot + 16);
             add_weights(weight_sums, weights[0]);
             add_weights(weight_sums, weights[1]);
 #pragma unroll
@@ -302,6 +216,89 @@ extern "C" __global__ void __launch_bounds__(PART_THREADS, 4) attend_parts(
 constexpr int SPLIT = HEAD_DIM <= 128 ? 1 : 2;
 constexpr int WARP_TILES = TILES / SPLIT;
 constexpr int TILE_THREADS = TILE_QUERIES / 16 * SPLIT * WARP;
+
+// What a lane has to do with: the warp's queries from the first one on, its tiles of the values from the
+// first one on, its own two queries, and of each tile two columns.
+struct Lane {
+    u32 first_query, first_tile, query[2], column;
+};
+
+INLINE Lane this_lane() {
+    u32 thread = this_thread(), warp = thread / WARP, lane = thread % WARP;
+    u32 first_query = warp / SPLIT * 16, query = first_query + lane / 4;
+    return {first_query, warp % SPLIT * WARP_TILES, {query, query + 8}, lane % 4 * 2};
+}
+
+// What somebody of the warp's queries sees, or what each of them does. Nothing where there are none.
+INLINE Seen seen_by_warp(const Tile& tile, u32 window, bool is_each) {
+    u32 query = this_lane().first_query, count = tile.rows * GROUP;
+    if (query >= count) return {0, 0};
+    Seen low = seen_by(tile, window, query);
+    Seen high = seen_by(tile, window, smaller(query + 16, count) - 1);
+    return is_each ? Seen{high.first, low.end} : Seen{low.first, high.end};
+}
+
+// Where the elements of a query of the tile begin, of [rows, heads, HEAD_DIM].
+INLINE u64 place_of(const Tile& tile, u32 query) {
+    u64 row = tile.row + query / GROUP;
+    return ((row * gridDim.y + blockIdx.y) * GROUP + query % GROUP) * HEAD_DIM;
+}
+
+// The warp's queries in shared memory, as A of each step: [TILE_QUERIES / 16, STEPS, WARP].
+INLINE uint4* lanes_place(uint4* shared_queries) {
+    u32 thread = this_thread();
+    return shared_queries + thread / WARP / SPLIT * STEPS * WARP + thread % WARP;
+}
+
+// Warps that have the same queries share the steps.
+INLINE void stage_queries(uint4* shared_queries, const float* queries, const Tile& tile) {
+    Lane lane = this_lane();
+    const float* from[2];
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+        bool is_one = lane.query[n] < tile.rows * GROUP;
+        from[n] = is_one ? queries + place_of(tile, lane.query[n]) : nullptr;
+    }
+    for (int step = this_thread() / WARP % SPLIT; step < STEPS; step += SPLIT) {
+        u32 a[4];
+        load_queries(a, from[0], from[1], step);
+        lanes_place(shared_queries)[step * WARP] = {a[0], a[1], a[2], a[3]};
+    }
+}
+
+typedef float Scores[CHUNK / 8][4];  // sums of each 8 positions
+typedef u32 Weights[CHUNK / 16][4];  // as A of each 16 positions
+
+INLINE void compute_scores(Scores& scores, uint4* shared_queries, Address keys, float scale) {
+    shared_queries = lanes_place(shared_queries);
+    keys += lane_keys();
+#pragma unroll
+    for (int i = 0; i < CHUNK / 2; i++) scores[i / 4][i % 4] = 0.0f;
+#pragma unroll
+    for (int step = 0; step < STEPS; step++) {
+        uint4 query = shared_queries[step * WARP];
+        u32 a[4] = {query.x, query.y, query.z, query.w};
+#pragma unroll
+        for (int i = 0; i < CHUNK / 8; i += 2) {
+            add_scores(scores[i], scores[i + 1], a, keys + 8 * i * sizeof(KV), step);
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < CHUNK / 2; i++) scores[i / 4][i % 4] *= scale;
+}
+
+// What the lane's queries do not see of a chunk has the score -infinity.
+INLINE void hide_unseen(Scores& scores, const Tile& tile, u32 window, u32 chunk) {
+    Lane lane = this_lane();
+    Seen seen[2] = {seen_by(tile, window, lane.query[0]), seen_by(tile, window, lane.query[1])};
+#pragma unroll
+    for (int i = 0; i < CHUNK / 2; i++) {
+        u32 at = chunk + 8 * (i / 4) + lane.column + i % 2;
+        bool is_seen = at >= seen[i % 4 / 2].first && at < seen[i % 4 / 2].end;
+        if (!is_seen) scores[i / 4][i % 4] = MINUS_INFINITY;
+    }
+}
+
 // What a lane has of its two queries: of the present part, and of those before.
 struct Sums {
     float max[2], weights[4];
@@ -318,36 +315,9 @@ INLINE void begin_part(Sums& sums) {
     }
 }
 
-// Merges a part that ends into those before, of which softmax knows `softened`.
-INLINE void end_part(Sums& sums, Softened* softened) {
-#pragma unroll
-    for (int n = 0; n < 2; n++) {
-        Softened before = softened[n];
-        Merge scales = merge(before, Softened{sums.max[n], sums.weights[2 * n]});
-        softened[n] = before;
-#pragma unroll
-        for (int tile = 0; tile < WARP_TILES; tile++) {
-#pragma unroll
-            for (int i = 2 * n; i < 2 * n + 2; i++) {
-                sums.whole[tile][i] = merged(scales, sums.whole[tile][i], sums.part[tile][i]);
-            }
-        }
-    }
-}
-
-// Scores of what the lane's queries do not see: -infinity. `start` is the lane's first position.
-INLINE void hide(float (&scores)[CHUNK / 8][4], const Seen (&seen)[2], u32 start) {
-#pragma unroll
-    for (int i = 0; i < CHUNK / 2; i++) {
-        u32 at = start + 8 * (i / 4) + i % 2;
-        bool is_seen = at >= seen[i % 4 / 2].first && at < seen[i % 4 / 2].end;
-        if (!is_seen) scores[i / 4][i % 4] = MINUS_INFINITY;
-    }
-}
-
-// Turns a chunk's scores into weights, as A of each 16 positions, and scales what there is of the part.
-// A query that sees nothing of the chunk has weights 0 and stays as it is.
-INLINE void soften(u32 (&weights)[CHUNK / 16][4], float (&scores)[CHUNK / 8][4], Sums& sums) {
+// Turns a chunk's scores into weights, and scales what there is of the part. A query that sees nothing
+// of the chunk has weights 0 and stays as it is.
+INLINE void soften(Weights& weights, const Scores& scores, Sums& sums) {
     float rescale[2], max[2];
 #pragma unroll
     for (int n = 0; n < 2; n++) {
@@ -378,10 +348,60 @@ INLINE void soften(u32 (&weights)[CHUNK / 16][4], float (&scores)[CHUNK / 8][4],
     }
 }
 
-// Where the elements of a query of the tile begin, of [rows, heads, HEAD_DIM].
-INLINE u64 place_of(const Tile& tile, u32 query) {
-    u64 row = tile.row + query / GROUP;
-    return ((row * gridDim.y + blockIdx.y) * GROUP + query % GROUP) * HEAD_DIM;
+INLINE void add_chunk(Sums& sums, const Weights& weights, Address values) {
+    values += 8 * this_lane().first_tile * sizeof(KV) + lane_values();
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const u32(&near)[4] = weights[2 * half], (&far)[4] = weights[2 * half + 1];
+        add_weights(sums.weights, near);
+        add_weights(sums.weights, far);
+#pragma unroll
+        for (int i = 0; i < WARP_TILES; i++) {
+            u32 at = 32 * half * VALUE_STRIDE + 8 * i;
+            add_values(sums.part[i], near, far, values + at * sizeof(KV));
+        }
+    }
+}
+
+INLINE void begin_whole(Sums& sums, Softened* softened) {
+#pragma unroll
+    for (int n = 0; n < 2; n++) softened[2 * threadIdx.x + n] = {MINUS_INFINITY, 0.0f};
+#pragma unroll
+    for (int i = 0; i < 4 * WARP_TILES; i++) sums.whole[i / 4][i % 4] = 0.0f;
+}
+
+// Merges a part that ends into those before. What softmax knows of those, of two queries of each thread,
+// is in shared memory.
+INLINE void end_part(Sums& sums, Softened* softened) {
+    softened += 2 * this_thread();
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+        Softened before = softened[n];
+        Merge scales = merge(before, Softened{sums.max[n], sums.weights[2 * n]});
+        softened[n] = before;
+#pragma unroll
+        for (int tile = 0; tile < WARP_TILES; tile++) {
+#pragma unroll
+            for (int i = 2 * n; i < 2 * n + 2; i++) {
+                sums.whole[tile][i] = merged(scales, sums.whole[tile][i], sums.part[tile][i]);
+            }
+        }
+    }
+}
+
+INLINE void write_out(ACT* out, const Sums& sums, const Softened* softened, const Tile& tile) {
+    Lane lane = this_lane();
+#pragma unroll
+    for (int n = 0; n < 2; n++) {
+        if (lane.query[n] >= tile.rows * GROUP) continue;
+        float inverse = 1.0f / softened[2 * threadIdx.x + n].sum;
+        ACT* to = out + place_of(tile, lane.query[n]) + 8 * lane.first_tile + lane.column;
+#pragma unroll
+        for (int i = 0; i < WARP_TILES; i++) {
+            const float* two = sums.whole[i] + 2 * n;
+            store_pair(two[0] * inverse, two[1] * inverse, to + 8 * i);
+        }
+    }
 }
 
 // Tiles of rows attend, each row to the positions of its sequence up to its own, whose keys and
@@ -389,20 +409,16 @@ INLINE u64 place_of(const Tile& tile, u32 query) {
 //
 // queries [rows, heads, HEAD_DIM], out the same, tables [sequences, table_blocks]. Grid: (tiles,
 // kv_heads). What tile a row is in changes nothing.
-extern "C" __global__ void __launch_bounds__(TILE_THREADS) attend_tiles(
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1) attend_tiles(
     ACT* __restrict__ out, const float* __restrict__ queries, const u8* __restrict__ pool,
     const u32* __restrict__ tables, const Tile* __restrict__ tiles, u32 table_blocks, u32 window,
     u64 block_bytes, u64 keys_at, u64 values_at, float scale) {
     DYNAMIC_SHARED(shared);
     Address shared_keys = address_of(shared), shared_values = shared_keys + KEYS_BYTES;
-    // Queries as A of each step: [TILE_QUERIES / 16, STEPS, WARP].
     uint4* shared_queries = (uint4*)(shared + KEYS_BYTES + VALUES_BYTES);
-    // What softmax knows of the parts before: two queries of each thread.
     Softened* softened = (Softened*)(shared_queries + TILE_QUERIES / 16 * STEPS * WARP);
-    softened += 2 * threadIdx.x;
 
     Tile tile = tiles[blockIdx.x];
-    u32 count = tile.rows * GROUP;
     u64 plane = (u64)blockIdx.y * PLANE * sizeof(KV);
     // With what any of the rows sees.
     Context context = {pool + keys_at + plane,
@@ -412,32 +428,10 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS) attend_tiles(
                        first_seen(tile.start, window),
                        tile.start + tile.rows};
 
-    u32 warp = threadIdx.x / WARP, lane = threadIdx.x % WARP, pair = lane % 4 * 2;
-    u32 first_query = warp / SPLIT * 16, first_tile = warp % SPLIT * WARP_TILES;
-    u32 lanes_query[2] = {first_query + lane / 4, first_query + lane / 4 + 8};
-    // Positions of the warp's first query and behind its last one; the lanes' lie between.
-    u32 low = tile.start + first_query / GROUP, end = 0;
-    if (first_query < count) end = tile.start + (smaller(first_query + 16, count) - 1) / GROUP + 1;
-
-    const float* from[2];
-#pragma unroll
-    for (int n = 0; n < 2; n++) {
-        u64 at = place_of(tile, lanes_query[n]);
-        from[n] = lanes_query[n] < count ? queries + at : nullptr;
-    }
-    shared_queries += warp / SPLIT * STEPS * WARP + lane;
-    for (int step = warp % SPLIT; step < STEPS; step += SPLIT) {
-        u32 a[4];
-        load_queries(a, from[0], from[1], step);
-        shared_queries[step * WARP] = {a[0], a[1], a[2], a[3]};
-    }
-
+    stage_queries(shared_queries, queries, tile);
     Sums sums;
     begin_part(sums);
-    softened[0] = softened[1] = {MINUS_INFINITY, 0.0f};
-#pragma unroll
-    for (int i = 0; i < 4 * WARP_TILES; i++) sums.whole[i / 4][i % 4] = 0.0f;
-
+    begin_whole(sums, softened);
     u32 first_chunk = context.first / CHUNK * CHUNK;
     stage_keys<TILE_THREADS>(shared_keys, context, first_chunk);
     end_copies();
@@ -448,28 +442,14 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS) attend_tiles(
         stage_values<TILE_THREADS>(shared_values, context, chunk);
         end_copies();
 
-        bool is_seen = chunk < end && chunk + CHUNK > first_seen(low, window);
-        u32 weights[CHUNK / 16][4];
+        Seen any = seen_by_warp(tile, window, false), each = seen_by_warp(tile, window, true);
+        bool is_seen = chunk < any.end && chunk + CHUNK > any.first;
+        Weights weights;
         if (is_seen) {
-            float scores[CHUNK / 8][4] = {};
-            Address keys = shared_keys + lane_keys();
-#pragma unroll
-            for (int step = 0; step < STEPS; step++) {
-                uint4 query = shared_queries[step * WARP];
-                u32 a[4] = {query.x, query.y, query.z, query.w};
-#pragma unroll
-                for (int i = 0; i < CHUNK / 8; i += 2) {
-                    add_scores(scores[i], scores[i + 1], a, keys + 8 * i * sizeof(KV), step);
-                }
-            }
-#pragma unroll
-            for (int i = 0; i < CHUNK / 2; i++) scores[i / 4][i % 4] *= scale;
-            bool is_seen_by_all = chunk >= first_seen(end - 1, window) && chunk + CHUNK <= low + 1;
-            if (!is_seen_by_all) {
-                Seen seen[2] = {seen_by(tile, window, lanes_query[0]),
-                                seen_by(tile, window, lanes_query[1])};
-                hide(scores, seen, chunk + pair);
-            }
+            Scores scores;
+            compute_scores(scores, shared_queries, shared_keys, scale);
+            bool is_seen_by_each = chunk >= each.first && chunk + CHUNK <= each.end;
+            if (!is_seen_by_each) hide_unseen(scores, tile, window, chunk);
             soften(weights, scores, sums);
         }
 
@@ -480,20 +460,7 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS) attend_tiles(
             stage_keys<TILE_THREADS>(shared_keys, context, chunk + CHUNK);
         }
         end_copies();
-        if (is_seen) {
-            Address values = shared_values + 8 * first_tile * sizeof(KV) + lane_values();
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                const u32(&near)[4] = weights[2 * half], (&far)[4] = weights[2 * half + 1];
-                add_weights(sums.weights, near);
-                add_weights(sums.weights, far);
-#pragma unroll
-                for (int i = 0; i < WARP_TILES; i++) {
-                    u32 at = 32 * half * VALUE_STRIDE + 8 * i;
-                    add_values(sums.part[i], near, far, values + at * sizeof(KV));
-                }
-            }
-        }
+        if (is_seen) add_chunk(sums, weights, shared_values);
         // Where a part ends, it is merged into those before.
         if ((chunk + CHUNK) % PART == 0 || chunk + CHUNK >= context.end) {
             end_part(sums, softened);
@@ -501,15 +468,5 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS) attend_tiles(
         }
     }
 
-#pragma unroll
-    for (int n = 0; n < 2; n++) {
-        if (lanes_query[n] >= count) continue;
-        float inverse = 1.0f / softened[n].sum;
-        ACT* to = out + place_of(tile, lanes_query[n]) + 8 * first_tile + pair;
-#pragma unroll
-        for (int i = 0; i < WARP_TILES; i++) {
-            const float* two = sums.whole[i] + 2 * n;
-            store_pair(two[0] * inverse, two[1] * inverse, to + 8 * i);
-        }
-    }
+    write_out(out, sums, softened, tile);
 }

@@ -21,6 +21,14 @@ INLINE Address address_of(const u8* at) {
     return address;
 }
 
+// The thread's index, read where it is used: what is computed of it is then computed there, too, and
+// takes no registers in the meantime.
+INLINE u32 this_thread() {
+    u32 thread;
+    asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+    return thread;
+}
+
 INLINE u32 narrow_pair(float first, float second, bf16) {
     u32 pair;
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
@@ -74,6 +82,7 @@ template <int LATER> INLINE void wait_for_copies() {
 typedef u8* Address;
 
 INLINE Address address_of(u8* at) { return at; }
+INLINE u32 this_thread() { return threadIdx.x; }
 
 INLINE u32 narrow_pair(float first, float second, bf16) {
     return emulated_bf16(first) | (u32)emulated_bf16(second) << 16;

@@ -73,6 +73,7 @@ impl Module {
             Self::Attention if shape.has_tensor_cores() => &[
                 include_str!("../kernels/attention.cuh"),
                 include_str!("../kernels/tensor_cores.cuh"),
+                include_str!("../kernels/attention_mma.cuh"),
                 include_str!("../kernels/attention_mma.cu"),
             ],
             Self::Attention => {
