@@ -41,7 +41,7 @@ Index threadIdx, blockIdx, gridDim;
 
 #define INLINED __attribute__((always_inline)) static inline
 
-static const unsigned WARP_LANES = 32, THREADS_MAX = 1024, NOBODY = ~0u;
+static const unsigned WARP_LANES = 32, THREADS_MAX = 1024, COPIES_MAX = 256, NOBODY = ~0u;
 
 enum State : unsigned char { READY, AT_BARRIER, AT_WARP_BARRIER, AT_EXCHANGE, DONE };
 
@@ -63,8 +63,12 @@ struct Place {
 struct Thread {
     Place place;
     // Two, because a lane may be one exchange ahead of another.
-    uint64_t given[2];
+    EmulatedWords given[2];
     unsigned exchanges;
+    // Of its copies, which lie in a ring, how many it began and did; how many groups of the others have
+    // ended.
+    EmulatedCopy copies[COPIES_MAX];
+    unsigned begun, copied, groups;
 };
 
 struct Failed {};
@@ -402,25 +406,50 @@ void emulated_warp_barrier() {
     acquire(mark);
 }
 
-INLINED unsigned give(uint64_t bits) {
+INLINED unsigned give(const uint64_t* words, unsigned count) {
     Thread& thread = threads[running];
     unsigned turn = thread.exchanges++ % 2;
-    thread.given[turn] = bits;
+    for (unsigned i = 0; i < count; i++) thread.given[turn][i] = words[i];
     leave(AT_EXCHANGE);
     return turn;
 }
 
+unsigned emulated_give(const uint64_t* words, unsigned count) { return give(words, count); }
+
+const EmulatedWords& emulated_given(unsigned lane, unsigned turn) {
+    return threads[running / WARP_LANES * WARP_LANES + lane].given[turn];
+}
+
 uint64_t emulated_exchange(uint64_t bits, unsigned from) {
-    unsigned turn = give(bits);
-    return threads[running / WARP_LANES * WARP_LANES + from].given[turn];
+    unsigned turn = give(&bits, 1);
+    return emulated_given(from, turn)[0];
 }
 
 unsigned emulated_ballot(bool is_true) {
-    unsigned turn = give(is_true), ballot = 0, first = running / WARP_LANES * WARP_LANES;
+    uint64_t bit = is_true;
+    unsigned turn = give(&bit, 1), ballot = 0;
     for (unsigned lane = 0; lane < WARP_LANES; lane++) {
-        ballot |= (unsigned)threads[first + lane].given[turn] << lane;
+        ballot |= (unsigned)emulated_given(lane, turn)[0] << lane;
     }
     return ballot;
+}
+
+// ---- Copies that are under way ----
+
+void emulated_put_off(EmulatedCopy copy) {
+    Thread& thread = threads[running];
+    if (thread.begun - thread.copied == COPIES_MAX) emulated_failure("it waits for no copies");
+    thread.groups += copy.bytes == 0;
+    thread.copies[thread.begun++ % COPIES_MAX] = copy;
+}
+
+// The next copy of a group that is waited for; what no group has is not.
+bool emulated_is_due(EmulatedCopy* copy, unsigned later_groups) {
+    Thread& thread = threads[running];
+    if (thread.groups <= later_groups) return false;
+    *copy = thread.copies[thread.copied++ % COPIES_MAX];
+    thread.groups -= copy->bytes == 0;
+    return true;
 }
 
 // ---- Shared memory ----
@@ -494,7 +523,9 @@ static void run_block() {
     prepare_threads();
     memset(states, READY, block_threads);
     memset(arrived, 0, sizeof arrived);
-    for (unsigned i = 0; i < block_threads; i++) threads[i].exchanges = 0;
+    for (unsigned i = 0; i < block_threads; i++) {
+        threads[i].exchanges = threads[i].begun = threads[i].copied = threads[i].groups = 0;
+    }
     states[block_threads] = DONE;
     done = turns = 0;
     running = NOBODY;

@@ -48,6 +48,11 @@ void emulated_warp_barrier();
 // Each lane of a warp gives 64 bits, and gets those of the lane `from`.
 uint64_t emulated_exchange(uint64_t bits, unsigned from);
 unsigned emulated_ballot(bool is_true);
+// Each lane gives up to six words; what every lane gave is there until the lane gives again.
+static const unsigned EMULATED_WORDS = 6;
+typedef uint64_t EmulatedWords[EMULATED_WORDS];
+unsigned emulated_give(const uint64_t* words, unsigned count);
+const EmulatedWords& emulated_given(unsigned lane, unsigned turn);
 static inline unsigned emulated_lane() { return threadIdx.x % 32; }
 [[noreturn]] void emulated_failure(const char* what);
 
@@ -129,6 +134,75 @@ static inline float emulated_from_f16(uint16_t bits) {
     uint32_t wide = magnitude >= 0x7c00 ? 0x7f800000 | (magnitude & 0x3ff) << 13
                                         : __float_as_uint(scaled);
     return __uint_as_float(wide | sign);
+}
+
+// A warp's product of matrices, in the fragments of mma.m16n8k16: a lane has eight numbers of A, then
+// four of B. Products are exact, and added in f32 in the order of k.
+static inline void emulated_multiply_add(float (&sums)[4], const float (&mine)[12]) {
+    EmulatedWords words;
+    memcpy(words, mine, sizeof words);
+    unsigned turn = emulated_give(words, EMULATED_WORDS);
+    unsigned group = emulated_lane() / 4, pair = emulated_lane() % 4 * 2;
+    float a[2][16], b[2][16];
+    for (unsigned t = 0; t < 4; t++) {
+        float row[12], columns[2][12];
+        memcpy(row, emulated_given(4 * group + t, turn), sizeof row);
+        for (unsigned n = 0; n < 2; n++) {
+            memcpy(columns[n], emulated_given(4 * (pair + n) + t, turn), sizeof columns[n]);
+        }
+        for (unsigned i = 0; i < 4; i++) {
+            unsigned k = 2 * t + i % 2 + i / 2 * 8;
+            for (unsigned n = 0; n < 2; n++) {
+                a[n][k] = row[2 * n + i % 2 + i / 2 * 4];
+                b[n][k] = columns[n][8 + i];
+            }
+        }
+    }
+    for (unsigned k = 0; k < 16; k++) {
+        for (unsigned i = 0; i < 4; i++) sums[i] += a[i / 2][k] * b[i % 2][k];
+    }
+}
+
+// Four matrices of 8 by 8 numbers of 16 bits, transposed: ldmatrix.x4.trans.
+static inline void emulated_load_transposed(unsigned (&matrices)[4], const void* row) {
+    if ((uintptr_t)row % 16 != 0) emulated_failure("a matrix's row is misaligned");
+    uint64_t mine = (uint64_t)row;
+    unsigned turn = emulated_give(&mine, 1), group = emulated_lane() / 4, t = emulated_lane() % 4;
+    for (unsigned i = 0; i < 4; i++) {
+        unsigned pair[2];
+        for (unsigned n = 0; n < 2; n++) {
+            uint64_t from = emulated_given(8 * i + 2 * t + n, turn)[0];
+            pair[n] = ((const uint16_t*)from)[group];
+        }
+        matrices[i] = pair[0] | pair[1] << 16;
+    }
+}
+
+// Copies to shared memory that are under way: cp.async, of which each thread has groups. Who waits for
+// them copies; before, what was there is lost.
+struct EmulatedCopy {
+    void* to;
+    const void* from;  // null: zeros
+    unsigned bytes;    // 0: the end of a group
+};
+void emulated_put_off(EmulatedCopy copy);
+bool emulated_is_due(EmulatedCopy* copy, unsigned later_groups);
+
+static inline void emulated_copy_later(void* to, const void* from, unsigned bytes, bool is_there) {
+    if ((uintptr_t)to % bytes != 0 || (is_there && (uintptr_t)from % bytes != 0)) {
+        emulated_failure("a copy is misaligned");
+    }
+    for (unsigned i = 0; i < bytes / 4; i++) ((unsigned*)to)[i] = 0xffffffffu;
+    emulated_put_off({to, is_there ? from : nullptr, bytes});
+}
+static inline void emulated_end_copies() { emulated_put_off({nullptr, nullptr, 0}); }
+static inline void emulated_wait_for_copies(unsigned later_groups) {
+    EmulatedCopy copy;
+    while (emulated_is_due(&copy, later_groups)) {
+        for (unsigned i = 0; i < copy.bytes / 4; i++) {
+            ((unsigned*)copy.to)[i] = copy.from ? ((const unsigned*)copy.from)[i] : 0;
+        }
+    }
 }
 
 // Kernels by name, with what they take: 'p' a pointer, 'u' and 'U' integers of 32 and 64 bits, 'f' a

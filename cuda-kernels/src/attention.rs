@@ -1,16 +1,19 @@
 //! How attention is launched: by rows that have little to share (decode, drafts), or by tiles of rows
-//! of one sequence (chunks of a prompt). A row's bits are the same by both, and those of the engine's
-//! CPU kernels; `kernels/attention.cu` says in which order they are computed.
+//! of one sequence (chunks of a prompt). A row's bits are the same by both. There are two sources:
+//! `kernels/attention_mma.cu` for tensor cores (`KernelShape::has_tensor_cores`), and
+//! `kernels/attention.cu`, which has the bits of the engine's CPU kernels, for what they do not take.
+
+mod sizes;
+mod tiles;
 
 use crate::launch::{Argument, Launch, LaunchError, along_yz, count};
-use crate::shape::{KernelShape, UnsupportedShape};
+use crate::shape::KernelShape;
+pub(crate) use sizes::Sizes;
+pub use tiles::{Span, Tile, tiles};
 
 /// Positions that are reduced together before they are merged with those before.
 pub const PART_TOKENS: usize = 512;
-const CHUNK_TOKENS: usize = 64;
 const PART_THREADS: usize = 128;
-/// Queries that one block of `attend_parts` takes.
-const PART_QUERIES_MAX: usize = 8;
 
 /// Where one layer's keys and values lie: addresses in device memory, and bytes.
 #[derive(Clone, Copy, Debug)]
@@ -87,97 +90,10 @@ pub struct AttendTiles {
     pub out: u64,
 }
 
-/// Consecutive rows of the batch that are consecutive tokens of one sequence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Span {
-    /// Its row of the table.
-    pub table: u32,
-    /// Position of the first token.
-    pub start: u32,
-    /// How many tokens.
-    pub rows: u32,
-}
-
-/// What one block of threads takes of a span.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub struct Tile {
-    /// First row in the batch.
-    pub row: u32,
-    /// How many.
-    pub rows: u32,
-    /// Position of the first.
-    pub start: u32,
-    /// The sequence's row of the table.
-    pub table: u32,
-}
-
-impl Tile {
-    /// As the kernel reads it.
-    pub fn to_bytes(self) -> [u8; 16] {
-        let mut bytes = [0; 16];
-        let numbers = [self.row, self.rows, self.start, self.table];
-        for (to, number) in bytes.chunks_exact_mut(4).zip(numbers) {
-            to.copy_from_slice(&number.to_ne_bytes());
-        }
-        bytes
-    }
-}
-
 /// Parts that a row at `position` sees.
 pub fn parts_of(position: usize, window: Option<usize>) -> usize {
     let first_seen = window.map_or(0, |window| (position + 1).saturating_sub(window.max(1)));
     position / PART_TOKENS - first_seen / PART_TOKENS + 1
-}
-
-/// Cuts spans, whose rows follow each other in the batch, into tiles. Those that see most come first,
-/// so that no long one is left at the end.
-pub fn tiles(shape: &KernelShape, spans: &[Span]) -> Vec<Tile> {
-    let tile_rows = (tile_queries(shape) / shape.group()) as u32;
-    let (mut tiles, mut row) = (Vec::new(), 0);
-    for span in spans {
-        for offset in (0..span.rows).step_by(tile_rows as usize) {
-            let rows = tile_rows.min(span.rows - offset);
-            let start = span.start + offset;
-            tiles.push(Tile { row: row + offset, rows, start, table: span.table });
-        }
-        row += span.rows;
-    }
-    tiles.sort_by_key(|tile| std::cmp::Reverse(tile.start));
-    tiles
-}
-
-/// Queries of a tile: as many as make reading keys and values cheap, and shared memory has room for.
-pub(crate) fn tile_queries(shape: &KernelShape) -> usize {
-    let fits = |queries: &usize| tile_shared_bytes(shape, *queries) <= shape.shared_bytes_max;
-    [64, 32].into_iter().find(fits).unwrap_or(16)
-}
-
-pub(crate) fn check_shared_bytes(shape: &KernelShape) -> Result<(), UnsupportedShape> {
-    let needed = tile_shared_bytes(shape, 16).max(part_shared_bytes(shape));
-    let available = shape.shared_bytes_max;
-    if needed > available {
-        return Err(UnsupportedShape::SharedMemory { available, needed });
-    }
-    Ok(())
-}
-
-fn tile_shared_bytes(shape: &KernelShape, queries: usize) -> usize {
-    let staged = shape.head_dim * (queries + CHUNK_TOKENS);
-    let weights = CHUNK_TOKENS * (queries + 4);
-    size_of::<f32>() * (staged + weights + 5 * queries)
-}
-
-fn part_queries(shape: &KernelShape) -> usize {
-    shape.group().min(PART_QUERIES_MAX)
-}
-
-fn part_shared_bytes(shape: &KernelShape) -> usize {
-    let queries = part_queries(shape);
-    let sets = (PART_THREADS / (shape.head_dim / 2)).min(queries);
-    let stride = queries.next_multiple_of(queries.div_ceil(sets)).next_multiple_of(4);
-    let chunks = PART_TOKENS / CHUNK_TOKENS;
-    size_of::<f32>() * stride * (shape.head_dim + PART_TOKENS + chunks + 2)
 }
 
 impl Partials {
@@ -193,14 +109,14 @@ impl AttendRows {
     pub fn launches(&self, shape: &KernelShape) -> Result<Vec<Launch>, LaunchError> {
         const ATTEND: &str = "attend_parts";
         let rows = along_yz(ATTEND, "rows", self.rows)?;
-        let subgroups = shape.group().div_ceil(part_queries(shape));
+        let sizes = Sizes::of(shape);
         let parts = count(ATTEND, "parts", self.parts)?;
         let window = window(ATTEND, self.window)?;
         let attend = Launch {
             kernel: ATTEND.into(),
-            grid: [parts, (shape.kv_heads * subgroups) as u32, rows],
+            grid: [parts, (shape.kv_heads * sizes.subgroups) as u32, rows],
             threads: PART_THREADS as u32,
-            shared_bytes: part_shared_bytes(shape) as u32,
+            shared_bytes: sizes.part_shared_bytes as u32,
             arguments: vec![
                 Argument::Pointer(self.out),
                 Argument::Pointer(self.partials.values),
@@ -244,12 +160,12 @@ impl AttendTiles {
     /// Errors: more than a kernel counts.
     pub fn launch(&self, shape: &KernelShape) -> Result<Launch, LaunchError> {
         const ATTEND: &str = "attend_tiles";
-        let queries = tile_queries(shape);
+        let sizes = Sizes::of(shape);
         Ok(Launch {
             kernel: ATTEND.into(),
             grid: [count(ATTEND, "tiles", self.count)?, shape.kv_heads as u32, 1],
-            threads: 4 * queries as u32,
-            shared_bytes: tile_shared_bytes(shape, queries) as u32,
+            threads: sizes.tile_threads as u32,
+            shared_bytes: sizes.tile_shared_bytes as u32,
             arguments: vec![
                 Argument::Pointer(self.out),
                 Argument::Pointer(self.queries),
@@ -280,6 +196,7 @@ fn scale(shape: &KernelShape) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shape::Dtype;
     use crate::shape::tests::llama_8b;
 
     fn rows(rows: usize, parts: usize) -> AttendRows {
@@ -302,13 +219,19 @@ mod tests {
         let launches = rows(3, 5).launches(&llama_8b()).unwrap();
         assert_eq!(launches[0].grid, [5, 8, 3]);
         assert_eq!(launches[0].threads, 128);
-        // Four queries: 128 elements, 512 weights, 8 scales and 2 numbers of each.
-        assert_eq!(launches[0].shared_bytes, 4 * 4 * (128 + 512 + 8 + 2));
+        // Keys of three chunks, and of four queries 512 scores, 8 scales and their largest score.
+        let scores = 4 * (512 + 8 + 8 + 1) * 4;
+        assert_eq!(launches[0].shared_bytes, 3 * 128 * (64 + 8) * 2 + scores);
         assert_eq!(launches[1].grid, [32, 3, 1]);
         assert_eq!(rows(3, 1).launches(&llama_8b()).unwrap().len(), 1, "nothing to merge");
-        // More than eight queries are two blocks of threads.
+        // Without tensor cores, more than eight queries are two blocks of threads.
         let wide = KernelShape { heads: 36, kv_heads: 3, ..llama_8b() };
-        assert_eq!(rows(1, 1).launches(&wide).unwrap()[0].grid, [1, 6, 1]);
+        assert_eq!(rows(1, 1).launches(&wide).unwrap()[0].grid, [1, 3, 1]);
+        let wide = KernelShape { kv: Dtype::F32, ..wide };
+        let launch = &rows(1, 1).launches(&wide).unwrap()[0];
+        assert_eq!(launch.grid, [1, 6, 1]);
+        // Eight queries: 128 elements, 512 weights, 8 scales and 2 numbers of each.
+        assert_eq!(launch.shared_bytes, 4 * 8 * (128 + 512 + 8 + 2));
         assert!(rows(65_536, 1).launches(&llama_8b()).is_err());
     }
 
@@ -325,32 +248,5 @@ mod tests {
         check(5_000, Some(500), 2);
         check(1_023, Some(512), 1);
         check(1_024, Some(512), 2);
-    }
-
-    #[test]
-    fn tiles_are_as_large_as_shared_memory_allows() {
-        let check = |head_dim, shared_bytes_max, expected| {
-            let shape = KernelShape { head_dim, shared_bytes_max, ..llama_8b() };
-            assert_eq!(shape.check(), Ok(()));
-            assert_eq!(tile_queries(&shape), expected, "{head_dim} {shared_bytes_max}");
-            assert!(tile_shared_bytes(&shape, expected) <= shared_bytes_max);
-        };
-        check(128, 227 << 10, 64);
-        check(128, 99 << 10, 64);
-        check(256, 227 << 10, 64);
-        check(256, 163 << 10, 64);
-        check(256, 99 << 10, 16);
-        check(192, 99 << 10, 32);
-    }
-
-    #[test]
-    fn tiles_cover_each_row_once_and_the_longest_come_first() {
-        let shape = KernelShape { heads: 14, kv_heads: 2, ..llama_8b() };
-        let spans =
-            [Span { table: 4, start: 0, rows: 20 }, Span { table: 2, start: 1_000, rows: 1 }];
-        let tile = |row, rows, start, table| Tile { row, rows, start, table };
-        let expected =
-            [tile(20, 1, 1_000, 2), tile(18, 2, 18, 4), tile(9, 9, 9, 4), tile(0, 9, 0, 4)];
-        assert_eq!(tiles(&shape, &spans), expected);
     }
 }

@@ -115,7 +115,7 @@ impl KernelShape {
         if self.block_size == 0 || !self.block_size.is_multiple_of(4) {
             return Err(UnsupportedShape::BlockSize(self.block_size));
         }
-        crate::attention::check_shared_bytes(self)
+        crate::attention::Sizes::check(self)
     }
 }
 

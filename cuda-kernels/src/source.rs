@@ -1,7 +1,8 @@
 //! Sources of the kernels, with the constants that a model gives them.
 
+use crate::attention::Sizes;
+use crate::gemv;
 use crate::shape::KernelShape;
-use crate::{attention, gemv};
 
 /// Kernels that are compiled together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,14 +69,23 @@ impl Module {
 
     /// The source for a shape that `KernelShape::check` lets pass.
     pub fn source(self, shape: &KernelShape) -> Source {
-        let text = match self {
-            Self::Attention => include_str!("../kernels/attention.cu"),
-            Self::Layer => include_str!("../kernels/layer.cu"),
-            Self::Gemv => include_str!("../kernels/gemv.cu"),
-            Self::Sampling => include_str!("../kernels/sampling.cu"),
-            Self::Blocks => include_str!("../kernels/blocks.cu"),
+        let files: &[&str] = match self {
+            Self::Attention if shape.has_tensor_cores() => &[
+                include_str!("../kernels/attention.cuh"),
+                include_str!("../kernels/tensor_cores.cuh"),
+                include_str!("../kernels/attention_mma.cuh"),
+                include_str!("../kernels/attention_mma.cu"),
+            ],
+            Self::Attention => {
+                &[include_str!("../kernels/attention.cuh"), include_str!("../kernels/attention.cu")]
+            }
+            Self::Layer => &[include_str!("../kernels/layer.cu")],
+            Self::Gemv => &[include_str!("../kernels/gemv.cu")],
+            Self::Sampling => &[include_str!("../kernels/sampling.cu")],
+            Self::Blocks => &[include_str!("../kernels/blocks.cu")],
         };
-        Source { module: self, text: format!("{PRELUDE}{text}"), defines: self.defines(shape) }
+        let text = format!("{PRELUDE}{}", files.concat());
+        Source { module: self, text, defines: self.defines(shape) }
     }
 
     /// Only what its source uses, so that models share what is compiled.
@@ -93,7 +103,7 @@ impl Module {
         let more = match self {
             Self::Attention => vec![
                 number("GROUP", shape.group()),
-                number("TILE_QUERIES", attention::tile_queries(shape)),
+                number("TILE_QUERIES", Sizes::of(shape).tile_queries),
                 activations,
             ],
             Self::Layer => {

@@ -108,10 +108,37 @@ fn attention_compiles_for_other_heads() {
         KernelShape { head_dim: 96, heads: 24, activations: Dtype::F16, ..LLAMA_8B },
         KernelShape { head_dim: 256, heads: 16, kv_heads: 1, ..LLAMA_8B },
         KernelShape { head_dim: 256, heads: 8, activations: Dtype::F32, ..LLAMA_8B },
+        KernelShape { head_dim: 256, heads: 16, kv_heads: 1, kv: Dtype::F32, ..LLAMA_8B },
+        KernelShape { head_dim: 72, ..LLAMA_8B },
     ];
     for shape in shapes {
         check(&nvrtc, Module::Attention, &shape, (9, 0));
         check(&nvrtc, Module::Layer, &shape, (9, 0));
+    }
+}
+
+/// Whole heads of sums are in registers: what a compiler has room for, it must be shown.
+#[test]
+fn tensor_cores_have_registers_for_all_heads_of_models() {
+    let nvrtc = nvrtc();
+    let shape = |head_dim, heads, kv_heads| KernelShape { head_dim, heads, kv_heads, ..LLAMA_8B };
+    let shapes = [
+        shape(64, 32, 8),
+        KernelShape { block_size: 4, ..shape(80, 32, 32) },
+        KernelShape { kv: Dtype::F16, ..shape(96, 24, 8) },
+        shape(112, 64, 8),
+        KernelShape { kv: Dtype::F16, ..LLAMA_8B },
+        shape(128, 128, 8),
+        shape(160, 40, 8),
+        shape(192, 16, 8),
+        shape(256, 8, 4),
+        KernelShape { shared_bytes_max: 99 << 10, ..shape(256, 8, 1) },
+    ];
+    for shape in shapes {
+        assert!(shape.has_tensor_cores());
+        for capability in ARCHITECTURES {
+            check(&nvrtc, Module::Attention, &shape, capability);
+        }
     }
 }
 

@@ -1,4 +1,5 @@
-//! Attention has the bits of the engine's CPU kernels, whatever tile, part or batch a row is in.
+//! A row's attention has the same bits whatever tile, part or batch it is in: those of the engine's CPU
+//! kernels, or, on tensor cores, others that are near them.
 
 use cuda_kernels::{
     AttendRows, AttendTiles, Dtype, KernelShape, KvPlanes, Module, Partials, Span, Tables,
@@ -11,7 +12,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
-use crate::emulator::{SHAPE, Work, run, run_everywhere, stored};
+use crate::emulator::{SHAPE, Work, rounded, run, run_everywhere, stored, widened};
 
 const LAYERS: usize = 2;
 const LAYER: usize = 1;
@@ -27,6 +28,7 @@ struct Case {
     /// The sequence, first position and rows of each span.
     spans: Vec<(usize, usize, usize)>,
     queries: Vec<f32>,
+    /// On tensor cores of queries that are rounded, as the kernels round them.
     expected: Vec<f32>,
 }
 
@@ -120,8 +122,13 @@ impl Case {
             rows: *rows,
         };
         let spans: Vec<QuerySpan<'_>> = self.spans.iter().map(span).collect();
+        let queries = if self.shape.has_tensor_cores() {
+            rounded(&self.queries, self.shape.kv)
+        } else {
+            self.queries.clone()
+        };
         let mut out = vec![f32::NAN; self.queries.len()];
-        attend::<E>(&compute, &shape, memory, &spans, &self.queries, &mut out);
+        attend::<E>(&compute, &shape, memory, &spans, &queries, &mut out);
         out
     }
 
@@ -146,15 +153,17 @@ impl Case {
         Tables { address: work.integers(&tables), table_blocks }
     }
 
-    /// All spans as tiles.
-    fn tiles(&self) -> (Work, u64) {
+    /// All spans as tiles, as chunks of a prompt that have `chunk_rows` rows at most.
+    fn tiles(&self, chunk_rows: usize) -> (Work, u64) {
         let mut work = Work::default();
-        let spans = self.spans.iter().map(|(sequence, start, rows)| Span {
-            table: *sequence as u32,
-            start: *start as u32,
-            rows: *rows as u32,
+        let chunks = self.spans.iter().flat_map(|(sequence, start, rows)| {
+            (0..*rows).step_by(chunk_rows).map(move |offset| Span {
+                table: *sequence as u32,
+                start: (start + offset) as u32,
+                rows: chunk_rows.min(rows - offset) as u32,
+            })
         });
-        let tiles = tiles(&self.shape, &spans.collect::<Vec<_>>());
+        let tiles = tiles(&self.shape, &chunks.collect::<Vec<_>>());
         let attend = AttendTiles {
             tiles: work.bytes(tiles.iter().flat_map(|tile| tile.to_bytes()).collect()),
             count: tiles.len(),
@@ -200,28 +209,57 @@ impl Case {
         row_len(&self.shape) * self.shape.activations.bytes()
     }
 
+    /// Of all rows: exactly what is expected, or near it.
     #[track_caller]
-    fn assert_rows(&self, found: &[u8], first: usize, rows: usize) {
-        let expected = stored(&self.expected, self.shape.activations);
-        let expected = &expected[first * self.row_bytes()..][..rows * self.row_bytes()];
+    fn assert_expected(&self, found: &[u8]) {
+        let dtype = self.shape.activations;
+        if !self.shape.has_tensor_cores() {
+            return self.assert_same(found, &stored(&self.expected, dtype), 0);
+        }
+        let differences = widened(found, dtype).into_iter().zip(&self.expected);
+        let error = differences.map(|(found, expected)| (found - expected).abs());
+        // Not by f32::max, to which NaN is nothing.
+        let error = error.fold(0.0, |max: f32, error| if error <= max { max } else { error });
+        println!("{:?}: {error}", self.shape);
+        assert!(error <= self.error_max(), "{error} of {}: {:?}", self.error_max(), self.shape);
+    }
+
+    /// A weight is rounded by at most one part in 2^9 (bf16) or 2^11 (f16), and so is the sum of
+    /// weights. So a mean of values in [-1, 1] is wrong by twice as much, before it is rounded itself.
+    fn error_max(&self) -> f32 {
+        let rounding = |dtype| match dtype {
+            Dtype::F32 => 0.0,
+            Dtype::Bf16 => 1.0 / 512.0,
+            Dtype::F16 => 1.0 / 2048.0,
+        };
+        2.0 * rounding(self.shape.kv) + rounding(self.shape.activations) + 1e-5
+    }
+
+    /// The rows that were found are those from the `first` on.
+    #[track_caller]
+    fn assert_same(&self, found: &[u8], all: &[u8], first: usize) {
+        let expected = &all[first * self.row_bytes()..][..found.len()];
         let differs = found.iter().zip(expected).position(|(found, expected)| found != expected);
         let shape = &self.shape;
         assert_eq!(differs.map(|at| at / self.row_bytes()), None, "first other row: {shape:?}");
-        assert_eq!(found.len(), expected.len());
     }
 
     /// Everything at once, each way, and some rows alone.
     fn check(&self) {
         let rows = self.expected.len() / row_len(&self.shape);
-        let (work, out) = self.tiles();
+        let (work, out) = self.tiles(usize::MAX);
         let memory = run(Module::Attention, &self.shape, &work);
-        self.assert_rows(memory.bytes(out), 0, rows);
+        let all = memory.bytes(out);
+        self.assert_expected(all);
+        let (work, out) = self.tiles(4);
+        self.assert_same(run(Module::Attention, &self.shape, &work).bytes(out), all, 0);
         for (first, rows, parts_more) in [(0, rows, 1), (rows / 2, 1, 0), (rows - 1, 1, 0)] {
             let (work, out) = self.rows(first, rows, parts_more);
             let memory = run(Module::Attention, &self.shape, &work);
             let (padding, found) = memory.bytes(out).split_at(self.row_bytes());
             assert!(padding.iter().all(|byte| *byte == 0xff), "padding is left alone");
-            self.assert_rows(found, first, rows);
+            assert_eq!(found.len(), rows * self.row_bytes());
+            self.assert_same(found, all, first);
         }
     }
 }
@@ -277,21 +315,67 @@ fn wide_heads_in_small_tiles_and_groups_of_twelve() {
 }
 
 #[test]
+fn wide_heads_of_which_a_warp_has_an_odd_number_of_tiles_in_small_blocks() {
+    let shape = KernelShape { head_dim: 144, heads: 4, block_size: 4, kv: Dtype::F16, ..SHAPE };
+    Case::new::<f16>(shape, Some(100), &[(530, 70), (1, 2)]).check();
+}
+
+#[test]
+fn one_query_of_a_group_in_tiles_of_several_chunks() {
+    let shape = KernelShape { head_dim: 80, heads: 2, block_size: 64, kv: Dtype::Bf16, ..SHAPE };
+    Case::new::<bf16>(shape, None, &[(450, 150), (0, 1)]).check();
+}
+
+#[test]
+fn sixteen_queries_of_a_group_and_one_step() {
+    let shape = KernelShape { head_dim: 16, heads: 32, kv: Dtype::Bf16, ..SHAPE };
+    let shape = KernelShape { block_size: 12, activations: Dtype::Bf16, ..shape };
+    Case::new::<bf16>(shape, Some(600), &[(1500, 11), (509, 6), (0, 2)]).check();
+}
+
+#[test]
+fn heads_of_16_bits_that_tensor_cores_do_not_take() {
+    let shape = KernelShape { head_dim: 72, heads: 8, kv: Dtype::Bf16, ..SHAPE };
+    assert!(!shape.has_tensor_cores());
+    Case::new::<bf16>(shape, Some(300), &[(700, 20), (3, 2)]).check();
+    let shape = KernelShape { head_dim: 24, heads: 6, kv: Dtype::F16, ..SHAPE };
+    Case::new::<f16>(shape, None, &[(520, 6)]).check();
+}
+
+#[test]
 fn tiny_heads() {
     let shape = KernelShape { head_dim: 8, heads: 5, kv_heads: 1, block_size: 4, ..SHAPE };
     Case::new::<f32>(shape, None, &[(700, 2), (0, 40)]).check();
 }
 
 /// Small, because sanitizers are slow.
+fn check_everywhere<E: Element>(shape: KernelShape, has_tensor_cores: bool) {
+    assert_eq!(shape.has_tensor_cores(), has_tensor_cores);
+    let case = Case::new::<E>(shape, Some(200), &[(505, 10), (3, 2)]);
+    let (work, out) = case.tiles(usize::MAX);
+    let memory = run_everywhere(Module::Attention, &shape, &work);
+    let all = memory.bytes(out);
+    case.assert_expected(all);
+    let (work, out) = case.rows(5, 7, 0);
+    let memory = run_everywhere(Module::Attention, &shape, &work);
+    case.assert_same(&memory.bytes(out)[case.row_bytes()..], all, 5);
+}
+
 #[test]
 fn every_access_is_in_bounds_and_ordered() {
+    let shape = KernelShape { heads: 6, shared_bytes_max: 30 << 10, ..SHAPE };
+    let shape = KernelShape { head_dim: 40, kv: Dtype::Bf16, ..shape };
+    check_everywhere::<bf16>(shape, false);
+}
+
+#[test]
+fn every_access_is_in_bounds_and_ordered_on_tensor_cores() {
     let shape = KernelShape { head_dim: 32, heads: 6, kv: Dtype::Bf16, ..SHAPE };
-    let shape = KernelShape { shared_bytes_max: 30 << 10, ..shape };
-    let case = Case::new::<bf16>(shape, Some(200), &[(505, 14), (3, 2)]);
-    let (work, out) = case.tiles();
-    let memory = run_everywhere(Module::Attention, &shape, &work);
-    case.assert_rows(memory.bytes(out), 0, 16);
-    let (work, out) = case.rows(9, 7, 0);
-    let memory = run_everywhere(Module::Attention, &shape, &work);
-    case.assert_rows(&memory.bytes(out)[case.row_bytes()..], 9, 7);
+    check_everywhere::<bf16>(shape, true);
+}
+
+#[test]
+fn every_access_is_in_bounds_and_ordered_where_two_warps_share_queries() {
+    let shape = KernelShape { head_dim: 144, heads: 2, block_size: 4, kv: Dtype::F16, ..SHAPE };
+    check_everywhere::<f16>(shape, true);
 }

@@ -8,10 +8,11 @@ use crate::emulator::{Program, Watch, Work};
 /// 64 threads with 8 bytes of shared memory each, and as much to write to.
 fn run(body: &str, watch: Watch, order: u64) -> (bool, String, Vec<u8>) {
     let text = format!(
-        "{}extern \"C\" __global__ void probe(u32* out, u32* more) {{\n\
+        "{}{}extern \"C\" __global__ void probe(u32* out, u32* more) {{\n\
          DYNAMIC_SHARED(shared); u32* cells = (u32*)shared; u32 thread = threadIdx.x;\n\
          (void)cells, (void)thread, (void)out, (void)more;\n{body}\n}}\n",
         include_str!("../../kernels/prelude.cuh"),
+        include_str!("../../kernels/tensor_cores.cuh"),
     );
     let source = Source { module: Module::Blocks, text, defines: Vec::new() };
     let program = Program::build(&source, &["probe".into()], watch);
@@ -96,4 +97,60 @@ fn threads_that_do_not_meet_are_noticed() {
     check_noticed(one_left, Watch::Nothing, vain);
     let elsewhere = "if (thread % 2) __syncwarp(); else __shfl_sync(EVERYONE, 1, 0);";
     check_noticed(elsewhere, Watch::Nothing, vain);
+}
+
+/// A [16, 16] has row + column / 16, B [16, 8] the unit matrix of rows 8 to 15: the product is A's right
+/// half. B comes from memory where its columns are consecutive, by way of copies.
+#[test]
+fn products_of_warps_are_those_of_matrices() {
+    let multiply = "Address at = address_of(shared); const u32 lane = thread % WARP;\n\
+                    if (thread >= WARP) return;\n\
+                    for (u32 i = lane; i < 16 * 8; i += WARP)\n\
+                    narrow(i / 8 == i % 8 + 8 ? 1.0f : 0.0f, ((bf16*)shared)[i]);\n\
+                    __syncwarp();\n\
+                    u32 a[4], tiles[4]; float sums[4] = {1.0f, 1.0f, 1.0f, 1.0f};\n\
+                    for (u32 i = 0; i < 4; i++) {\n\
+                    float row = lane / 4 + i % 2 * 8, column = lane % 4 * 2 + i / 2 * 8;\n\
+                    a[i] = narrow_pair(row + column / 16, row + (column + 1) / 16, bf16{}); }\n\
+                    load_transposed(tiles, at + lane % 16 * 16);\n\
+                    multiply_add(sums, a, tiles[0], tiles[1], bf16{});\n\
+                    if (blockIdx.x == 0) for (u32 i = 0; i < 2; i++)\n\
+                    out[2 * lane + i] = __float_as_uint(sums[i]);\n\
+                    else for (u32 i = 0; i < 2; i++)\n\
+                    more[2 * lane + i] = __float_as_uint(sums[i + 2]);";
+    let output = check_fine(multiply);
+    let numbers = output.as_chunks().0.iter().map(|bytes| f32::from_ne_bytes(*bytes));
+    for (i, number) in numbers.enumerate() {
+        let (row, column) = (i / 8, i % 8);
+        assert_eq!(number, 1.0 + row as f32 + (8 + column) as f32 / 16.0, "{row} {column}");
+    }
+}
+
+#[test]
+fn copies_come_when_they_are_waited_for() {
+    let copies = "Address to = address_of(shared) + thread * 8;\n\
+                  copy_later<8>(to, more + thread / 2 * 2, thread % 2 == 0); end_copies();\n";
+    let check = |wait: &str, expected: u32| {
+        let numbers = check_fine(&format!(
+            "{copies}{wait}if (blockIdx.x == 0) out[thread] = cells[2 * thread];"
+        ));
+        let numbers = numbers.as_chunks().0.iter().map(|bytes| u32::from_ne_bytes(*bytes));
+        assert!(numbers.take(64).all(|number| number == expected), "{wait}");
+    };
+    check("wait_for_copies<0>();", 0);
+    check("wait_for_copies<1>();", u32::MAX);
+    check("end_copies(); wait_for_copies<1>();", 0);
+    // Others' need a barrier as well.
+    let of_another = "wait_for_copies<0>(); out[thread] = cells[2 * (63 - thread)];";
+    check_noticed(&format!("{copies}{of_another}"), Watch::Threads, "data race");
+}
+
+#[test]
+fn misaligned_rows_and_copies_are_noticed() {
+    let rows = "u32 tiles[4]; load_transposed(tiles, address_of(shared) + 8);";
+    check_noticed(rows, Watch::Nothing, "a matrix's row is misaligned");
+    let copy = "copy_later<16>(address_of(shared) + 8, more, true);";
+    check_noticed(copy, Watch::Nothing, "a copy is misaligned");
+    let endless = "for (;;) copy_later<8>(address_of(shared), more, false);";
+    check_noticed(endless, Watch::Nothing, "it waits for no copies");
 }

@@ -113,6 +113,16 @@ pub fn rounded(numbers: &[f32], dtype: Dtype) -> Vec<f32> {
     numbers.iter().map(round).collect()
 }
 
+/// Numbers that are stored.
+pub fn widened(bytes: &[u8], dtype: Dtype) -> Vec<f32> {
+    let pairs = || bytes.as_chunks().0.iter().copied();
+    match dtype {
+        Dtype::F32 => bytes.as_chunks().0.iter().map(|x| f32::from_ne_bytes(*x)).collect(),
+        Dtype::Bf16 => pairs().map(|x| bf16::from_ne_bytes(x).to_f32()).collect(),
+        Dtype::F16 => pairs().map(|x| f16::from_ne_bytes(x).to_f32()).collect(),
+    }
+}
+
 /// Runs it in several orders and under both sanitizers.
 pub fn run_everywhere(module: Module, shape: &KernelShape, work: &Work) -> Memory {
     let memory = run(module, shape, work);
@@ -133,10 +143,22 @@ pub fn watch_threads(source: &Source, kernels: &[String], work: &Work) -> Watche
     }
     let mut work = Work { buffers: work.buffers.clone(), launches: work.launches.clone() };
     for launch in &mut work.launches {
-        assert!(launch.kernel != "attend_tiles" || launch.threads <= THREADS, "a smaller tile");
+        if launch.kernel == "attend_tiles" && launch.threads > THREADS {
+            shrink_tiles(&mut source, launch.threads / THREADS);
+        }
         launch.threads = launch.threads.min(THREADS);
     }
     WatchedThreads { program: Program::build(&source, kernels, Watch::Threads), work }
+}
+
+/// For work whose tiles have no more queries than that.
+fn shrink_tiles(source: &mut Source, times: u32) {
+    for define in &mut source.defines {
+        if let Some(queries) = define.strip_prefix("TILE_QUERIES=") {
+            let queries: u32 = queries.parse().expect("a number");
+            *define = format!("TILE_QUERIES={}", queries / times);
+        }
+    }
 }
 
 pub struct WatchedThreads {
