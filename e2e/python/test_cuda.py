@@ -99,7 +99,7 @@ def fingerprint_of(server):
 
 
 def test_the_fingerprint_says_what_computes(cuda):
-    assert "-cuda-sm90-bf16-fixed64-" in fingerprint_of(cuda)
+    assert "-cuda-sm90-bf16-fixed64-mma-" in fingerprint_of(cuda)
     assert cuda.stdout.seen[1].startswith("  on    GPU 0, Fake GPU, numerics ")
 
 

@@ -3,8 +3,9 @@
 //! Nothing of it is linked: the driver, the run-time compiler of the kernels (NVRTC) and cuBLAS are
 //! found when a GPU is asked for, so that one binary serves machines with and without. The residual
 //! stream, norms, rotations, softmax and SwiGLU are f32; what goes into a product and comes out of it
-//! is rounded to the weights' type. Attention, norms and sampling give a row the same bits in any
-//! company; products do where shapes are fixed (`Numerics`).
+//! is rounded to the weights' type, and what tensor cores multiply in attention to that of KV.
+//! Attention, norms and sampling give a row the same bits in any company; products do where shapes are
+//! fixed (`Numerics`).
 //!
 //! A step is: its numbers packed and copied (`step`), the layers and the choice of tokens put on a
 //! stream (`decoder`), and one wait for the tokens (`computing`). Steps that only decode come in few
@@ -142,7 +143,11 @@ impl CudaModel {
             Numerics::Fixed => format!("fixed{}", buffers::PRODUCT_ROWS),
             Numerics::Fast => "fast".to_string(),
         };
-        loaded.numerics_id = format!("{}-cuda-{kind}-{dtype}-{shapes}-{probe}", loaded.weights_id);
+        let shape = loaded.decoder.kernel_shape(Probe::BLOCK_SIZE, loaded.card.shared_bytes_max());
+        let attention = if shape.has_tensor_cores() { "-mma" } else { "" };
+        let weights_id = &loaded.weights_id;
+        loaded.numerics_id =
+            format!("{weights_id}-cuda-{kind}-{dtype}-{shapes}{attention}-{probe}");
         Ok(loaded)
     }
 
