@@ -85,13 +85,6 @@ OUTLINE float relative_weight(ACT logit, float max, float temperature) {
     return weight != weight ? 0.0f : weight;
 }
 
-// Ranks by logit, all tokens.
-struct ByLogit {
-    const ACT* logits;
-
-    INLINE u64 rank(ByLogit self, u32 id) { return rank_of(widen(self.logits[id]), id); }
-};
-
 // Ranks by weight; tokens below `min_p` have none.
 struct ByWeight {
     const ACT* logits;
@@ -109,14 +102,13 @@ struct ByWeight {
 
 // The lowest rank of the `count` best tokens, of at least as many: a radix selection from the highest
 // byte on, which ends where a byte tells them from the others.
-template <class By>
-INLINE u64 lowest_of_best(By by, u32 vocabulary, u32 count, Shared& shared) {
+INLINE u64 lowest_of_best(ByWeight by, u32 vocabulary, u32 count, Shared& shared) {
     u64 prefix = 0;
     for (int shift = 56;; shift -= 8) {
         for (u32 i = threadIdx.x; i < 256; i += SAMPLE_THREADS) shared.histogram[i] = 0;
         __syncthreads();
         for (u32 id = threadIdx.x; id < vocabulary; id += SAMPLE_THREADS) {
-            u64 rank = By::rank(by, id);
+            u64 rank = ByWeight::rank(by, id);
             if (shift == 56 || rank >> (shift + 8) == prefix) {
                 atomicAdd(&shared.histogram[rank >> shift & 255], 1u);
             }
@@ -148,8 +140,7 @@ INLINE u64 lowest_of_best(By by, u32 vocabulary, u32 count, Shared& shared) {
 
 // The `count` best tokens, best first, in shared.candidates. There are as many, and `count` is at
 // least 1 and at most CANDIDATES_MAX.
-template <class By>
-INLINE void rank_best(By by, u32 vocabulary, u32 count, Shared& shared) {
+INLINE void rank_best(ByWeight by, u32 vocabulary, u32 count, Shared& shared) {
     u64 lowest = lowest_of_best(by, vocabulary, count, shared);
     u32 padded = 1;
     while (padded < count) padded *= 2;
@@ -157,7 +148,7 @@ INLINE void rank_best(By by, u32 vocabulary, u32 count, Shared& shared) {
     for (u32 i = count + threadIdx.x; i < padded; i += SAMPLE_THREADS) shared.candidates[i] = 0;
     __syncthreads();
     for (u32 id = threadIdx.x; id < vocabulary; id += SAMPLE_THREADS) {
-        u64 rank = By::rank(by, id);
+        u64 rank = ByWeight::rank(by, id);
         if (rank >= lowest) shared.candidates[atomicAdd(&shared.taken, 1u)] = rank;
     }
     __syncthreads();
@@ -301,28 +292,5 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) sample_ranked(
     if (threadIdx.x == 0) {
         chosen[row] = count == 0 ? id_at(best)
                                  : draw_ranked(shared, sampling, count, (u32)likely, sum);
-    }
-}
-
-// The `count` largest logits of each row, largest first, equal ones by id: ids and values [rows,
-// count]; and what log-probabilities need: largest and sums [rows], of e^(logit - largest). `count` is
-// at most CANDIDATES_MAX and the vocabulary.
-extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS) rank_logits(
-    u32* __restrict__ ids, float* __restrict__ values, float* __restrict__ largest,
-    double* __restrict__ sums, const ACT* __restrict__ all_logits, u32 vocabulary, u32 count) {
-    SHARED(Shared, shared);
-    u32 row = blockIdx.x;
-    const ACT* logits = all_logits + (u64)row * vocabulary;
-    float max = number_at(best_logit(logits, vocabulary, shared));
-    double sum = 0.0;
-    for (u32 id = threadIdx.x; id < vocabulary; id += SAMPLE_THREADS) {
-        sum += relative_weight(logits[id], max, 1.0f);
-    }
-    sum = sum_of_block(sum, shared);
-    if (threadIdx.x == 0) largest[row] = max, sums[row] = sum;
-    rank_best(ByLogit{logits}, vocabulary, count, shared);
-    for (u32 i = threadIdx.x; i < count; i += SAMPLE_THREADS) {
-        ids[(u64)row * count + i] = id_at(shared.candidates[i]);
-        values[(u64)row * count + i] = widen(logits[id_at(shared.candidates[i])]);
     }
 }

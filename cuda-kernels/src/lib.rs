@@ -27,7 +27,7 @@ pub use nvrtc::{CompileError, Compiled, Nvrtc};
 pub use prepare::{AddAndNormalise, AddBias, Embed, PrepareHeads, SiluMultiply, TakeRows};
 pub use quantize::{QuantizedMatrix, WeightCode, quantize_rows};
 pub use sampling::{
-    CANDIDATES_MAX, NOT_DECIDED, RankLogits, RowSampling, SAMPLING_BYTES, Sample, sampling_bytes,
+    CANDIDATES_MAX, NOT_DECIDED, RowSampling, SAMPLING_BYTES, Sample, sampling_bytes,
 };
 pub use shape::{Dtype, KernelShape, UnsupportedShape};
 pub use source::{Module, Source};

@@ -53,28 +53,6 @@ pub struct Sample {
     pub samplings: u64,
 }
 
-/// Ranks each row's largest logits, for log-probabilities or for a host that samples. Fields that are
-/// addresses say what lies there.
-#[derive(Clone, Copy, Debug)]
-pub struct RankLogits {
-    /// Rows.
-    pub rows: usize,
-    /// Tokens of the vocabulary.
-    pub vocabulary: usize,
-    /// How many are ranked: from 1 to `CANDIDATES_MAX`, and the vocabulary.
-    pub count: usize,
-    /// u32 `[rows, count]`.
-    pub ids: u64,
-    /// f32 `[rows, count]`.
-    pub values: u64,
-    /// f32 `[rows]`: the largest logit.
-    pub largest: u64,
-    /// f64 `[rows]`: the sum of e^(logit - largest).
-    pub sums: u64,
-    /// Activations `[rows, vocabulary]`.
-    pub logits: u64,
-}
-
 impl Sample {
     /// In any order: one for rows that take the most likely token or draw among all, one for rows that
     /// draw among their best. Errors: more than a kernel counts.
@@ -98,56 +76,15 @@ impl Sample {
     }
 }
 
-impl RankLogits {
-    /// Errors: no or too many candidates; more than a kernel counts.
-    pub fn launch(&self) -> Result<Launch, LaunchError> {
-        const RANK: &str = "rank_logits";
-        let max = CANDIDATES_MAX.min(self.vocabulary);
-        if !(1..=max).contains(&self.count) {
-            let (what, count) = ("candidates", self.count);
-            return Err(LaunchError::TooMany { kernel: RANK, what, count, max });
-        }
-        Ok(Launch {
-            kernel: RANK.into(),
-            grid: [count(RANK, "rows", self.rows)?, 1, 1],
-            threads: SAMPLE_THREADS,
-            shared_bytes: 0,
-            arguments: vec![
-                Argument::Pointer(self.ids),
-                Argument::Pointer(self.values),
-                Argument::Pointer(self.largest),
-                Argument::Pointer(self.sums),
-                Argument::Pointer(self.logits),
-                Argument::U32(count(RANK, "tokens of the vocabulary", self.vocabulary)?),
-                Argument::U32(self.count as u32),
-            ],
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_row_is_24_bytes_and_candidates_are_of_the_vocabulary() {
+    fn a_row_is_24_bytes() {
         let row = RowSampling { random: 0.5, temperature: 1.0, top_p: 0.9, min_p: 0.0, top_k: 40 };
         let bytes = sampling_bytes(&[row, row]);
         assert_eq!(bytes.len(), 2 * SAMPLING_BYTES);
         assert_eq!(bytes[20..24], 40u32.to_ne_bytes());
-        let rank = RankLogits {
-            rows: 2,
-            vocabulary: 100,
-            count: 100,
-            ids: 0,
-            values: 0,
-            largest: 0,
-            sums: 0,
-            logits: 0,
-        };
-        assert!(rank.launch().is_ok());
-        assert!(RankLogits { count: 101, ..rank }.launch().is_err());
-        assert!(RankLogits { count: 0, ..rank }.launch().is_err());
-        assert!(RankLogits { count: 1025, vocabulary: 5000, ..rank }.launch().is_err());
     }
 }

@@ -61,7 +61,7 @@ impl Module {
                 "add_bias",
             ],
             Self::Gemv => return gemv::kernel_names(),
-            Self::Sampling => &["sample", "sample_ranked", "rank_logits"],
+            Self::Sampling => &["sample", "sample_ranked"],
             Self::Blocks => &["copy_blocks"],
         };
         names.iter().map(|name| name.to_string()).collect()

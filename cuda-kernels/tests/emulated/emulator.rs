@@ -87,10 +87,6 @@ impl Memory {
     pub fn floats(&self, address: u64) -> Vec<f32> {
         self.bytes(address).as_chunks().0.iter().map(|bytes| f32::from_ne_bytes(*bytes)).collect()
     }
-
-    pub fn doubles(&self, address: u64) -> Vec<f64> {
-        self.bytes(address).as_chunks().0.iter().map(|bytes| f64::from_ne_bytes(*bytes)).collect()
-    }
 }
 
 /// Numbers as they are stored: to nearest, ties to even.

@@ -1,8 +1,7 @@
 //! Tokens are chosen as the engine's sampler chooses them.
 
 use cuda_kernels::{
-    CANDIDATES_MAX, Dtype, KernelShape, Module, NOT_DECIDED, RankLogits, RowSampling, Sample,
-    sampling_bytes,
+    CANDIDATES_MAX, Dtype, KernelShape, Module, NOT_DECIDED, RowSampling, Sample, sampling_bytes,
 };
 use engine::kernels::exp;
 use rand::rngs::StdRng;
@@ -150,39 +149,4 @@ fn a_row_that_needs_more_candidates_is_not_decided() {
     check(rows(1.0, 1000), 300);
     check(rows(0.125, 0), 153);
     check(rows(1.0, 0), (0.3 * vocabulary as f64) as u32);
-}
-
-#[test]
-fn the_largest_logits_are_ranked_with_their_sum() {
-    for (vocabulary, count) in [(40, 40), (3000, 1), (3000, 20), (5000, 1024)] {
-        let rows = 2;
-        let logits = logits(vocabulary, rows, 5.0, Dtype::Bf16);
-        let shape = KernelShape { activations: Dtype::Bf16, ..SHAPE };
-        let mut work = Work::default();
-        let rank = RankLogits {
-            rows,
-            vocabulary,
-            count,
-            ids: work.room(rows * count * 4),
-            values: work.room(rows * count * 4),
-            largest: work.room(rows * 4),
-            sums: work.room(rows * 8),
-            logits: work.numbers(&logits, Dtype::Bf16),
-        };
-        work.launches = vec![rank.launch().unwrap()];
-        let memory = run(Module::Sampling, &shape, &work);
-        for (row, logits) in logits.chunks_exact(vocabulary).enumerate() {
-            let mut ids: Vec<u32> = (0..vocabulary as u32).collect();
-            let at = |id: u32| logits[id as usize];
-            ids.sort_by(|a, b| at(*b).total_cmp(&at(*a)).then(a.cmp(b)));
-            ids.truncate(count);
-            assert_eq!(memory.integers(rank.ids)[row * count..][..count], ids);
-            let values: Vec<f32> = ids.iter().map(|id| at(*id)).collect();
-            assert_eq!(memory.floats(rank.values)[row * count..][..count], values);
-            let max = values[0];
-            assert_eq!(memory.floats(rank.largest)[row], max);
-            let sum: f64 = logits.iter().map(|logit| f64::from(exp(logit - max))).sum();
-            assert!((memory.doubles(rank.sums)[row] / sum - 1.0).abs() < 1e-12);
-        }
-    }
 }
