@@ -14,7 +14,10 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "engine"))
 
-import parts
+try:
+    import parts
+except ModuleNotFoundError as error:
+    raise SystemExit(f"this needs {error.name}: pip install {error.name}") from None
 import servers
 from report import Report
 from shapes import SHAPES
@@ -42,6 +45,9 @@ def main():
     parser.add_argument("--seconds", type=int, default=10, help="of each load")
     parser.add_argument("--only", choices=[part.__name__ for part in parts.ALL], nargs="+", help="these parts")
     run = parser.parse_args()
+    for program in filter(None, (run.binary, run.nats_server)):
+        if not (os.path.isfile(program) and os.access(program, os.X_OK)):
+            parser.error(f"{program} is no program")
     run.is_on_gpu = "cuda" in run.device
     # Tokens per second of many streams, by shape.
     run.rates = {}

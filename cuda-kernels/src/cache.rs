@@ -26,6 +26,16 @@ impl KernelCache {
         Self { directory }
     }
 
+    /// Errors: nothing can be written there, with the directory's name.
+    pub fn check(&self) -> io::Result<()> {
+        let probe = self.directory.join(format!("{}.tmp", std::process::id()));
+        let written = fs::create_dir_all(&self.directory)
+            .and_then(|()| fs::write(&probe, []))
+            .and_then(|()| fs::remove_file(&probe));
+        let named = |error| io::Error::other(format!("{}: {error}", self.directory.display()));
+        written.map_err(named)
+    }
+
     /// The module's image, from the directory or compiled and put there; when that cannot be written,
     /// it is compiled again the next time. Errors: it does not compile.
     pub fn image(
@@ -113,6 +123,18 @@ mod tests {
         let defines = vec!["ACT=f32".into()];
         others.push(cache.path((13, 0), &Source { defines, ..source }, "sm_90"));
         assert!(others.iter().all(|other| *other != path));
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_told_of() {
+        let cache = KernelCache::new(directory("checked"));
+        cache.check().unwrap();
+        assert_eq!(fs::read_dir(&cache.directory).unwrap().count(), 0);
+        fs::remove_dir(&cache.directory).unwrap();
+        fs::write(&cache.directory, "a file").unwrap();
+        let sentence = cache.check().unwrap_err().to_string();
+        assert!(sentence.contains(&*cache.directory.to_string_lossy()), "{sentence}");
+        fs::remove_file(&cache.directory).unwrap();
     }
 
     #[test]

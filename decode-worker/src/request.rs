@@ -60,6 +60,7 @@ async fn via_prefill_worker(
         tracing::debug!(request_id, %error, "computing the prompt here");
     } else {
         tracing::warn!(request_id, prefill_worker, %error, "prefill failed, computing here");
+        context.shared.transfers.fail();
     }
     if error.is_suspicious() {
         let suspicion =

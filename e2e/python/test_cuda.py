@@ -365,6 +365,7 @@ def test_blocks_move_between_gpus_by_ucx(cluster, begin, cuda):
     decode = begin("decode-worker", "d", "cuda:1", "--ucx", "on", *STEPWISE, fault=fault)
     prompts = Prompts(gateway_of(cluster, prefill, decode), cuda, prefill, decode)
     prompts.come_over()
+    assert "  ucx   moves KV blocks" in decode.stdout.seen
     assert copies_of(decode, "ucx") is None
     for _ in range(3):
         before = decode.metric("stator_kv_ucx_bytes_total")

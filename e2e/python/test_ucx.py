@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import Cluster, Nats, complete, wait_until
+from cluster import Cluster, Component, Nats, complete, wait_until
 from stator_process import check_sentence, run
 
 PROMPT = list(range(5, 305))
@@ -125,6 +125,12 @@ def test_an_agent_does_not_outlive_its_worker(workers):
     agent = agent_of(prefill)
     prefill.kill()
     wait_until(lambda: not Path(f"/proc/{agent}/exe").exists(), "the agent ends")
+
+
+def test_where_it_is_not_used_the_worker_says_why(nats):
+    with Component("decode-worker", "--nats", nats.url, "--engine", "mock", "--ucx", "auto") as worker:
+        assert "  ucx   moves nothing: no RDMA device is here" in worker.stdout.seen
+        assert not agent_of(worker)
 
 
 def test_what_ucx_would_open_needs_a_trusted_network(nats, monkeypatch):

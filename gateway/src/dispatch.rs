@@ -153,8 +153,6 @@ impl From<Lost> for Cause {
 #[derive(Default)]
 pub struct Excluded {
     workers: Vec<(WorkerLife, Cause)>,
-    /// Those of which the log says so: each is tried again and again while nobody else is left.
-    told: Vec<WorkerLife>,
     since: Option<Instant>,
 }
 
@@ -168,16 +166,6 @@ impl Excluded {
     /// A worker goes on with the request.
     pub fn recovered(&mut self) {
         self.since = None;
-        self.told.clear();
-    }
-
-    /// Whether the log is yet to say of this worker that it failed the request.
-    fn is_news(&mut self, worker: &WorkerLife) -> bool {
-        let is_news = !self.told.contains(worker);
-        if is_news {
-            self.told.push(worker.clone());
-        }
-        is_news
     }
 
     /// For how long it has been without a worker; none where no worker failed it.
@@ -278,9 +266,7 @@ impl Dispatcher {
             let life = WorkerLife::new(&route.worker_id, route.incarnation);
             let Some(worker) = self.models.worker(&life) else {
                 // A router may know a worker a moment before or after this gateway does.
-                if excluded.is_news(&life) {
-                    tracing::info!(worker = %life.id, "the chosen worker is not known here");
-                }
+                tracing::debug!(worker = %life.id, "the chosen worker is not known here");
                 excluded.add(life, Cause::Overloaded);
                 continue;
             };
@@ -295,11 +281,13 @@ impl Dispatcher {
                     return Ok(Placed { stream, worker: life, numerics_id, explanation });
                 }
                 Err(error) => {
-                    if excluded.is_news(&life) {
-                        let worker = &life.id;
+                    let worker = &life.id;
+                    // While nobody else is left, each request tries it again and again.
+                    if self.blame(&life, Cause::Connection) {
                         tracing::warn!(%worker, %error, "cannot give the worker a request");
+                    } else {
+                        tracing::debug!(%worker, %error, "cannot give the worker a request");
                     }
-                    self.blame(&life, Cause::Connection);
                     excluded.add(life, Cause::Connection);
                 }
             }
@@ -357,16 +345,19 @@ impl Dispatcher {
         self.sessions.start(life, &worker.data_endpoint, request).await
     }
 
-    /// Tells the routers that a worker had better not be chosen, if that is so.
-    pub fn blame(&self, worker: &WorkerLife, cause: Cause) {
+    /// Tells the routers that a worker had better not be chosen, if that is so. Returns whether that is
+    /// news here.
+    pub fn blame(&self, worker: &WorkerLife, cause: Cause) -> bool {
         if cause.is_suspicious() {
-            self.fallback.suspect(worker);
+            let is_news = self.fallback.suspect(worker);
             let suspicion = v1::Suspicion {
                 worker_id: worker.id.to_string(),
                 incarnation: worker.incarnation.0,
             };
             self.network.bus.publish(subjects::SUSPECT, suspicion.encode_to_vec().into());
+            return is_news;
         }
+        false
     }
 
     fn hash_blocks(&self, prompt: &Prompt, numerics: &Numerics) -> Vec<v1::PromptBlocks> {

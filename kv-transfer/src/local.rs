@@ -52,6 +52,13 @@ impl LocalPools {
 
     /// Makes a pool readable for as long as its owner keeps it.
     pub fn add(&self, worker: WorkerLife, source: &Arc<LocalSource>) {
+        // Asked now, a driver answers at once: later it may be in the middle of a step, while the first
+        // reader waits.
+        if let KvMemory::Cuda(memory) = &source.memory
+            && let Err(error) = memory.lend()
+        {
+            tracing::debug!(%error, "other processes cannot map the KV pool");
+        }
         let mut sources = self.sources.lock();
         sources.retain(|_, source| source.strong_count() > 0);
         sources.insert(worker, Arc::downgrade(source));

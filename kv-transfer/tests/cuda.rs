@@ -36,8 +36,16 @@ struct World {
 
 impl World {
     async fn new(over: Over) -> Self {
+        Self::where_fails(over, None).await
+    }
+
+    /// With a call that fails once its side has a pool: which side, which call, and with what.
+    async fn where_fails(over: Over, fault: Option<(usize, &str, i32)>) -> Self {
         let gpus = Gpus::of(over);
         let source = gpus.source(8, layout(BLOCK_BYTES), LeaseLimits::default());
+        if let Some((side, call, code)) = fault {
+            gpus.fakes[side].fail(call, 0, code);
+        }
         let system = System::new(over, source).await;
         let lease = lease(&system.source, &WANTED);
         let world = Self { gpus, system, lease };
@@ -241,8 +249,7 @@ async fn pools_that_cannot_be_mapped_are_read_over_tcp_from_then_on() {
         (1, "cuMemcpyDtoDAsync_v2", 999),
     ];
     for (side, call, code) in refusals {
-        let world = World::new(Over::Cuda).await;
-        world.gpus.fakes[side].fail(call, 0, code);
+        let world = World::where_fails(Over::Cuda, Some((side, call, code))).await;
         assert!(matches!(world.system.way(), Way::Cuda(_)));
         let mut destination = world.destination();
         let pulled = world.pull(&mut destination).await.unwrap();
@@ -312,9 +319,8 @@ async fn a_source_that_lost_its_gpu_is_gone() {
         (Over::CudaByTcp, "cuStreamWaitEvent"),
         (Over::Cuda, "cuIpcGetMemHandle"),
     ] {
-        let world = World::new(over).await;
+        let world = World::where_fails(over, Some((0, call, 719))).await;
         let mut destination = world.destination();
-        world.gpus.fakes[0].fail(call, 1, 719);
         let error = world.pull(&mut destination).await.unwrap_err();
         assert!(matches!(error, TransferError::SourceGone(_)), "{over:?} {call}: {error:?}");
         assert_eq!(error.advice(), Advice::RetryOther);

@@ -14,7 +14,7 @@ use kv_transfer::tcp::wire::{HEADER_BYTES, Header, Kind, ReadRequest, Refusal, R
 use kv_transfer::tcp::{self, Right};
 use kv_transfer::ucx::{ANSWER_MAX, Agent, Launch, SILENCE_MAX, UcxError};
 use kv_transfer::{Advice, HostMemory, LeaseError, LeaseLimits, TCP, TransferError, Way, Ways};
-use rustix::process::{Pid, Signal, test_kill_process};
+use rustix::process::{Pid, Signal, getpgid, test_kill_process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -424,6 +424,8 @@ async fn an_agent_ends_with_its_owner() {
     let memory = Arc::new(HostMemory::shared(1, 64).unwrap());
     let agent = agent(&memory, "tcp").await;
     let process = Pid::from_raw(agent.process_id().unwrap() as i32).unwrap();
+    // Ctrl-C goes to all of a terminal's group.
+    assert_ne!(getpgid(Some(process)).unwrap(), getpgid(None).unwrap());
     let clone = agent.clone();
     drop(agent);
     test_kill_process(process).unwrap();

@@ -150,14 +150,16 @@ impl Core {
         self.index.blocks(self.workers.slot(worker)?)
     }
 
-    /// Someone found a worker dead, silent or hung: it is passed over for a while.
-    pub fn suspect(&mut self, worker: &WorkerLife, now: Time) {
-        let Some(slot) = self.workers.slot(worker) else { return };
+    /// Someone found a worker dead, silent or hung: it is passed over for a while. Returns whether that
+    /// is news.
+    pub fn suspect(&mut self, worker: &WorkerLife, now: Time) -> bool {
+        let Some(slot) = self.workers.slot(worker) else { return false };
         let mut is_news = false;
         self.workers.change(slot, |entry| is_news = entry.suspect(now));
         if is_news {
             tracing::info!(worker = %worker.id, "suspected, passing it over for a while");
         }
+        is_news
     }
 
     /// Another router gave away requests.

@@ -43,8 +43,8 @@ impl Fallback {
     }
 
     /// A change that this gateway learned by another way, and perhaps earlier.
-    pub fn suspect(&self, worker: &WorkerLife) {
-        self.core.lock().suspect(worker, self.now());
+    pub fn suspect(&self, worker: &WorkerLife) -> bool {
+        self.core.lock().suspect(worker, self.now())
     }
 
     /// Answers as a router would.

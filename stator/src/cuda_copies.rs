@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use kv_transfer::cuda::{CudaMemory, Device, Driver, Function};
+use kv_transfer::cuda::{CudaError, CudaMemory, Device, Driver, Function};
 use kv_transfer::{
     BlockCopy, BlockWriter, Capability, KvLayout, Lease, LeaseId, LeaseLimits, LeaseTable,
     LocalPools, LocalSource, Way, Ways, tcp,
@@ -56,9 +56,18 @@ fn content(block: u32, bytes: usize) -> Vec<u8> {
     (0..bytes as u32 / 4).flat_map(|index| word(index).to_le_bytes()).collect()
 }
 
+fn pool(device: &Arc<Device>, shape: Shape) -> anyhow::Result<CudaMemory> {
+    match CudaMemory::new(device, shape.blocks, shape.block_bytes) {
+        Err(CudaError::PoolTooLarge { ordinal, .. }) => {
+            bail!("GPU {ordinal} has no room for three pools of this size; use a smaller --mib")
+        }
+        memory => Ok(memory?),
+    }
+}
+
 /// A pool whose blocks hold their content, and a lease over all of it.
 fn source(device: &Arc<Device>, shape: Shape) -> anyhow::Result<(Arc<LocalSource>, Lease)> {
-    let memory = CudaMemory::new(device, shape.blocks, shape.block_bytes)?;
+    let memory = pool(device, shape)?;
     for block in 0..shape.blocks as u32 {
         // SAFETY: nobody else has this memory yet.
         unsafe { memory.write_blocks(block, &content(block, shape.block_bytes)) }?;
@@ -166,7 +175,7 @@ impl<'a> Pull<'a> {
     /// Pulls so often, checks all bytes of the first time, and prints the median. GB/s.
     async fn measure(&self, rounds: usize, best: Option<f64>) -> anyhow::Result<f64> {
         let Shape { block_bytes, blocks } = self.shape;
-        let memory = CudaMemory::new(&self.to.device, blocks, block_bytes)?;
+        let memory = pool(&self.to.device, self.shape)?;
         let memory = Arc::new(memory.copied_by(self.to.copier.clone()));
         let places = (0..blocks as u32).collect();
         // SAFETY: this program alone uses the memory.

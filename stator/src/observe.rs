@@ -162,6 +162,9 @@ pub fn transfers(metrics: &Metrics, transfers: &Arc<Transfers>) {
     let help = "Copies of KV blocks from other workers, by the way that made them.";
     show("stator_kv_copies", help, |copied| copied.copies);
     show("stator_kv_copied_bytes", "Their bytes.", |copied| copied.bytes);
+    let failed = transfers.clone();
+    let help = "Prompts computed here that a prefill worker failed to hand over.";
+    metrics.counter("stator_remote_prefills_failed", help, move || failed.failed() as f64);
 }
 
 /// Shows what a worker's UCX agent does.

@@ -20,25 +20,41 @@ const LOOPBACK: &str = "lo";
 /// The name of the command that is an agent.
 const COMMAND: &str = "ucx-agent";
 
-/// How an agent is to be started, if there is to be one.
-pub struct Plan {
-    launch: Launch,
-    /// Whether the worker does not start without.
-    is_required: bool,
+/// What is to become of UCX.
+pub enum Plan {
+    /// Nobody asked for it.
+    Off,
+    /// There is none, for this reason.
+    Without(String),
+    /// An agent is started.
+    Start {
+        /// So.
+        launch: Launch,
+        /// Whether the worker does not start without.
+        is_required: bool,
+    },
+}
+
+/// What became of it.
+#[derive(Default)]
+pub struct Started {
+    /// The agent, if there is one.
+    pub agent: Option<Agent>,
+    /// A line of the start message; empty where nobody asked.
+    pub line: String,
 }
 
 /// Decides before anything is opened. Errors: nothing protects what UCX would open.
-pub fn check(arguments: &WorkerArgs) -> Result<Option<Plan>, CommandError> {
+pub fn check(arguments: &WorkerArgs) -> Result<Plan, CommandError> {
     let (mode, insecure) = (arguments.data.ucx, arguments.component.insecure);
     let why_not = match mode {
-        UcxMode::Off => return Ok(None),
+        UcxMode::Off => return Ok(Plan::Off),
         UcxMode::Auto if !has_devices(Path::new(RDMA_DEVICES)) => Some("no RDMA device is here"),
         UcxMode::Auto if !insecure => Some("its network is not said to be trusted (--insecure)"),
         UcxMode::Auto | UcxMode::On => None,
     };
     if let Some(why_not) = why_not {
-        tracing::info!("KV blocks do not move by UCX: {why_not}");
-        return Ok(None);
+        return Ok(Plan::Without(why_not.into()));
     }
     let mut environment = Vec::new();
     if !insecure {
@@ -55,24 +71,38 @@ pub fn check(arguments: &WorkerArgs) -> Result<Option<Plan>, CommandError> {
     }
     let program = std::env::current_exe()?;
     let launch = Launch { program, arguments: vec![COMMAND.into()], environment };
-    Ok(Some(Plan { launch, is_required: mode == UcxMode::On }))
+    Ok(Plan::Start { launch, is_required: mode == UcxMode::On })
 }
 
 impl Plan {
-    /// Starts the agent. Errors: it is required, and cannot be used here.
-    pub async fn start(self, memory: &KvMemory) -> Result<Option<Agent>, CommandError> {
-        match Agent::start(memory, self.launch.clone()).await {
-            Ok(agent) => Ok(Some(agent)),
-            Err(error) => self.without(&telling(&error)),
-        }
+    /// Whether an agent is to be started.
+    pub fn is_start(&self) -> bool {
+        matches!(self, Self::Start { .. })
     }
 
-    fn without(&self, why_not: &str) -> Result<Option<Agent>, CommandError> {
-        if self.is_required {
-            return Err(CommandError::Unavailable(format!("--ucx on, but {why_not}")));
+    /// Starts the agent. Errors: it is required, and cannot be used here.
+    pub async fn start(self, memory: &KvMemory) -> Result<Started, CommandError> {
+        let (launch, is_required) = match self {
+            Self::Off => return Ok(Started::default()),
+            Self::Without(why_not) => return Ok(Started::without(&why_not)),
+            Self::Start { launch, is_required } => (launch, is_required),
+        };
+        match Agent::start(memory, launch).await {
+            Ok(agent) => {
+                Ok(Started { agent: Some(agent), line: "  ucx   moves KV blocks\n".into() })
+            }
+            Err(error) if is_required => Err(CommandError::Unavailable(format!(
+                "--ucx on, but {}; or leave --ucx out",
+                telling(&error)
+            ))),
+            Err(error) => Ok(Started::without(&telling(&error))),
         }
-        tracing::info!("KV blocks do not move by UCX: {why_not}");
-        Ok(None)
+    }
+}
+
+impl Started {
+    fn without(why_not: &str) -> Self {
+        Self { agent: None, line: format!("  ucx   moves nothing: {why_not}\n") }
     }
 }
 

@@ -40,7 +40,7 @@ struct Prepared {
     ways: Ways,
     /// Of a prefill worker.
     kv: Option<KvListener>,
-    ucx: Option<ucx::Plan>,
+    ucx: ucx::Plan,
     admin: TcpListener,
 }
 
@@ -123,22 +123,21 @@ async fn start(
     let life = WorkerLife { id: name.as_str().into(), incarnation: Incarnation::begin() };
     let (runner, place) = (engines.runner(), EnginePlace::Thread);
     let sizes = engines::sizes(&arguments.engine, runner.as_ref(), 0)?;
-    let engine = EngineConfig { shares_memory: ucx.is_some(), ..sizes };
-    let own_ways = if ucx.is_some() { &[UCX, TCP][..] } else { &[TCP] };
+    let engine = EngineConfig { shares_memory: ucx.is_start(), ..sizes };
+    let own_ways = if ucx.is_start() { &[UCX, TCP][..] } else { &[TCP] };
     let kv_ways = [engines.kv_ways(), own_ways].concat();
     let hardware = Some(machine.registration(&engines.device()?, &kv_ways));
     let mut worker =
         Worker::start(WorkerConfig { life, role, runner, place, engine, card, hardware })?;
     let (host, presence) = (worker.host.clone(), worker.presence.clone());
     let transfers = worker.transfers.clone();
-    if let Some(plan) = ucx {
-        ways.ucx = plan.start(host.memory()).await?;
-        if ways.ucx.is_none() {
-            worker.lose_way(UCX);
-        }
+    let ucx = ucx.start(host.memory()).await?;
+    if ucx.agent.is_none() {
+        worker.lose_way(UCX);
     }
+    ways.ucx = ucx.agent;
     let leases = Arc::new(LeaseTable::new(LeaseLimits::default()));
-    let mut summary = summary::lines(&engines, &[&host]);
+    let mut summary = summary::lines(&engines, &[&host]) + &ucx.line;
     if let Some(kv) = &kv {
         summary += &format!("  kv    {}\n", kv.server.local_address()?);
     }

@@ -2,6 +2,7 @@
 //! they take (`protocol::v1::TransferModel`), for each link by itself.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -20,6 +21,7 @@ pub struct Transfers {
     links: Mutex<BTreeMap<KvLink, Regression>>,
     /// By the way's name, likewise.
     copied: Mutex<BTreeMap<&'static str, Copied>>,
+    failed: AtomicU64,
 }
 
 /// What came to this worker by one way.
@@ -56,6 +58,16 @@ impl Transfers {
         let (bytes, took_us) = (bytes as f32, took.as_secs_f32() * 1e6);
         let features = [1.0, bytes / MIB, 0.0, 0.0, 0.0];
         self.links.lock().entry(link).or_default().record(features, [bytes, 0.0, 0.0], took_us);
+    }
+
+    /// A prompt that another worker was to compute is computed here after all.
+    pub fn fail(&self) {
+        self.failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often that was.
+    pub fn failed(&self) -> u64 {
+        self.failed.load(Ordering::Relaxed)
     }
 
     /// What came, by the names of ways.

@@ -58,6 +58,9 @@ impl Card {
         let cublas = Cublas::load(libraries.cublas.as_deref(), version.0)?;
         let shared_bytes_max = device.shared_bytes_max().map_err(|error| error.to_string())?;
         let kernel_cache = kernel_cache.map(|directory| KernelCache::new(directory.to_path_buf()));
+        if let Some(Err(error)) = kernel_cache.as_ref().map(KernelCache::check) {
+            tracing::warn!(%error, "compiled kernels cannot be kept: each start compiles them again");
+        }
         let loaded = Mutex::default();
         Ok(Self { device, cublas, nvrtc, capability, shared_bytes_max, kernel_cache, loaded })
     }

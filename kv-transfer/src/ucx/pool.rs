@@ -57,8 +57,8 @@ impl Pool {
         let context = init(&ucp).map_err(for_now)?;
         if memory.is_on_gpu() && !knows_gpus(&ucp, context).map_err(for_now)? {
             return Err(for_good(
-                "UCX does not know this GPU's memory: it needs its module for CUDA (libuct_cuda), \
-                 and UCX_TLS, if set, has to name cuda_copy"
+                "UCX does not know this GPU's memory: it needs its module for CUDA (libuct_cuda, which \
+                 needs libnvidia-ml.so.1), and UCX_TLS, if set, has to name cuda_copy"
                     .into(),
             ));
         }
@@ -358,7 +358,10 @@ fn encode_keys(base: u64, bytes: u64, address: &[u8], key: &[u8]) -> Vec<u8> {
 
 /// Loads UCX, and registers memory with it. Errors: whether another try is in vain, and a sentence.
 pub fn open(memory: PoolMemory) -> Result<Pool, NoMemory> {
-    let (ucp, version) = bindings::load().map_err(|reason| (true, reason))?;
+    let (ucp, version) = bindings::load().map_err(|reason| match memory.is_on_gpu() {
+        true => for_good(format!("{reason} (for GPUs: 1.16 or newer, built with CUDA and verbs)")),
+        false => for_good(reason),
+    })?;
     tracing::debug!(?version, "loaded UCX");
     if memory.is_on_gpu() && version < FOR_GPUS {
         let ((major, minor, _), (least_major, least_minor, _)) = (version, FOR_GPUS);

@@ -5,6 +5,7 @@ use std::io::{self, IoSlice, stderr};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
@@ -99,6 +100,8 @@ impl Launch {
             DEFAULTS.into_iter().chain(more).filter(|(name, _)| std::env::var_os(name).is_none()),
         );
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
+        // Ctrl-C is for the worker, which drains with its agent.
+        command.process_group(0);
         // UCX logs to standard output, which is the worker's to use.
         command.stdin(OwnedFd::from(input)).stdout(Stdio::from(stderr())).spawn()
     }
