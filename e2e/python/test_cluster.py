@@ -132,6 +132,25 @@ def test_without_workers_of_a_known_model_requests_are_told_to_come_again(cluste
     assert 1 <= len(in_vain) <= len(workers), in_vain
 
 
+def test_handovers_that_fail_are_counted_and_cost_no_answer(cluster):
+    gateway, router = cluster.begin("gateway"), cluster.begin("router")
+    # Its blocks cannot be had: nobody listens there.
+    fast = ("--mock-prefill-us-per-token", "10")
+    prefill = cluster.begin("prefill-worker", "--advertise-kv", "127.0.0.1:1", *fast)
+    decode = cluster.begin("decode-worker", "--mock-prefill-us-per-token", "3000")
+    for component in (gateway, router, prefill, decode):
+        component.ready()
+    wait_until(lambda: gateway.metric("stator_workers_known") == 2, "both workers are known")
+    firsts = iter(range(1000))
+
+    def has_failed():
+        assert complete(gateway, [next(firsts), *range(5, 305)], 2).status == 200
+        return decode.metric("stator_remote_prefills_failed_total") > 0
+
+    wait_until(has_failed, "a handover fails")
+    assert decode.metric('stator_kv_copies_total{way="tcp"}') is None
+
+
 def test_every_component_shows_health_and_metrics(cluster):
     components = with_all(cluster)
     complete(components[0], PROMPT, 5)
