@@ -47,7 +47,9 @@ pub enum CudaError {
     },
     /// A pool does not fit.
     #[error(
-        "a KV pool of {} does not fit on GPU {ordinal}, where {} are free; use fewer --kv-blocks", Size(*bytes), Size(*free_bytes)
+        "a KV pool of {} does not fit on GPU {ordinal}, where {} are free; use fewer --kv-blocks",
+        Size(*bytes),
+        Size(*free_bytes)
     )]
     PoolTooLarge {
         /// Where.
@@ -108,9 +110,10 @@ const PEER_REFUSED: [u32; 2] = [217, 711];
 const ALREADY_ENABLED: u32 = 704;
 
 /// After these "the process must be terminated and relaunched": DEINITIALIZED, DEVICE_UNAVAILABLE,
-/// ECC_UNCORRECTABLE, NVLINK_UNCORRECTABLE, CONTAINED, ILLEGAL_ADDRESS, LAUNCH_TIMEOUT, CONTEXT_IS_DESTROYED,
-/// ASSERT, HARDWARE_STACK_ERROR, ILLEGAL_INSTRUCTION, MISALIGNED_ADDRESS, INVALID_ADDRESS_SPACE,
-/// INVALID_PC, LAUNCH_FAILED, TENSOR_MEMORY_LEAK, MPS_CLIENT_TERMINATED, EXTERNAL_DEVICE.
+/// ECC_UNCORRECTABLE, NVLINK_UNCORRECTABLE, CONTAINED, ILLEGAL_ADDRESS, LAUNCH_TIMEOUT,
+/// CONTEXT_IS_DESTROYED, ASSERT, HARDWARE_STACK_ERROR, ILLEGAL_INSTRUCTION, MISALIGNED_ADDRESS,
+/// INVALID_ADDRESS_SPACE, INVALID_PC, LAUNCH_FAILED, TENSOR_MEMORY_LEAK, MPS_CLIENT_TERMINATED,
+/// EXTERNAL_DEVICE.
 const LOST: [u32; 18] =
     [4, 46, 214, 220, 226, 700, 702, 709, 710, 714, 715, 716, 717, 718, 719, 721, 810, 911];
 

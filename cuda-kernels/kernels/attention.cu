@@ -60,13 +60,9 @@ extern "C" __global__ void __launch_bounds__(PART_THREADS) attend_parts(
     u32 heads = gridDim.y / SUBGROUPS * GROUP;
     u32 head = kv_head * GROUP + subgroup * QUERIES;
     u32 count = smaller(QUERIES, GROUP - subgroup * QUERIES);
-    if (table_of[row] == NOBODY) return;
-    u32 position = positions[row];
-    u32 seen = first_seen(position, window);
-    u32 part = seen / PART + blockIdx.x, last_part = position / PART;
-    if (part > last_part) return;
-    u32 start = part * PART;
-    u32 first = larger(seen, start), end = smaller(position + 1, start + PART);
+    RowPart part = part_of(row, table_of, positions, window);
+    u32 start = part.start, first = part.first, end = part.end;
+    if (first == end) return;
     const u32* table = tables + (u64)table_of[row] * table_blocks;
     const u8* keys_plane = pool + keys_at + (u64)kv_head * PLANE * sizeof(KV);
     const u8* values_plane = pool + values_at + (u64)kv_head * PLANE * sizeof(KV);
@@ -166,13 +162,12 @@ extern "C" __global__ void __launch_bounds__(PART_THREADS) attend_parts(
         }
     }
 
-    bool is_whole = seen / PART == last_part;
 #pragma unroll
     for (int i = 0; i < SET_QUERIES; i++) {
         u32 query = set_query + i;
         if (query >= count) continue;
         u64 at = (u64)row * heads + head + query;
-        if (is_whole) {
+        if (part.is_whole) {
             float inverse = 1.0f / stats[query].sum;
             narrow(sums[i][0] * inverse, out[at * HEAD_DIM + column]);
             narrow(sums[i][1] * inverse, out[at * HEAD_DIM + column + 1]);

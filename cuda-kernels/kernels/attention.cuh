@@ -59,6 +59,22 @@ INLINE float merged(Merge merge, float before, float next) {
     return fmaf(next, merge.next, before * merge.before);
 }
 
+// The part of a row's context that a block of `attend_parts` takes: its blockIdx.x-th that is seen.
+struct RowPart {
+    u32 start;       // its first position
+    u32 first, end;  // what of it the row sees: nothing where there is no such part
+    bool is_whole;   // the row sees nothing else
+};
+
+INLINE RowPart part_of(u32 row, const u32* table_of, const u32* positions, u32 window) {
+    if (table_of[row] == NOBODY) return {};
+    u32 position = positions[row], seen = first_seen(position, window);
+    u32 part = seen / PART + blockIdx.x, last_part = position / PART, start = part * PART;
+    if (part > last_part) return {};
+    u32 first = larger(seen, start), end = smaller(position + 1, start + PART);
+    return {start, first, end, seen / PART == last_part};
+}
+
 // Merges what `attend_parts` left of rows that see several parts, part after part, into out. Grid:
 // (heads, rows).
 extern "C" __global__ void __launch_bounds__(PART_THREADS) merge_parts(

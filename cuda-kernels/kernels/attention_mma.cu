@@ -87,19 +87,16 @@ extern "C" __global__ void __launch_bounds__(PART_THREADS, HEAD_DIM <= 128 ? 4 :
     float* maxima = rescales + CHUNKS * GROUP;               // [GROUP]
 
     u32 row = blockIdx.z, parts = gridDim.x, kv_head = blockIdx.y, heads = gridDim.y * GROUP;
-    if (table_of[row] == NOBODY) return;
-    u32 position = positions[row];
-    u32 seen = first_seen(position, window);
-    u32 part = seen / PART + blockIdx.x, last_part = position / PART;
-    if (part > last_part) return;
-    u32 start = part * PART;
+    RowPart part = part_of(row, table_of, positions, window);
+    if (part.first == part.end) return;
+    u32 start = part.start;
     u64 plane = (u64)kv_head * PLANE * sizeof(KV);
     Context context = {pool + keys_at + plane,
                        pool + values_at + plane,
                        tables + (u64)table_of[row] * table_blocks,
                        block_bytes,
-                       larger(seen, start),
-                       smaller(position + 1, start + PART)};
+                       part.first,
+                       part.end};
     u32 first_chunk = (context.first - start) / CHUNK;
     u32 chunks = (context.end - start + CHUNK - 1) / CHUNK;
 
@@ -188,7 +185,6 @@ extern "C" __global__ void __launch_bounds__(PART_THREADS, HEAD_DIM <= 128 ? 4 :
         }
     }
 
-    bool is_whole = seen / PART == last_part;
 #pragma unroll
     for (int n = 0; n < 2; n++) {
         if (lanes_query[n] >= GROUP) continue;
@@ -199,13 +195,13 @@ extern "C" __global__ void __launch_bounds__(PART_THREADS, HEAD_DIM <= 128 ? 4 :
             u32 tile = warp + i * PART_WARPS, column = 8 * tile + pair;
             if (tile >= TILES) continue;
             float first = values[i][2 * n], second = values[i][2 * n + 1];
-            if (is_whole) {
+            if (part.is_whole) {
                 store_pair(first * inverse, second * inverse, out + at * HEAD_DIM + column);
             } else {
                 store_pair(first, second, partial_values + part_at * HEAD_DIM + column);
             }
         }
-        if (!is_whole && threadIdx.x / WARP == 0 && pair == 0) {
+        if (!part.is_whole && threadIdx.x / WARP == 0 && pair == 0) {
             partial_stats[part_at] = {maxima[lanes_query[n]], sum};
         }
     }

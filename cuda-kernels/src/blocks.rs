@@ -27,9 +27,12 @@ pub struct CopyBlocks {
 }
 
 impl CopyBlocks {
+    /// The kernel's name.
+    pub const KERNEL: &str = "copy_blocks";
+
     /// Errors: blocks are no multiple of 16 bytes, or too many.
     pub fn launch(&self) -> Result<Launch, LaunchError> {
-        const COPY: &str = "copy_blocks";
+        const COPY: &str = CopyBlocks::KERNEL;
         multiple_of(COPY, "bytes of a block", self.block_bytes, VECTOR_BYTES)?;
         let per_block = COPY_THREADS * VECTOR_BYTES * VECTORS_PER_THREAD;
         let pieces = self.block_bytes.div_ceil(per_block).clamp(1, 1024) as u32;

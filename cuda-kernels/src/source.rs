@@ -1,6 +1,7 @@
 //! Sources of the kernels, with the constants that a model gives them.
 
 use crate::attention::Sizes;
+use crate::blocks::CopyBlocks;
 use crate::gemv;
 use crate::shape::KernelShape;
 
@@ -32,6 +33,17 @@ pub struct Source {
 
 const PRELUDE: &str = include_str!("../kernels/prelude.cuh");
 
+impl Source {
+    /// Of what copies KV blocks (`CopyBlocks`): the same for all models, and for none.
+    pub fn of_copies() -> Self {
+        Self::of(Module::Blocks, &[include_str!("../kernels/blocks.cu")], Vec::new())
+    }
+
+    fn of(module: Module, files: &[&str], defines: Vec<String>) -> Self {
+        Self { module, text: format!("{PRELUDE}{}", files.concat()), defines }
+    }
+}
+
 impl Module {
     /// All of them.
     pub const ALL: [Self; 5] =
@@ -62,7 +74,7 @@ impl Module {
             ],
             Self::Gemv => return gemv::kernel_names(),
             Self::Sampling => &["sample", "sample_ranked"],
-            Self::Blocks => &["copy_blocks"],
+            Self::Blocks => &[CopyBlocks::KERNEL],
         };
         names.iter().map(|name| name.to_string()).collect()
     }
@@ -82,10 +94,9 @@ impl Module {
             Self::Layer => &[include_str!("../kernels/layer.cu")],
             Self::Gemv => &[include_str!("../kernels/gemv.cu")],
             Self::Sampling => &[include_str!("../kernels/sampling.cu")],
-            Self::Blocks => &[include_str!("../kernels/blocks.cu")],
+            Self::Blocks => return Source::of_copies(),
         };
-        let text = format!("{PRELUDE}{}", files.concat());
-        Source { module: self, text, defines: self.defines(shape) }
+        Source::of(self, files, self.defines(shape))
     }
 
     /// Only what its source uses, so that models share what is compiled.

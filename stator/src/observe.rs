@@ -16,6 +16,7 @@ use worker::{Copied, EngineHost, Transfers};
 use crate::addresses::{self, Protection};
 use crate::cli::AdminArgs;
 use crate::error::CommandError;
+use crate::hardware::Hardware;
 
 /// Binds the admin server. Errors: the address may not be listened on, or cannot be.
 pub async fn bind(arguments: &AdminArgs, insecure: bool) -> Result<TcpListener, CommandError> {
@@ -39,6 +40,23 @@ pub fn serve(
         }
     });
     Ok(address)
+}
+
+/// Shows what processes with workers have in common. `transfers` are those of the worker that decodes.
+pub fn workers(
+    network: &Network,
+    hosts: &[Arc<EngineHost>],
+    leases: &Arc<LeaseTable>,
+    transfers: &Arc<Transfers>,
+    machine: &Hardware,
+) -> Metrics {
+    let metrics = Metrics::new();
+    self::network(&metrics, network);
+    engines(&metrics, hosts.to_vec());
+    self::leases(&metrics, leases);
+    self::transfers(&metrics, transfers);
+    machine.show(&metrics);
+    metrics
 }
 
 /// Shows how a component's connection to NATS does.

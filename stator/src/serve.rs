@@ -137,12 +137,7 @@ fn launch(
     rest.spawn(decode_worker::run(decode, network.clone(), ways.clone(), stop_rest.clone()));
     rest.spawn(prefill_worker::run(prefill, kv, network.clone(), ways, stop_rest.clone()));
 
-    let metrics = Metrics::new();
-    observe::network(&metrics, &network);
-    observe::engines(&metrics, hosts.to_vec());
-    observe::leases(&metrics, &leases);
-    observe::transfers(&metrics, &transfers);
-    machine.show(&metrics);
+    let metrics = observe::workers(&network, &hosts, &leases, &transfers, &machine);
     let gateway = start_gateway(arguments, &network, &metrics);
     let summary = summary::lines(engines, &hosts.each_ref().map(|host| &**host));
     let (serving_gateway, stop) = (gateway.clone(), stop_gateway.clone());

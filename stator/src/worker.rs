@@ -12,7 +12,6 @@ use messaging::{DataPlane, Network, TcpOptions, advertised_host};
 use prefill_worker::{KvListener, KvSource};
 use protocol::v1::Role;
 use protocol::{Incarnation, WorkerLife};
-use telemetry::Metrics;
 use tokio::net::TcpListener;
 use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
@@ -141,15 +140,11 @@ async fn start(
     if let Some(kv) = &kv {
         summary += &format!("  kv    {}\n", kv.server.local_address()?);
     }
-    let metrics = Metrics::new();
-    observe::network(&metrics, &network);
-    observe::engines(&metrics, vec![host.clone()]);
-    observe::leases(&metrics, &leases);
-    observe::transfers(&metrics, &transfers);
+    let hosts = std::slice::from_ref(&host);
+    let metrics = observe::workers(&network, hosts, &leases, &transfers, &machine);
     if let Some(agent) = &ways.ucx {
         observe::ucx(&metrics, agent);
     }
-    machine.show(&metrics);
     let registered = presence.clone();
     let admin = observe::serve(admin, &metrics, move || registered.is_ready())?;
     summary += &format!("  admin http://{admin}\n");

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use cuda_driver::{Device, Driver, Function, Module, Stream};
 use cuda_kernels::{
-    Dtype, KernelCache, KernelShape, Launch, Module as KernelModule, Nvrtc,
-    SHARED_BYTES_WITHOUT_OPT_IN,
+    CopyBlocks, KernelCache, KernelShape, Launch, Module as KernelModule, Nvrtc,
+    SHARED_BYTES_WITHOUT_OPT_IN, Source,
 };
 
 use parking_lot::Mutex;
@@ -126,26 +126,11 @@ pub fn copy_kernel(device: &Arc<Device>) -> Result<Function, String> {
     let nvrtc = Nvrtc::load(None, major).map_err(|error| error.to_string())?;
     let (major, minor) = device.compute_capability().map_err(|error| error.to_string())?;
     let architecture = nvrtc.architecture(major, minor).map_err(|error| error.to_string())?;
-    let compiled = nvrtc.compile(&KernelModule::Blocks.source(&NO_MODEL), &architecture);
+    let compiled = nvrtc.compile(&Source::of_copies(), &architecture);
     let compiled = compiled.map_err(|error| in_a_sentence(&error.to_string()))?;
     let module = Module::load(device, &compiled.image).map_err(|error| error.to_string())?;
-    module.function(COPY_BLOCKS).map_err(|error| error.to_string())
+    module.function(CopyBlocks::KERNEL).map_err(|error| error.to_string())
 }
-
-const COPY_BLOCKS: &str = "copy_blocks";
-
-/// Copying does not look at it.
-const NO_MODEL: KernelShape = KernelShape {
-    head_dim: 64,
-    heads: 1,
-    kv_heads: 1,
-    block_size: 16,
-    kv: Dtype::F32,
-    activations: Dtype::F32,
-    weights: Dtype::F32,
-    neighbours: false,
-    shared_bytes_max: SHARED_BYTES_WITHOUT_OPT_IN as usize,
-};
 
 /// The first lines of what a compiler says, as one.
 fn in_a_sentence(error: &str) -> String {
@@ -181,7 +166,7 @@ struct Kernel {
 impl Kernels {
     /// What copies blocks between pools.
     pub fn copies(&self) -> Option<Function> {
-        Some(self.functions.get(COPY_BLOCKS)?.function.clone())
+        Some(self.functions.get(CopyBlocks::KERNEL)?.function.clone())
     }
 
     /// Runs one.

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 pub use cuda_driver::fake::Fake;
 use cuda_driver::fake::{NVRTC, libraries, nvml};
 use cuda_driver::{Function, Module};
-use cuda_kernels::{Dtype, KernelShape, Module as KernelModule, Nvrtc};
+use cuda_kernels::{CopyBlocks, Nvrtc, Source};
 use kv_transfer::KvLayout;
 use kv_transfer::cuda::{CudaMemory, Device};
 
@@ -29,21 +29,9 @@ pub fn copy_kernel(device: &Arc<Device>) -> Function {
     static IMAGE: OnceLock<Vec<u8>> = OnceLock::new();
     let image = IMAGE.get_or_init(|| {
         let nvrtc = Nvrtc::load(Some(&libraries().join(NVRTC)), 13).unwrap();
-        // No number of a model matters to it.
-        let shape = KernelShape {
-            head_dim: 64,
-            heads: 1,
-            kv_heads: 1,
-            block_size: 16,
-            kv: Dtype::F32,
-            activations: Dtype::F32,
-            weights: Dtype::F32,
-            neighbours: false,
-            shared_bytes_max: 99 << 10,
-        };
-        nvrtc.compile(&KernelModule::Blocks.source(&shape), "sm_90").unwrap().image
+        nvrtc.compile(&Source::of_copies(), "sm_90").unwrap().image
     });
-    Module::load(device, image).unwrap().function("copy_blocks").unwrap()
+    Module::load(device, image).unwrap().function(CopyBlocks::KERNEL).unwrap()
 }
 
 /// A pool on a GPU whose blocks hold their `content`.
